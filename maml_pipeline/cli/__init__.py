@@ -1,0 +1,43 @@
+"""The `maml` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from maml_pipeline.errors import UserError
+
+COMMANDS = {
+    "fit": "meta-train, then test the best checkpoint",
+    "validate": "measure a checkpoint on the validation tasks",
+    "test": "measure a checkpoint on the test tasks",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `maml` command.
+
+    Args:
+        argv: Arguments after the program's name; `None` for those of this process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="maml",
+        usage="maml COMMAND --config FILE [--config OVERLAY] [--KEY VALUE ...]",
+        description="Few-shot meta-training with first- and second-order MAML.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+        + "\n\n`maml COMMAND --help` lists every key; configs/ holds whole, commented configs.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"maml {version('maml-pipeline')}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parsed = parser.parse_args(argv)
+
+    # Late: Lightning takes seconds to import, `maml --help` must not.
+    from maml_pipeline.cli.training import run
+
+    try:
+        run(parsed.command, parsed.arguments)
+    except UserError as error:
+        sys.exit(f"maml: error: {error}")

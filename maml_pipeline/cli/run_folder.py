@@ -1,0 +1,97 @@
+"""One folder a run: what it is called, what lies in it, and how a run is found again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maml_pipeline.errors import UserError
+
+
+@dataclass
+class RunSettings:
+    """Where a run is kept and which checkpoint of it is the best.
+
+    Args:
+        experiment: What is trained, for the run's name: `<experiment>-<first|second>-s<seed>`.
+        dir: The run's folder; by default `runs/<name>`, with -2, -3, ... where that is taken.
+        checkpoint_every: Meta-steps between two savings of `last.ckpt`.
+        monitor: The metric that decides which checkpoint is kept as `best.ckpt`.
+        mode: Whether the best `monitor` is the smallest or the largest.
+    """
+
+    experiment: str = "run"
+    dir: Path | None = None
+    checkpoint_every: int = 500
+    monitor: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise UserError(f"run.checkpoint_every is {self.checkpoint_every}; it must be 1 or more")
+
+
+def checkpoint(folder: Path, which: str) -> Path:
+    """Return the path of a run's `best` or `last` checkpoint."""
+    return folder / "checkpoints" / f"{which}.ckpt"
+
+
+def create(explicit: Path | None, name: str) -> Path:
+    """Make the folder of a new run, never one that another run uses.
+
+    Raises:
+        UserError: The explicit folder holds a run already, or the folder cannot be made.
+    """
+    if explicit is not None:
+        if checkpoint(explicit, "last").exists():
+            raise UserError(
+                f"run.dir {explicit} already holds a run; "
+                "add --ckpt_path last to go on with it, or name another folder"
+            )
+        return _make(explicit, exist_ok=True)
+    for candidate in _numbered(name):
+        try:
+            return _make(candidate, exist_ok=False)
+        except FileExistsError:
+            continue
+    raise AssertionError("the numbers do not end")
+
+
+def find(explicit: Path | None, name: str, which: str) -> Path:
+    """Return the folder of a run that has the checkpoint asked for; of several, the newest.
+
+    Raises:
+        UserError: There is none.
+    """
+    if explicit is not None:
+        folders = [explicit]
+    else:
+        folders = []
+        for candidate in _numbered(name):
+            if not candidate.exists():
+                break
+            folders.append(candidate)
+    for folder in reversed(folders):
+        if checkpoint(folder, which).exists():
+            return folder
+    tried = checkpoint(explicit or Path("runs") / name, which)
+    raise UserError(f"ckpt_path is {which}, but there is no {tried}; name the run with --run.dir")
+
+
+def _numbered(name: str):  # type: ignore[no-untyped-def]
+    yield Path("runs") / name
+    number = 2
+    while True:
+        yield Path("runs") / f"{name}-{number}"
+        number += 1
+
+
+def _make(folder: Path, exist_ok: bool) -> Path:
+    try:
+        checkpoint(folder, "last").parent.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"run.dir {folder} cannot be made ({error.strerror}); name a writable folder"
+        ) from error
+    return folder

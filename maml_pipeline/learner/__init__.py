@@ -1,0 +1,6 @@
+"""MetaLearner, the LightningModule, its tasks as a LightningDataModule, and their callbacks."""
+
+from maml_pipeline.learner.data import TaskDataModule
+from maml_pipeline.learner.meta_learner import MetaLearner, accuracy
+
+__all__ = ["MetaLearner", "TaskDataModule", "accuracy"]

@@ -1,0 +1,138 @@
+"""Tasks as a LightningDataModule: which tasks a meta-step sees, and which share a device takes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
+
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.tasks import Split, TaskBatch, TaskDistribution
+from maml_pipeline.tasks.task import check_at_least
+
+EVALUATION_SEED = 0
+
+
+class TaskDataModule(LightningDataModule):
+    """Draw meta-batches from a distribution of tasks.
+
+    Meta-step s trains on tasks s * B to (s + 1) * B - 1, whatever the number of devices and however
+    often the run was resumed. Validation and test tasks are the same for every run, so that runs
+    with different seeds are compared on the same tasks.
+
+    Args:
+        tasks: The distribution.
+        meta_batch_size: Tasks B of a meta-step over all devices; with `accumulate_grad_batches` of
+            Lightning, a meta-step takes that many times B.
+        val_tasks: Tasks of one validation.
+        test_tasks: Tasks of the test.
+        num_workers: Processes that draw tasks ahead, for each device; 0 draws them in the main one.
+        seed: Seed of the training tasks; from the command line it is `seed_everything`.
+
+    Raises:
+        UserError: A number is out of its range, or the devices do not divide `meta_batch_size`.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskDistribution,
+        meta_batch_size: int = 32,
+        val_tasks: int = 100,
+        test_tasks: int = 1000,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_at_least("meta_batch_size", meta_batch_size, 1)
+        check_at_least("val_tasks", val_tasks, 1)
+        check_at_least("test_tasks", test_tasks, 1)
+        check_at_least("num_workers", num_workers, 0)
+        check_at_least("seed", seed, 0)
+        self.tasks = tasks
+        self.meta_batch_size = meta_batch_size
+        self.val_tasks = val_tasks
+        self.test_tasks = test_tasks
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def prepare_data(self) -> None:
+        """Let the tasks fetch or convert what they need, once per node."""
+        self.tasks.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Refuse a number of devices that does not divide the meta-batch."""
+        if self.meta_batch_size % self.world_size:
+            raise UserError(
+                f"meta_batch_size is {self.meta_batch_size}, which {self.world_size} devices do not "
+                "divide; each device takes an equal share of a meta-step's tasks"
+            )
+
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def train_dataloader(self) -> DataLoader[TaskBatch]:
+        """Draw tasks without end, from where training stands."""
+        if self.trainer is None:
+            return self._loader("train", self.seed)
+        batches_seen = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return self._loader("train", self.seed, start=batches_seen * self.meta_batch_size)
+
+    def val_dataloader(self) -> DataLoader[TaskBatch]:
+        """Draw every validation task once, over all devices."""
+        return self._loader("val", EVALUATION_SEED, stop=self.val_tasks)
+
+    def test_dataloader(self) -> DataLoader[TaskBatch]:
+        """Draw every test task once, over all devices."""
+        return self._loader("test", EVALUATION_SEED, stop=self.test_tasks)
+
+    def _loader(
+        self, split: Split, seed: int, start: int = 0, stop: int | None = None
+    ) -> DataLoader[TaskBatch]:
+        share = self.meta_batch_size // self.world_size
+        stream = TaskStream(
+            draw=partial(self.tasks.batch, seed, split),
+            first=start + self.rank * share,
+            share=share,
+            stride=self.meta_batch_size,
+            stop=stop,
+        )
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=on_cuda)
+
+
+class TaskStream(IterableDataset[TaskBatch]):
+    """One device's share of consecutive meta-batches.
+
+    Batch b holds the tasks from `first + b * stride`, `share` of them, cut off at `stop`. An
+    iterable dataset, so that Lightning does not put a sampler of its own between the two.
+    """
+
+    def __init__(
+        self, draw: Callable[[Sequence[int]], TaskBatch], first: int, share: int, stride: int, stop: int | None
+    ) -> None:
+        self.draw = draw
+        self.first = first
+        self.share = share
+        self.stride = stride
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[TaskBatch]:
+        # The loader collects from its workers in turn, so that every W-th batch is a worker's.
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for start in count(self.first + worker * self.stride, workers * self.stride):
+            end = start + self.share if self.stop is None else min(start + self.share, self.stop)
+            if start >= end:
+                return
+            yield self.draw(range(start, end))
+
+    def __len__(self) -> int:
+        if self.stop is None:
+            raise TypeError("an endless stream of tasks has no length")
+        return max(0, -(-(self.stop - self.first) // self.stride))

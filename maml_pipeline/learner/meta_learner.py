@@ -1,0 +1,225 @@
+"""MetaLearner: MAML with either gradient order as a LightningModule."""
+
+import copy
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, adaptation_curves, meta_gradient
+from maml_pipeline.meta_gradient.inner_loop import check_finite
+from maml_pipeline.tasks import Task, TaskBatch
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the share of right answers: logits `(S, ways)`, labels `(S,)` -> scalar in [0, 1]."""
+    return (logits.argmax(dim=-1) == labels).float().mean()
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """Build Adam with the paper's outer learning rate, 1e-3."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+class MetaLearner(LightningModule):
+    """Meta-learn the initial parameters of any network with first- or second-order MAML.
+
+    Args:
+        network: Maps inputs `(S, ...)` to predictions `(S, ...)`; its parameters are meta-learned.
+        loss: (prediction, target) -> scalar, on support and query sets alike.
+        inner_lr: Inner learning rate alpha.
+        inner_steps: Inner steps k while training.
+        eval_inner_steps: Inner steps while validating and testing; `None` for `inner_steps`.
+        first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
+        metric: A second measure beside the loss, logged under its name, such as
+            `maml_pipeline.learner.accuracy`.
+        optimizer: Builds the outer optimiser from the parameters; Adam with 1e-3 by default.
+        lr_scheduler: Builds a schedule of the outer learning rate, stepped once per meta-step.
+
+    Raises:
+        UserError: `inner_lr` is not above 0, or a number of inner steps is below 0.
+
+    References:
+        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+        2017, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        loss: Loss,
+        inner_lr: float,
+        inner_steps: int = 1,
+        eval_inner_steps: int | None = None,
+        first_order: bool = False,
+        metric: Loss | None = None,
+        optimizer: OptimizerCallable = adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.metric = metric
+        self.inner = InnerLoop(inner_lr, inner_steps, first_order)
+        if eval_inner_steps is not None and eval_inner_steps < 0:
+            raise UserError(f"eval_inner_steps is {eval_inner_steps}; it must be 0 or more")
+        self.eval_inner = InnerLoop(
+            inner_lr, inner_steps if eval_inner_steps is None else eval_inner_steps
+        )
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.measures: dict[str, Loss] = {"loss": loss}
+        if metric is not None:
+            self.measures[_name(metric)] = metric
+        # Per-task curves of an evaluation, gathered from every device by torchmetrics.
+        self.curves = nn.ModuleDict(
+            {name: CatMetric(nan_strategy="disable") for name in self.measures}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""
+        prediction: Tensor = self.network(x)
+        return prediction
+
+    def meta_gradient(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Compute the gradient of the mean query loss after adaptation, as training does.
+
+        Args:
+            batch: T tasks.
+
+        Returns:
+            By name of the network's parameter, in its shape. Nothing is left in `.grad`.
+
+        Raises:
+            UserError: A loss is not finite.
+        """
+        return self._meta_gradient(batch).gradient
+
+    def _meta_gradient(self, batch: TaskBatch) -> MetaGradient:
+        result = meta_gradient(self.network, self.loss, batch, self.inner, self.metric)
+        check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
+        return result
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
+        result = self._meta_gradient(batch)
+        tasks = len(batch.support_x)
+        self.log("train/loss", result.loss, prog_bar=True, batch_size=tasks, sync_dist=True)
+        if self.metric is not None and result.metric is not None:
+            self.log(
+                f"train/{_name(self.metric)}",
+                result.metric.mean(),
+                prog_bar=True,
+                batch_size=tasks,
+                sync_dist=True,
+            )
+        parameters = dict(self.network.named_parameters())
+        names = list(result.gradient)
+        loss: Tensor = LossWithGradient.apply(  # type: ignore[no-untyped-call]
+            result.loss, *result.gradient.values(), *(parameters[name] for name in names)
+        )
+        return loss
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to each task and keep its query measures after every inner step."""
+        self._evaluate(batch, "validation after")
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to each task and keep its query measures after every inner step."""
+        self._evaluate(batch, "test after")
+
+    def _evaluate(self, batch: TaskBatch, when: str) -> None:
+        curves = adaptation_curves(self.network, self.measures, self.loss, batch, self.eval_inner)
+        check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
+        for name, curve in curves.items():
+            self.curves[name].update(curve)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every measure's mean and 95 % confidence interval over the validation tasks."""
+        self._log_curves("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log every measure's mean and 95 % confidence interval over the test tasks."""
+        self._log_curves("test")
+
+    def _log_curves(self, split: str) -> None:
+        for name, gathered in self.curves.items():
+            curves: Tensor = gathered.compute()
+            gathered.reset()
+            mean = curves.mean(dim=0)
+            # Normal approximation; with one task alone there is no spread to speak of.
+            ci95 = 1.96 * curves.std(dim=0) / len(curves) ** 0.5 if len(curves) > 1 else mean * 0
+            for step in range(len(mean)):
+                self.log(f"{split}/{name}_step_{step}", mean[step], rank_zero_only=True)
+                self.log(f"{split}/{name}_step_{step}_ci95", ci95[step], rank_zero_only=True)
+            self.log(f"{split}/{name}", mean[-1], prog_bar=split == "val")
+            self.log(f"{split}/{name}_ci95", ci95[-1])
+
+    def configure_optimizers(self) -> Any:
+        """Build the outer optimiser and, where asked for, its schedule."""
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def check_task(self, task: Task) -> None:
+        """Try the network and the loss on one task's support set.
+
+        Raises:
+            UserError: They do not fit the task, with its shapes.
+        """
+        network = copy.deepcopy(self.network)  # so that no running statistic moves
+        try:
+            with torch.no_grad():
+                self.loss(network(task.support_x), task.support_y)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            x, y = tuple(task.support_x.shape), tuple(task.support_y.shape)
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"network {type(self.network).__name__} and loss {_name(self.loss)} do not fit the "
+                f"tasks, whose support_x is {x} and support_y {y} with values up to "
+                f"{task.support_y.max().item():g}: {reason}"
+            ) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, naming the first parameter that differs."""
+        saved, own = checkpoint["state_dict"], self.state_dict()
+        for name in own.keys() | saved.keys():
+            saved_shape, own_shape = (
+                tuple(state[name].shape) if name in state else "absent" for state in (saved, own)
+            )
+            if saved_shape != own_shape:
+                raise UserError(
+                    f"the checkpoint is of another network: {name} is {saved_shape} there and "
+                    f"{own_shape} here; use the config that lies beside the checkpoint"
+                )
+
+
+class LossWithGradient(torch.autograd.Function):
+    """A loss whose backward hands over a gradient that is already known.
+
+    To Lightning it is an ordinary loss: its backward reaches the parameters through autograd, so
+    gradient scaling, accumulation, clipping and the all-reduce of DDP happen as for any other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *gradient_and_parameters: Tensor) -> Tensor:
+        """Keep the gradient; `gradient_and_parameters` holds n gradients, then n parameters."""
+        ctx.gradient = gradient_and_parameters[: len(gradient_and_parameters) // 2]
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Scale the kept gradient and pass it to the parameters."""
+        scaled = tuple(grad_output * g for g in ctx.gradient)
+        return (None, *(None for _ in scaled), *scaled)
+
+
+def _name(measure: Loss) -> str:
+    return getattr(measure, "__name__", type(measure).__name__.lower())

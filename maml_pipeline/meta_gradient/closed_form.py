@@ -1,0 +1,45 @@
+"""The meta-gradient of a linear network with squared error, written down instead of computed."""
+
+import torch
+from torch import Tensor
+
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop
+from maml_pipeline.tasks import Task
+
+
+def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
+    """Compute a linear unit's meta-gradient in closed form for any number of inner steps.
+
+    The support loss is quadratic with Hessian H_s, so theta_k is affine in theta with slope
+    (I - alpha H_s)^k. The chain rule gives (I - alpha H_s)^k times the query gradient at theta_k
+    for second order; first order keeps the query gradient alone.
+
+    Args:
+        theta: Weights and then the bias of `torch.nn.Linear(D, 1)`: `(D + 1,)`.
+        task: One task with inputs `(S, D)`, `(Q, D)` and targets `(S, 1)`, `(Q, 1)`.
+        inner: Inner learning rate, steps and gradient order; the loss is the mean squared error.
+
+    Returns:
+        The gradient of the query loss after adaptation, `(D + 1,)`.
+
+    References:
+        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+        2017, equation 1.
+    """
+    H_s, b_s = _quadratic(task.support_x, task.support_y)
+    H_q, b_q = _quadratic(task.query_x, task.query_y)
+    A = torch.eye(len(theta), dtype=theta.dtype) - inner.lr * H_s
+
+    theta_k = theta
+    for _ in range(inner.steps):
+        theta_k = A @ theta_k + inner.lr * b_s
+    query_gradient = H_q @ theta_k - b_q
+    if inner.first_order:
+        return query_gradient
+    return torch.linalg.matrix_power(A, inner.steps) @ query_gradient
+
+
+def _quadratic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return H and b of the mean squared error, whose gradient is H theta - b."""
+    X = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    return 2 / len(X) * X.T @ X, 2 / len(X) * X.T @ y.squeeze(1)

@@ -1,0 +1,77 @@
+"""What every engine takes and gives: the inner loop's settings and a meta-gradient as a value."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.errors import UserError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(prediction, target) -> scalar."""
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How a network adapts to one task: theta_{t+1} = theta_t - lr * grad L_support(theta_t).
+
+    Args:
+        lr: Inner learning rate alpha, above 0.
+        steps: Inner steps k, at least 0.
+        first_order: Treat the support gradients as constants (FOMAML) instead of differentiating
+            through them (MAML).
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+
+    lr: float
+    steps: int = 1
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"inner_lr is {self.lr}; it must be a number above 0")
+        if self.steps < 0:
+            raise UserError(f"inner_steps is {self.steps}; it must be 0 or more")
+
+
+class MetaGradient(NamedTuple):
+    """The mean query loss of T tasks and its gradient with respect to the initial parameters.
+
+    `gradient` has the shapes of the network's trainable parameters, by name; parameters that the
+    loss does not depend on get zeros. `inner_losses` `(T, k + 1)` holds the support loss before
+    each inner step and, last, the query loss after all of them. `metric` `(T,)` is the metric on
+    the query set, `None` where none was asked for.
+    """
+
+    loss: Tensor
+    gradient: dict[str, Tensor]
+    inner_losses: Tensor
+    metric: Tensor | None
+
+
+def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are learned, by name, each once even where modules share it."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def check_finite(inner_losses: Tensor, inner_lr: float, when: str) -> None:
+    """Raise a `UserError` that names the inner step at which a loss stopped being finite.
+
+    Args:
+        inner_losses: `(T, k + 1)`, one column an inner step.
+        inner_lr: Inner learning rate, for the message.
+        when: Where training stood, for the message: "meta-step 12".
+    """
+    finite = torch.isfinite(inner_losses)
+    if finite.all():
+        return
+    inner_step = int((~finite).any(dim=0).nonzero()[0])
+    value = inner_losses[~finite[:, inner_step], inner_step][0].item()
+    raise UserError(
+        f"the loss is {value} at {when}, inner step {inner_step}, with inner_lr {inner_lr}: "
+        "lower inner_lr or the optimizer's learning rate, or look for bad values in the tasks"
+    )

@@ -1,0 +1,96 @@
+"""What a task is, what a batch of tasks is, and what every distribution of tasks promises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maml_pipeline.errors import UserError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Task(NamedTuple):
+    """One task: adapt on the support set, be judged on the query set.
+
+    `support_x (S, ...)`, `support_y (S, ...)`, `query_x (Q, ...)`, `query_y (Q, ...)`.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+
+class TaskBatch(NamedTuple):
+    """T tasks of equal shape.
+
+    `support_x (T, S, ...)`, `support_y (T, S, ...)`, `query_x (T, Q, ...)`, `query_y (T, Q, ...)`.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+    @classmethod
+    def stack(cls, tasks: Iterable[Task]) -> "TaskBatch":
+        """Put tasks side by side along a new leading dimension T."""
+        return cls(*(torch.stack(tensors) for tensors in zip(*tasks, strict=True)))
+
+    def tasks(self) -> Iterable[Task]:
+        """Iterate over the T tasks; each is a view of the batch."""
+        return (Task(*tensors) for tensors in zip(*self, strict=True))
+
+
+class TaskDistribution(ABC):
+    """A distribution of tasks, each a pure function of (seed, split, index).
+
+    Whatever the machine, world size, worker or resumed run, the same three numbers give the same
+    task. Subclass it to bring tasks of your own.
+    """
+
+    def prepare(self) -> None:
+        """Fetch or convert what is needed on disk; called once per node, before any `task`."""
+
+    @abstractmethod
+    def task(self, seed: int, split: Split, index: int) -> Task:
+        """Return task `index` (0, 1, 2, ... without end) of `split` under `seed`."""
+
+    def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
+        """Return the tasks with these indices side by side; override it only for speed."""
+        return TaskBatch.stack(self.task(seed, split, index) for index in indices)
+
+
+def random_generator(seed: int, split: Split, index: int) -> np.random.Generator:
+    """Return the random numbers that belong to one task and to no other.
+
+    Philox is counter-based: the key holds the seed and the split, the counter starts at a block of
+    2^128 numbers of the task's own, so that no state passes from one task to the next.
+
+    Args:
+        seed: Any integer from 0 to 2^64 - 1.
+        split: Which of the three splits.
+        index: Which task, from 0 to 2^64 - 1.
+
+    References:
+        Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
+    """
+    key = np.array([seed, SPLITS.index(split)], dtype=np.uint64)
+    counter = np.array([0, 0, index, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def to_float32(*arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """Round float64 arrays to float32 tensors."""
+    return tuple(torch.from_numpy(array.astype(np.float32)) for array in arrays)
+
+
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Raise a `UserError` that names the setting when it is below its minimum (or not a number)."""
+    if not value >= minimum:
+        raise UserError(f"{name} is {value}; it must be at least {minimum}")
