@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Something that the user can put right: its text names the key or path, the value and the remedy."""
+    """Something that a person can put right: the text names the key, the value and the remedy."""

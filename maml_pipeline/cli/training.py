@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt
-from pytorch_lightning import Trainer
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.cli import run_folder
 from maml_pipeline.errors import UserError
@@ -23,7 +23,7 @@ from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
-from maml_pipeline.learner.tracking import run_loggers
+from maml_pipeline.learner.tracking import finish_tracking, run_loggers
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 
@@ -39,6 +39,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         MamlCLI(command, arguments)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    finally:
+        finish_tracking()
 
 
 def quieten() -> None:
@@ -49,6 +51,7 @@ def quieten() -> None:
         ".*does not have many workers.*",  # tasks are drawn faster than they are learned from
         ".*has `__len__` defined.*",  # exact here, whatever the number of workers
         ".*LeafSpec.*",  # Lightning's use of PyTorch
+        ".*callbacks used to create the checkpoint need to be provided.*",  # not to test it
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
     ):
         warnings.filterwarnings("ignore", message)
@@ -89,13 +92,8 @@ class MamlCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Offer the command that was asked for alone: each costs time to set up."""
-        skipped = {"model", "datamodule", "verbose", "weights_only"}
-        loaders = {"fit": {"train_dataloaders", "val_dataloaders"}}
-        return {self.command: skipped | loaders.get(self.command, {"dataloaders"})}
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, whatever this process was started with."""
-        self.config = parser.parse_args(args)
+        loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
+        return {self.command: {"model", "datamodule", "verbose", "weights_only"} | loaders}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed, which is always set."""
@@ -111,76 +109,85 @@ class MamlCLI(LightningCLI):
         parser.add_class_arguments(run_folder.RunSettings, "run")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, whatever this process was started with."""
+        self.config = parser.parse_args(args)
+        self.settings = self.config[self.command]
+
     def before_instantiate_classes(self) -> None:
-        """Find the run that is to be gone on with or measured, if any."""
-        config = self.config[self.command]
-        order = "first" if config.model.first_order else "second"
-        self.run_name = f"{config.run.experiment}-{order}-s{config.seed_everything}"
-        self.folder: Path | None = None
-        if config.ckpt_path in ("best", "last"):
-            self.folder = run_folder.find(_path(config.run.dir), self.run_name, config.ckpt_path)
-            config.ckpt_path = str(run_folder.checkpoint(self.folder, config.ckpt_path))
-        elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-            raise UserError(
-                f"ckpt_path {config.ckpt_path} does not exist; give best, last or a file's path"
-            )
-        elif self.command != "fit":
-            self.folder = _path(config.run.dir)
+        """Find the run that is to be gone on with or measured, where there is one."""
+        order = "first" if self.settings.model.first_order else "second"
+        self.run_name = f"{self.settings.run.experiment}-{order}-s{self.settings.seed_everything}"
+        explicit = None if self.settings.run.dir is None else Path(str(self.settings.run.dir))
+        wanted = self.settings.ckpt_path
+        self.folder = explicit
+        self.resumes = wanted in ("best", "last")
+        if self.resumes:
+            self.folder = run_folder.find(explicit, self.run_name, wanted)
+            self.settings.ckpt_path = str(run_folder.checkpoint(self.folder, wanted))
+        elif wanted is not None and not Path(wanted).is_file():
+            raise UserError(f"ckpt_path {wanted} does not exist; give best, last or a file's path")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Check everything that can be checked, and only then make the run's folder."""
-        config = self.config[self.command]
-        if rank_zero_only.rank == 0:
+        """Check everything that can be checked before the run's folder is made."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.datamodule.prepare_data()
         self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))
-        if config.ckpt_path is not None:
-            self.model.on_load_checkpoint(_load(config.ckpt_path))
+        if self.settings.ckpt_path is not None:
+            self.model.on_load_checkpoint(load_checkpoint(self.settings.ckpt_path))
 
-        trainer = self.config_init[self.command].trainer
-        callbacks = list(trainer.callbacks or [])
+        wanted = self.config_init[self.command].trainer
+        callbacks: list[Callback] = []
         if self.command == "fit":
-            callbacks += self._fit_callbacks()
-            if trainer.logger is None:
-                kwargs["logger"] = run_loggers(self.folder, self.run_name, self.resolved)
+            folder = self._open_folder()
+            callbacks += self._fit_callbacks(folder)
+            if wanted.logger is None:
+                kwargs["logger"] = run_loggers(folder, self.run_name, self.resolved_config)
         else:
-            kwargs["logger"] = trainer.logger or False
-        if trainer.enable_progress_bar is not False:
+            kwargs["logger"] = wanted.logger or False
+        if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder))
-        kwargs["enable_checkpointing"] = self.command == "fit"
         return super().instantiate_trainer(
-            callbacks=callbacks, default_root_dir=self.folder or Path.cwd(), **kwargs
+            callbacks=[*(wanted.callbacks or []), *callbacks],
+            default_root_dir=self.folder or Path.cwd(),
+            enable_checkpointing=self.command == "fit",
+            **kwargs,
         )
 
-    def _fit_callbacks(self) -> list[Any]:
-        config = self.config[self.command]
-        if self.folder is None:
-            self.folder = self._create_folder(_path(config.run.dir))
-        config.run.dir = str(self.folder)
-        text = self._parser(self.command).dump(config, skip_none=False)
-        self.resolved = yaml.safe_load(text)
-        if rank_zero_only.rank == 0:
+    def _open_folder(self) -> Path:
+        """Make or re-open the run's folder and keep the resolved config in it."""
+        rank_zero = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.resumes:
+            assert self.folder is not None
+        elif not rank_zero and RUN_DIR_VARIABLE in os.environ:
+            # The processes that Lightning starts for further devices use the first one's folder.
+            self.folder = Path(os.environ[RUN_DIR_VARIABLE])
+        else:
+            self.folder = run_folder.create(self.folder, self.run_name)
+            os.environ[RUN_DIR_VARIABLE] = str(self.folder)
+        self.settings.run.dir = str(self.folder)
+
+        text = self._parser(self.command).dump(self.settings, skip_none=False)
+        self.resolved_config: dict[str, Any] = yaml.safe_load(text)
+        if rank_zero:
             (self.folder / "config.yaml").write_text(text)
             print(f"Run folder: {self.folder}")
-        self.best = BestCheckpoint(
-            self.folder / "checkpoints", monitor=config.run.monitor, mode=config.run.mode
-        )
-        last = LastCheckpoint(self.folder / "checkpoints", every=config.run.checkpoint_every)
-        return [DropRepeatedRows(), self.best, last]
+        return self.folder
 
-    def _create_folder(self, explicit: Path | None) -> Path:
-        # The processes that Lightning starts for the other devices use the first one's folder.
-        if rank_zero_only.rank != 0 and RUN_DIR_VARIABLE in os.environ:
-            return Path(os.environ[RUN_DIR_VARIABLE])
-        folder = run_folder.create(explicit, self.run_name)
-        os.environ[RUN_DIR_VARIABLE] = str(folder)
-        return folder
+    def _fit_callbacks(self, folder: Path) -> list[Callback]:
+        run, checkpoints = self.settings.run, folder / "checkpoints"
+        self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
+        return [DropRepeatedRows(), self.best, LastCheckpoint(checkpoints, run.checkpoint_every)]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""
-        best = self.best.best_model_path or None
         self.trainer.test(
-            self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=self.best.best_model_path or None,
+            verbose=False,
+            weights_only=True,
         )
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -191,14 +198,15 @@ class MamlCLI(LightningCLI):
         return kwargs
 
 
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(str(value))
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint, and nothing in it that could run code.
 
-
-def _load(path: str) -> dict[str, Any]:
+    Raises:
+        UserError: It is no checkpoint of this program, or damaged.
+    """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"ckpt_path {path} is not a checkpoint of this program, or damaged") from error
     if "state_dict" not in checkpoint:
         raise UserError(f"ckpt_path {path} is not a checkpoint of this program: no state_dict in it")

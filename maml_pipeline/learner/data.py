@@ -114,7 +114,12 @@ class TaskStream(IterableDataset[TaskBatch]):
     """
 
     def __init__(
-        self, draw: Callable[[Sequence[int]], TaskBatch], first: int, share: int, stride: int, stop: int | None
+        self,
+        draw: Callable[[Sequence[int]], TaskBatch],
+        first: int,
+        share: int,
+        stride: int,
+        stop: int | None,
     ) -> None:
         self.draw = draw
         self.first = first

@@ -73,13 +73,13 @@ class MetaLearner(LightningModule):
         )
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.loaded_meta_step = 0
         self.measures: dict[str, Loss] = {"loss": loss}
         if metric is not None:
             self.measures[_name(metric)] = metric
         # Per-task curves of an evaluation, gathered from every device by torchmetrics.
-        self.curves = nn.ModuleDict(
-            {name: CatMetric(nan_strategy="disable") for name in self.measures}
-        )
+        self.curves = {name: CatMetric(nan_strategy="disable") for name in self.measures}
+        self._registered_curves = nn.ModuleDict(self.curves)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""
@@ -120,7 +120,7 @@ class MetaLearner(LightningModule):
             )
         parameters = dict(self.network.named_parameters())
         names = list(result.gradient)
-        loss: Tensor = LossWithGradient.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = LossWithGradient.apply(
             result.loss, *result.gradient.values(), *(parameters[name] for name in names)
         )
         return loss
@@ -188,9 +188,10 @@ class MetaLearner(LightningModule):
             ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, naming the first parameter that differs."""
+        """Refuse a checkpoint of another network, naming a parameter that differs."""
+        self.loaded_meta_step = checkpoint["global_step"]
         saved, own = checkpoint["state_dict"], self.state_dict()
-        for name in own.keys() | saved.keys():
+        for name in sorted(own.keys() | saved.keys()):
             saved_shape, own_shape = (
                 tuple(state[name].shape) if name in state else "absent" for state in (saved, own)
             )
@@ -215,7 +216,7 @@ class LossWithGradient(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the kept gradient and pass it to the parameters."""
         scaled = tuple(grad_output * g for g in ctx.gradient)
         return (None, *(None for _ in scaled), *scaled)

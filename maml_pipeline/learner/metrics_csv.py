@@ -37,7 +37,7 @@ class MetricsCSV(CSVLogger):
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
 
     @property
-    def experiment(self) -> AppendingWriter:  # type: ignore[override]
+    def experiment(self) -> AppendingWriter:
         """The open table; on ranks above 0 it is made too, but never written."""
         if self._experiment is None:
             self._experiment = AppendingWriter(self.log_dir)

@@ -2,12 +2,15 @@
 
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
 
@@ -15,15 +18,21 @@ from maml_pipeline.learner.meta_learner import MetaLearner
 
 
 class MetaStepProgressBar(TQDMProgressBar):
-    """Show the meta-steps done, their rate, the time left and the latest measures."""
+    """Show the meta-steps done, their rate, the time left and the latest measures.
+
+    Redrawn by the clock and not by the step: reading a measure off a GPU waits for the GPU, and a
+    Slurm log keeps every line that a terminal would overwrite.
+    """
 
     def __init__(self) -> None:
-        # A file or a Slurm log keeps every line that a terminal would overwrite.
-        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 200)
+        super().__init__()
+        self.on_terminal = sys.stdout.isatty()
+        self.seconds_between = 0.2 if self.on_terminal else 30.0
+        self.drawn_at = 0.0
 
     @property
     def total_train_batches(self) -> int | float:
-        """Meta-steps of the whole training, also those before a resumed run started."""
+        """Batches of the whole training, also those before a resumed run started."""
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps * self.trainer.accumulate_grad_batches
         return float("inf")
@@ -34,12 +43,41 @@ class MetaStepProgressBar(TQDMProgressBar):
         bar.unit = " meta-steps"
         return bar
 
+    def init_validation_tqdm(self) -> Tqdm:
+        """Draw validation's own bar on a terminal only."""
+        return super().init_validation_tqdm() if self.on_terminal else Tqdm(disable=True)
+
+    def init_test_tqdm(self) -> Tqdm:
+        """Draw the test's own bar on a terminal only."""
+        return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
+
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
         """Start where a resumed run starts, so that its rate and time left are right."""
         super().on_train_epoch_start(trainer, *args)
         bar = self.train_progress_bar
         bar.set_description("Meta-training")
         bar.initial = bar.n = trainer.global_step * trainer.accumulate_grad_batches
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Redraw when it is time, and at the end."""
+        now = time.monotonic()
+        if now - self.drawn_at >= self.seconds_between or batch_idx + 1 == self.total_train_batches:
+            self.drawn_at = now
+            self.train_progress_bar.n = batch_idx + 1
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Leave out the logger's version number, which says nothing about training."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class ResultTable(Callback):
@@ -66,17 +104,20 @@ class ResultTable(Callback):
         assert isinstance(learner, MetaLearner)
         metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
         result = {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
-        result["meta_step"] = learner.global_step
+        trained = learner.loaded_meta_step if trainer.ckpt_path else trainer.global_step
+        result["meta_step"] = trained
 
         order = "first" if learner.inner.first_order else "second"
-        table = Table(title=f"{split} after {learner.global_step} meta-steps, {order} order")
+        table = Table()
         table.add_column("inner steps", justify="right")
         for name in learner.measures:
             table.add_column(f"{name} ± 95 % CI", justify="right")
         for step in range(learner.eval_inner.steps + 1):
             cells = (f"{split}/{name}_step_{step}" for name in learner.measures)
             table.add_row(str(step), *(f"{result[c]:.4f} ± {result[f'{c}_ci95']:.4f}" for c in cells))
-        Console().print(table)
+        console = Console()
+        console.print(f"{split.capitalize()} after {trained} meta-steps, {order} order", highlight=False)
+        console.print(table)
 
         if self.folder is not None:
             (self.folder / f"{split}.json").write_text(json.dumps(result, indent=2) + "\n")

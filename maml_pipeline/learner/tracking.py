@@ -2,13 +2,19 @@
 
 import netrc
 import os
+import secrets
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.learner.metrics_csv import MetricsCSV
+
+if TYPE_CHECKING:
+    import wandb
 
 
 def run_loggers(folder: Path, name: str, config: dict[str, Any]) -> list[Logger]:
@@ -19,9 +25,41 @@ def run_loggers(folder: Path, name: str, config: dict[str, Any]) -> list[Logger]
         name: The run's name.
         config: The whole resolved config, for W&B.
     """
-    mode = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
-    wandb = WandbLogger(name, save_dir=folder, project="maml_pipeline", config=config, mode=mode)
-    return [MetricsCSV(folder), wandb]
+    loggers: list[Logger] = [MetricsCSV(folder)]
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        loggers.append(WandbLogger(experiment=start_wandb(folder, name, config)))
+    return loggers
+
+
+def start_wandb(folder: Path, name: str, config: dict[str, Any]) -> "wandb.Run":
+    """Start the W&B run of a folder, or go on with it under its id.
+
+    `WANDB_MODE` and the other variables of W&B are respected.
+    """
+    import wandb  # late: it takes a second to import
+
+    id_file = folder / "wandb_id.txt"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4) + "\n")
+    offline = "WANDB_MODE" not in os.environ and not logged_in()
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "maml_pipeline"),
+        name=name,
+        id=id_file.read_text().strip(),
+        dir=folder,
+        config=config,
+        mode="offline" if offline else None,
+        resume=None if offline else "allow",
+        settings=wandb.Settings(silent=offline, console="off"),
+    )
+    run.define_metric("*", step_metric="trainer/global_step")
+    return run
+
+
+def finish_tracking() -> None:
+    """End the W&B run of this process, where there is one."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
 
 def logged_in() -> bool:

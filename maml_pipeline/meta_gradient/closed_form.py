@@ -36,7 +36,8 @@ def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
     query_gradient = H_q @ theta_k - b_q
     if inner.first_order:
         return query_gradient
-    return torch.linalg.matrix_power(A, inner.steps) @ query_gradient
+    meta_gradient: Tensor = torch.linalg.matrix_power(A, inner.steps) @ query_gradient
+    return meta_gradient
 
 
 def _quadratic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

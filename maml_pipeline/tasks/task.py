@@ -56,6 +56,7 @@ class TaskDistribution(ABC):
 
     def prepare(self) -> None:
         """Fetch or convert what is needed on disk; called once per node, before any `task`."""
+        return
 
     @abstractmethod
     def task(self, seed: int, split: Split, index: int) -> Task:

@@ -1,0 +1,81 @@
+"""What several topics' tests share."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maml_pipeline.cli import main
+from maml_pipeline.tasks.omniglot_images import DRAWINGS, HALVES, ROOT_VARIABLE, find_halves
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+# The numbers of characters in Lake's two halves.
+HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test off the network, on one thread and in a random state of its own."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def maml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Return a function that runs the command in an empty folder and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> str:
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def maml_error(maml: Callable[..., str]) -> Callable[..., str]:
+    """Return a function that runs the command, expects it to fail, and returns the message."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as failure:
+            maml(*arguments)
+        return str(failure.value)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_omniglot() -> Path:
+    """Return the folder with the real Omniglot, or skip."""
+    root = Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
+    if find_halves(root) is None:
+        pytest.skip(f"no Omniglot in {root}; name its folder in {ROOT_VARIABLE}")
+    return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def synthetic_omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two zips of Omniglot's shape, whose drawings are random strokes."""
+    root = tmp_path_factory.mktemp("synthetic_omniglot")
+    random = np.random.default_rng(0)
+    pngs = []
+    for _ in range(DRAWINGS):
+        buffer = BytesIO()
+        Image.fromarray(random.random((105, 105)) > 0.1).save(buffer, "PNG")
+        pngs.append(buffer.getvalue())
+    for half in HALVES:
+        with zipfile.ZipFile(root / f"{half}.zip", "w") as archive:
+            for character in range(HALF_SIZES[half]):
+                for drawing, png in enumerate(pngs):
+                    folder = f"{half}/Alphabet{character // 50:02}/character{character % 50:02}"
+                    archive.writestr(f"{folder}/{character:04}_{drawing:02}.png", png)
+    return root

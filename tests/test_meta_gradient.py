@@ -1,0 +1,192 @@
+"""Laws of the meta-gradient: closed forms, finite differences, and what it leaves behind."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from maml_pipeline import MetaLearner, Task, TaskBatch
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import InnerLoop, meta_gradient
+from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
+from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from tests.memory import peak_bytes
+
+
+def linear_unit(w: float, b: float = 0.0) -> nn.Linear:
+    unit = nn.Linear(1, 1)
+    with torch.no_grad():
+        unit.weight.fill_(w)
+        unit.bias.fill_(b)
+    return unit
+
+
+def random_linear_tasks(tasks: int, features: int, generator: torch.Generator) -> list[Task]:
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    return [Task(draw(4, features), draw(4, 1), draw(6, features), draw(6, 1)) for _ in range(tasks)]
+
+
+@pytest.mark.parametrize(
+    ("first_order", "w0", "slope"),
+    [(True, -1.9347891807556152, -16), (False, -0.7597505450248718, 32)],
+)
+def test_seed_document_is_reproduced(first_order: bool, w0: float, slope: int) -> None:
+    learner = MetaLearner(linear_unit(w0), loss=mse_loss, inner_lr=1.0, first_order=first_order)
+    gradient = learner.meta_gradient(TaskBatch.stack([ONE_POINT_TASK]))
+    printed = {True: 30.956626892089844, False: -24.312015533447266}[first_order]
+    assert gradient["weight"].item() == pytest.approx(printed, rel=2**-22)
+    assert gradient["weight"].item() == pytest.approx(slope * w0, rel=2**-22)
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_linear_networks_agree_with_the_closed_form(first_order: bool, steps: int) -> None:
+    generator = torch.Generator().manual_seed(steps)
+    for case in range(40):  # of 5 tasks each: 200 tasks for each order and number of steps
+        features = 1 + case % 4
+        tasks = random_linear_tasks(5, features, generator)
+        network = nn.Linear(features, 1).double()
+        inner = InnerLoop(lr=0.01 + 0.2 * (case / 40), steps=steps, first_order=first_order)
+        result = meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
+
+        theta = torch.cat([network.weight.detach()[0], network.bias.detach()])
+        expected = torch.stack([linear_meta_gradient(theta, task, inner) for task in tasks]).mean(0)
+        actual = torch.cat([result.gradient["weight"][0], result.gradient["bias"]])
+        assert (actual - expected).norm() <= 1e-12 * expected.norm()
+
+
+def query_loss_after_adaptation(network: nn.Module, batch: TaskBatch, inner: InnerLoop) -> Tensor:
+    return meta_gradient(network, mse_loss, batch, inner).loss
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_only_second_order_is_the_derivative_of_the_adapted_query_loss(steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = TaskBatch.stack(random_linear_tasks(3, 2, generator))
+    network = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    direction = [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in network.parameters()]
+
+    def shifted_loss(distance: float) -> Tensor:
+        with torch.no_grad():
+            for p, d in zip(network.parameters(), direction, strict=True):
+                p += distance * d
+            inner = InnerLoop(0.1, steps, first_order=True)  # the loss has no order
+        loss = query_loss_after_adaptation(network, batch, inner)
+        with torch.no_grad():
+            for p, d in zip(network.parameters(), direction, strict=True):
+                p -= distance * d
+        return loss
+
+    h = 1e-5
+    difference = ((shifted_loss(h) - shifted_loss(-h)) / (2 * h)).item()
+
+    def slope(first_order: bool) -> float:
+        gradient = meta_gradient(network, mse_loss, batch, InnerLoop(0.1, steps, first_order)).gradient
+        pairs = zip(gradient.values(), direction, strict=True)
+        return sum((g * d).sum().item() for g, d in pairs)
+
+    assert slope(first_order=False) == pytest.approx(difference, rel=1e-6)
+    assert slope(first_order=True) != pytest.approx(difference, rel=1e-2)
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_without_inner_steps_the_orders_are_plain_gradients(first_order: bool) -> None:
+    batch = TaskBatch.stack(random_linear_tasks(3, 2, torch.Generator().manual_seed(0)))
+    network = nn.Linear(2, 1).double()
+    result = meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 0, first_order))
+    loss = mse_loss(network(batch.query_x), batch.query_y)
+    plain = torch.autograd.grad(loss, list(network.parameters()))
+    for actual, expected in zip(result.gradient.values(), plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=0)
+
+
+def test_nothing_is_left_in_grad() -> None:
+    network = linear_unit(0.5)
+    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.1)
+    gradient = learner.meta_gradient(TaskBatch.stack([ONE_POINT_TASK]))
+    assert all(p.grad is None for p in learner.parameters())
+    assert not any(g.requires_grad for g in gradient.values())
+    assert network.weight.item() == 0.5
+
+
+def test_gradient_is_the_mean_over_tasks() -> None:
+    tasks = random_linear_tasks(4, 2, torch.Generator().manual_seed(0))
+    network, inner = nn.Linear(2, 1).double(), InnerLoop(0.1, 2)
+    together = meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
+    alone = [meta_gradient(network, mse_loss, TaskBatch.stack([t]), inner) for t in tasks]
+    for name, gradient in together.gradient.items():
+        mean = torch.stack([a.gradient[name] for a in alone]).mean(0)
+        torch.testing.assert_close(gradient, mean, rtol=1e-13, atol=1e-15)
+    assert together.loss.item() == pytest.approx(sum(a.loss.item() for a in alone) / 4)
+
+
+class FrozenUnusedAndShared(nn.Module):
+    """A network with a frozen layer, an unused one, and one used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.unused = nn.Linear(2, 2)
+        self.shared = nn.Linear(2, 2)
+        self.also_shared = self.shared
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.also_shared(torch.tanh(self.shared(self.frozen(x)))))
+        return y
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_frozen_unused_and_shared_parameters(first_order: bool) -> None:
+    batch = TaskBatch.stack(random_linear_tasks(2, 2, torch.Generator().manual_seed(0)))
+    network = FrozenUnusedAndShared().double()
+    gradient = meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 2, first_order)).gradient
+    names = {"unused.weight", "unused.bias", "shared.weight", "shared.bias"}
+    assert gradient.keys() == names | {"head.weight", "head.bias"}
+    assert gradient["unused.weight"].abs().sum() == 0
+    assert gradient["shared.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_memory_does_not_grow_with_the_number_of_tasks(first_order: bool) -> None:
+    network = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+
+    def peak(tasks: int) -> int:
+        one = Task(torch.rand(50, 8), torch.rand(50, 1), torch.rand(50, 8), torch.rand(50, 1))
+        batch = TaskBatch.stack([one] * tasks)
+        inner = InnerLoop(0.1, 3, first_order)
+        return peak_bytes(lambda: meta_gradient(network, mse_loss, batch, inner))
+
+    # What stays of a task is its losses, a few scalars; an activation alone is 12,800 bytes.
+    assert peak(2) <= peak(12) <= peak(2) + 10 * 1024
+
+
+def test_memory_grows_with_the_inner_steps_in_second_order_alone() -> None:
+    network = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    batch = TaskBatch(*(torch.rand(1, 50, n) for n in (8, 1, 8, 1)))
+
+    def peak(steps: int, first_order: bool) -> int:
+        inner = InnerLoop(0.1, steps, first_order)
+        return peak_bytes(lambda: meta_gradient(network, mse_loss, batch, inner))
+
+    second = [peak(steps, first_order=False) for steps in (2, 6, 10)]
+    assert second[2] - second[1] == second[1] - second[0] > 4 * 50 * 64 * 4  # an activation a step
+
+    first = [peak(steps, first_order=True) for steps in (2, 10)]
+    assert first[1] - first[0] <= 8 * 256  # the losses, a few scalars a step
+
+
+@pytest.mark.parametrize(
+    ("setting", "settings"),
+    [
+        ("inner_lr", {"lr": 0.0}),
+        ("inner_lr", {"lr": -0.1}),
+        ("inner_lr", {"lr": float("nan")}),
+        ("inner_steps", {"lr": 0.1, "steps": -1}),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: str, settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=setting):
+        InnerLoop(**settings)  # type: ignore[arg-type]
