@@ -26,8 +26,8 @@ def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, equation 1.
     """
-    H_s, b_s = _quadratic(task.support_x, task.support_y)
-    H_q, b_q = _quadratic(task.query_x, task.query_y)
+    H_s, b_s = quadratic(task.support_x, task.support_y)
+    H_q, b_q = quadratic(task.query_x, task.query_y)
     A = torch.eye(len(theta), dtype=theta.dtype) - inner.lr * H_s
 
     theta_k = theta
@@ -40,7 +40,15 @@ def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
     return meta_gradient
 
 
-def _quadratic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return H and b of the mean squared error, whose gradient is H theta - b."""
+def quadratic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Write a linear unit's mean squared error as a quadratic, whose gradient is H theta - b.
+
+    Args:
+        x: Inputs `(S, D)`.
+        y: Targets `(S, 1)`.
+
+    Returns:
+        The Hessian H `(D + 1, D + 1)` and b `(D + 1,)`, weights first and then the bias.
+    """
     X = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     return 2 / len(X) * X.T @ X, 2 / len(X) * X.T @ y.squeeze(1)

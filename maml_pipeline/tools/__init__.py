@@ -1,0 +1,1 @@
+"""What a person runs to understand the two gradient orders."""
