@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": "meta-train, then test the best checkpoint",
     "validate": "measure a checkpoint on the validation tasks",
     "test": "measure a checkpoint on the test tasks",
+    "derive": "work out both orders' meta-gradients on one task, and draw their graphs",
 }
 
 
@@ -35,9 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(argv)
 
     # Late: Lightning takes seconds to import, `maml --help` must not.
-    from maml_pipeline.cli.training import run
-
     try:
-        run(parsed.command, parsed.arguments)
+        if parsed.command == "derive":
+            from maml_pipeline.cli.derive import run as derive
+
+            derive(parsed.arguments)
+        else:
+            from maml_pipeline.cli.training import run
+
+            run(parsed.command, parsed.arguments)
     except UserError as error:
         sys.exit(f"maml: error: {error}")

@@ -160,11 +160,10 @@ def names(inputs: int, step: str = "") -> list[str]:
 
 
 def _unit(theta: Tensor) -> nn.Linear:
-    # `skip_init`: the usual initialisation would draw from the global random state.
-    unit = nn.utils.skip_init(nn.Linear, len(theta) - 1, 1, dtype=theta.dtype)
-    with torch.no_grad():
-        unit.weight.copy_(theta[None, :-1])
-        unit.bias.copy_(theta[-1:])
+    # Made on the meta device: the usual initialisation would draw from the global random state.
+    unit = nn.Linear(len(theta) - 1, 1, device="meta")
+    unit.weight = nn.Parameter(theta[None, :-1].clone())
+    unit.bias = nn.Parameter(theta[-1:].clone())
     return unit
 
 

@@ -41,7 +41,7 @@ class RoundingError:
         self.inner = inner
 
         H_s, _ = quadratic(task.support_x, task.support_y)
-        self.radius = torch.linalg.eigvalsh(torch.eye(n) - inner.lr * H_s).abs().max()
+        self.radius: Tensor = torch.linalg.eigvalsh(torch.eye(n) - inner.lr * H_s).abs().max()
         # Magnitudes without the cancellation that the exact quantities enjoy.
         self.support_h, self.support_b = _magnitudes(task.support_x, task.support_y)
         self.query_h, self.query_b = _magnitudes(task.query_x, task.query_y)
@@ -58,7 +58,7 @@ class RoundingError:
             A scalar.
         """
         norms = [theta.double().norm() for theta in thetas]
-        error = self.query_h * self._of_fast_weights(norms)
+        error: Tensor = self.query_h * self._of_fast_weights(norms)
         error = error + self.unit * (self.query_h * norms[-1] + self.query_b) + self.tiny
         if self.inner.first_order:
             return error
@@ -93,7 +93,8 @@ class RoundingError:
         residual = residual + self.unit * (x * norms[-1] + self.query_y) + self.tiny
         # A loss is the mean of squared residuals; Cauchy and Schwarz bound what theirs do to it.
         errors = [2 * loss.sqrt() * residual + self.unit * loss + self.tiny for loss in losses]
-        return (errors[0] + errors[1]) / (2 * step)
+        bound: Tensor = (errors[0] + errors[1]) / (2 * step)
+        return bound
 
     def _of_fast_weights(self, norms: Sequence[Tensor]) -> Tensor:
         error = torch.zeros((), dtype=torch.float64)

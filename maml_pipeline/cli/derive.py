@@ -1,0 +1,176 @@
+"""`maml derive`: both gradient orders on one task of one linear unit, worked out step by step."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import InnerLoop
+from maml_pipeline.tasks import Task
+from maml_pipeline.tasks.task import random_generator
+from maml_pipeline.tools import computation_graph
+from maml_pipeline.tools.derivation import derive
+from maml_pipeline.tools.derivation_text import as_json, as_text
+
+Points = list[list[float]]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Derive, print, and draw where that is asked for.
+
+    Args:
+        arguments: Those after `maml derive`.
+
+    Raises:
+        UserError: The person can put it right, or the three ways disagree.
+    """
+    settings = _parser().parse_args(_with_negative_numbers(arguments))
+    graph = None if settings.graph is None else Path(settings.graph)
+    if graph is not None:
+        computation_graph.check_path(graph)
+    theta, task = _problem(settings)
+    if not 0 < settings.outer_lr < math.inf:
+        raise UserError(f"outer_lr is {settings.outer_lr}; it must be a number above 0")
+
+    orders = [True, False] if settings.first_order is None else [settings.first_order]
+    loops = [InnerLoop(settings.inner_lr, settings.inner_steps, order) for order in orders]
+    derivations = [derive(theta, task, inner, settings.outer_lr) for inner in loops]
+    print(as_json(derivations) if settings.json else as_text(derivations))
+    if graph is not None:
+        computation_graph.draw(derivations, graph)
+        print(f"Graph: {graph}", file=sys.stderr)
+
+    for derivation in derivations:
+        if wrong := derivation.disagreements():
+            order = "first" if derivation.inner.first_order else "second"
+            raise UserError(f"the {order}-order meta-gradients disagree: " + "; ".join(wrong))
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong without the whole usage."""
+        raise UserError(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="maml derive",
+        description="Work out the first- and the second-order meta-gradient of one linear unit, "
+        "y = w x + b with squared error, on one task: by autograd, by hand and by finite differences.",
+    )
+    points = "a number, a list with a number a point, or a list with a list of inputs a point"
+    add = parser.add_argument
+    add("--w0", help="Initial weight, or a list with one an input; drawn from the seed if left out.")
+    add("--b0", default="0", help="Initial bias (default: 0).")
+    add("--support_x", default="1", help=f"Support inputs: {points} (default: 1).")
+    add("--support_y", default="0", help="Support targets: a number or a list (default: 0).")
+    add("--query_x", default="2", help=f"Query inputs: {points} (default: 2).")
+    add("--query_y", default="0", help="Query targets: a number or a list (default: 0).")
+    add("--inner_lr", type=float, default=1.0, help="Inner learning rate alpha.")
+    add("--outer_lr", type=float, default=1.0, help="Outer learning rate.")
+    add("--inner_steps", type=int, default=1, help="Inner steps k, 0 or more.")
+    add("--first_order", type=bool | None, help="true or false for one order (default: both).")
+    add("--seed", type=int, default=0, help="Where w0 is drawn from.")
+    add("--dtype", type=Literal["float32", "float64"], default="float32", help="Of the arithmetic.")
+    add("--json", action="store_true", help="Print every figure as one JSON object instead.")
+    add("--graph", metavar="FILE", help="Draw the computation graphs as .svg, .png or .dot.")
+    return parser
+
+
+def _with_negative_numbers(arguments: Sequence[str]) -> list[str]:
+    """Join `--w0 -1e-5` to `--w0=-1e-5`: argparse takes such numbers for options."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and _is_negative(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _is_negative(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.startswith("-")
+
+
+def _problem(settings: Namespace) -> tuple[Tensor, Task]:
+    """Return theta `(D + 1,)` and the task, or say what does not fit."""
+    dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+    support_x = _points("support_x", settings.support_x)
+    if settings.w0 is None:
+        w0 = _draw(len(support_x[0]), settings.seed)
+    else:
+        w0 = [point[0] for point in _points("w0", settings.w0, nested=False)]
+    b0 = [point[0] for point in _points("b0", settings.b0, nested=False)]
+    if len(b0) != 1:
+        raise UserError(f"b0 is {settings.b0}; a linear unit has one bias, give one number")
+
+    inputs = len(w0)
+    tensors = []
+    for set_name in ("support", "query"):
+        x = _points(f"{set_name}_x", settings[f"{set_name}_x"])
+        y = _points(f"{set_name}_y", settings[f"{set_name}_y"], nested=False)
+        if len(x[0]) != inputs:
+            raise UserError(
+                f"{set_name}_x has points of {len(x[0])} inputs, w0 has {inputs}: "
+                f"give a list of points of {inputs}, such as {[[1] * inputs]}"
+            )
+        if len(x) != len(y):
+            raise UserError(f"{set_name}_y has {len(y)} targets for {len(x)} points of {set_name}_x")
+        tensors += [_tensor(f"{set_name}_x", x, dtype), _tensor(f"{set_name}_y", y, dtype)]
+    theta = torch.cat([_tensor("w0", w0, dtype), _tensor("b0", b0, dtype)])
+    return theta, Task(*tensors)
+
+
+def _draw(inputs: int, seed: int) -> list[float]:
+    if not 0 <= seed < 2**64:
+        raise UserError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
+    draws: list[float] = random_generator(seed, "train", 0).standard_normal(inputs).tolist()
+    return draws
+
+
+def _points(name: str, text: object, nested: bool = True) -> Points:
+    """Read a number, a list of numbers or a list of equally long lists as a list of points."""
+    form = "a number or a list of numbers such as [1, 2]"
+    if nested:
+        form += ", or a list of points such as [[1, 2], [3, 4]]"
+    try:
+        value = float(str(text))
+    except ValueError:
+        try:
+            value = json.loads(str(text))
+        except ValueError:
+            raise UserError(f"{name} is {text}; it must be {form}") from None
+    points: Points = [
+        point if nested and isinstance(point, list) else [point]
+        for point in (value if isinstance(value, list) else [value])
+    ]
+    if not points or not all(
+        point and len(point) == len(points[0]) and all(_is_number(v) for v in point) for point in points
+    ):
+        raise UserError(f"{name} is {text}; it must be {form}")
+    return [[float(v) for v in point] for point in points]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _tensor(name: str, value: Points | list[float], dtype: torch.dtype) -> Tensor:
+    tensor = torch.tensor(value, dtype=torch.float64).to(dtype)
+    if not tensor.isfinite().all():
+        wider = " and within float32's range, or take dtype float64" if dtype == torch.float32 else ""
+        raise UserError(f"{name} holds a number that is not finite: {value}; make it finite{wider}")
+    return tensor
