@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def run(arguments: Sequence[str]) -> None:
     if not 0 < settings.outer_lr < math.inf:
         raise UserError(f"outer_lr is {settings.outer_lr}; it must be a number above 0")
 
-    orders = [True, False] if settings.first_order is None else [settings.first_order]
+    orders = {"true": [True], "false": [False], "both": [True, False]}[settings.first_order]
     loops = [InnerLoop(settings.inner_lr, settings.inner_steps, order) for order in orders]
     derivations = [derive(theta, task, inner, settings.outer_lr) for inner in loops]
     print(as_json(derivations) if settings.json else as_text(derivations))
@@ -57,8 +58,10 @@ class _Parser(ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong without the whole usage."""
-        raise UserError(" ".join(line.strip() for line in message.splitlines() if line.strip()))
+        """Say what is wrong without the whole usage and the names of Python's types."""
+        text = " ".join(line.strip() for line in message.splitlines() if line.strip())
+        text = re.sub(r"<class '(\w+)'>|typing\.Literal(?=\[)", r"\1", text)
+        raise UserError(re.sub(r'^Parser key "(\w+)":', r"\1:", text))
 
 
 def _parser() -> ArgumentParser:
@@ -78,7 +81,8 @@ def _parser() -> ArgumentParser:
     add("--inner_lr", type=float, default=1.0, help="Inner learning rate alpha.")
     add("--outer_lr", type=float, default=1.0, help="Outer learning rate.")
     add("--inner_steps", type=int, default=1, help="Inner steps k, 0 or more.")
-    add("--first_order", type=bool | None, help="true or false for one order (default: both).")
+    orders = Literal["true", "false", "both"]
+    add("--first_order", type=orders, default="both", help="The one order, or the other, or both.")
     add("--seed", type=int, default=0, help="Where w0 is drawn from.")
     add("--dtype", type=Literal["float32", "float64"], default="float32", help="Of the arithmetic.")
     add("--json", action="store_true", help="Print every figure as one JSON object instead.")
@@ -124,11 +128,13 @@ def _problem(settings: Namespace) -> tuple[Tensor, Task]:
         y = _points(f"{set_name}_y", settings[f"{set_name}_y"], nested=False)
         if len(x[0]) != inputs:
             raise UserError(
-                f"{set_name}_x has points of {len(x[0])} inputs, w0 has {inputs}: "
-                f"give a list of points of {inputs}, such as {[[1] * inputs]}"
+                f"{set_name}_x has {len(x[0])} inputs a point, w0 has {inputs}: "
+                f"give a list of points with {inputs} each, such as {[[1] * inputs]}"
             )
         if len(x) != len(y):
-            raise UserError(f"{set_name}_y has {len(y)} targets for {len(x)} points of {set_name}_x")
+            raise UserError(
+                f"{set_name}_y has {len(y)} targets and {set_name}_x {len(x)} points: give one each"
+            )
         tensors += [_tensor(f"{set_name}_x", x, dtype), _tensor(f"{set_name}_y", y, dtype)]
     theta = torch.cat([_tensor("w0", w0, dtype), _tensor("b0", b0, dtype)])
     return theta, Task(*tensors)
@@ -169,8 +175,13 @@ def _is_number(value: object) -> bool:
 
 
 def _tensor(name: str, value: Points | list[float], dtype: torch.dtype) -> Tensor:
-    tensor = torch.tensor(value, dtype=torch.float64).to(dtype)
+    exact = torch.tensor(value, dtype=torch.float64)
+    if not exact.isfinite().all():
+        raise UserError(f"{name} holds {exact[~exact.isfinite()][0].item()}; it must be finite")
+    tensor = exact.to(dtype)
     if not tensor.isfinite().all():
-        wider = " and within float32's range, or take dtype float64" if dtype == torch.float32 else ""
-        raise UserError(f"{name} holds a number that is not finite: {value}; make it finite{wider}")
+        raise UserError(
+            f"{name} holds {exact[~tensor.isfinite()][0].item()}, beyond float32's range; "
+            "make it smaller or take dtype float64"
+        )
     return tensor

@@ -118,17 +118,18 @@ def _order(cluster: graphviz.Digraph, derivation: Derivation) -> None:
     )
 
     steps = list(enumerate(derivation.inner_steps))
-    abbreviated = len(steps) > 3
+    k = len(steps)
+    abbreviated = k > 3
     for t, step in [steps[0], steps[-1]] if abbreviated else steps:
-        _inner_step(cluster, prefix, t, step, len(steps))
+        _inner_step(cluster, prefix, t, step, k)
     if abbreviated:
+        _fast_weights(cluster, prefix, k - 1, derivation.inner_steps[-1].theta)
         between = f"{prefix}_between"
-        text = f"inner steps 2 to {len(steps) - 1}, alike"
+        text = f"inner steps 2 to {k - 1}, alike"
         cluster.node(between, text, shape="plaintext", style="")
         cluster.edge(f"{prefix}_theta1", between, style="dotted", arrowhead="none")
-        cluster.edge(between, f"{prefix}_theta{len(steps) - 1}", style="dotted")
+        cluster.edge(between, f"{prefix}_theta{k - 1}", style="dotted")
 
-    k = len(steps)
     loss = f"L_q({', '.join(_shown(names(inputs, str(k))))}) = {derivation.query_loss.item():.4g}"
     cluster.node(f"{prefix}_query", _label("Query loss", [loss]), fillcolor=FILLS["loss"])
     cluster.edge(f"{prefix}_theta{k}", f"{prefix}_query")
@@ -137,7 +138,7 @@ def _order(cluster: graphviz.Digraph, derivation: Derivation) -> None:
 
 def _inner_step(cluster: graphviz.Digraph, prefix: str, t: int, step: InnerStep, k: int) -> None:
     inputs = len(step.theta) - 1
-    before, after = names(inputs, str(t)), names(inputs, str(t + 1))
+    before = names(inputs, str(t))
     theta, loss, gradient, fast = (
         f"{prefix}_{name}" for name in (f"theta{t}", f"loss{t}", f"gradient{t}", f"theta{t + 1}")
     )
@@ -161,8 +162,7 @@ def _inner_step(cluster: graphviz.Digraph, prefix: str, t: int, step: InnerStep,
         style="filled,rounded" if kept else "filled,rounded,dashed",
         penwidth="2" if kept else "1",
     )
-    values = ["= parameters - inner_lr * gradient", *_assignments(after, step.fast_weights)]
-    cluster.node(fast, _label("Fast weights", values), fillcolor=FILLS["fast"])
+    _fast_weights(cluster, prefix, t + 1, step.fast_weights)
     cluster.edge(theta, loss)
     cluster.edge(theta, fast, weight="3")
     # The spaces keep a label off its arrow.
@@ -174,6 +174,12 @@ def _inner_step(cluster: graphviz.Digraph, prefix: str, t: int, step: InnerStep,
         number = {"color": CUT, "style": "dashed"}
         cluster.edge(loss, gradient, label="  number only  ", fontcolor=CUT, **number)
         cluster.edge(gradient, fast, **number)
+
+
+def _fast_weights(cluster: graphviz.Digraph, prefix: str, t: int, theta: Tensor) -> None:
+    values = _assignments(names(len(theta) - 1, str(t)), theta)
+    text = _label("Fast weights", ["= parameters - inner_lr * gradient", *values])
+    cluster.node(f"{prefix}_theta{t}", text, fillcolor=FILLS["fast"])
 
 
 def _result(cluster: graphviz.Digraph, prefix: str, derivation: Derivation) -> None:

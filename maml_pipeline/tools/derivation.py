@@ -108,7 +108,7 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, equation 1; first order: section 5.2.
     """
-    inner_steps = _trace(theta, task, inner)
+    inner_steps = _trace(theta, task, inner, outer_lr)
     fast_weights = inner_steps[-1].fast_weights if inner_steps else theta
     by_autograd = _query(theta, task, inner)
 
@@ -117,16 +117,15 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
     jacobian = torch.linalg.matrix_power(identity - inner.lr * H_s, inner.steps)
     query_gradient = linear_meta_gradient(theta, task, _first_order(inner))
     numbers: dict[str, Tensor] = {
-        "support gradient": torch.cat([step.support_gradient for step in inner_steps] or [theta]),
-        "fast weights": fast_weights,
         "query loss": by_autograd[0],
         "meta-gradient": by_autograd[1],
         "updated parameters": theta - outer_lr * by_autograd[1],
         "derivative of the fast weights": identity if inner.first_order else jacobian,
     }
-    _check_finite(numbers, inner, outer_lr)
+    for name, value in numbers.items():
+        _check_finite(name, value, inner, outer_lr)
 
-    by_difference, difference_error = _finite_difference(theta, task, inner)
+    by_difference, difference_error = _finite_difference(theta, task, inner, outer_lr)
     error = RoundingError(task, inner, theta.dtype).of_gradient(
         [step.theta for step in inner_steps] + [fast_weights], query_gradient
     )
@@ -175,10 +174,10 @@ def _first_order(inner: InnerLoop, steps: int | None = None) -> InnerLoop:
     return InnerLoop(inner.lr, inner.steps if steps is None else steps, first_order=True)
 
 
-def _trace(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[InnerStep, ...]:
+def _trace(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> tuple[InnerStep, ...]:
     learner = clone_for_task(_unit(theta), inner)
     steps = []
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         before = list(learner.module.parameters())
         loss = mse_loss(learner(task.support_x), task.support_y)
         # What `adapt` computes and keeps to itself. `retain_graph` lets it do so once more.
@@ -196,6 +195,9 @@ def _trace(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[InnerStep, ...]
                 fast_weights=_flat(list(learner.module.parameters())),
             )
         )
+        at = f"at inner step {t + 1}"
+        _check_finite(f"support gradient {at}", steps[-1].support_gradient, inner, outer_lr)
+        _check_finite(f"vector of fast weights {at}", steps[-1].fast_weights, inner, outer_lr)
     return tuple(steps)
 
 
@@ -205,10 +207,12 @@ def _query(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor]
     return result.loss, _flat([result.gradient["weight"], result.gradient["bias"]])
 
 
-def _finite_difference(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor]:
+def _finite_difference(
+    theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float
+) -> tuple[Tensor, Tensor]:
     """Return the central differences and a bound of their rounding error, both `(D + 1,)`."""
     theta, task = theta.double(), Task(*(tensor.double() for tensor in task))
-    steps = _trace(theta, task, _first_order(inner))
+    steps = _trace(theta, task, _first_order(inner), outer_lr)
     thetas = [theta, *(step.fast_weights for step in steps)]
     if inner.first_order:
         inner, thetas = _first_order(inner, steps=0), thetas[-1:]
@@ -224,16 +228,17 @@ def _finite_difference(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[Ten
         above, below = (_query(thetas[0] + s * offset, task, _first_order(inner))[0] for s in (1, -1))
         differences.append((above - below) / (2 * h))
         errors.append(rounding.of_difference(thetas, h, (above, below)))
-    return torch.stack(differences), torch.stack(errors)
+    difference = torch.stack(differences)
+    _check_finite("finite difference", difference, inner, outer_lr)
+    return difference, torch.stack(errors)
 
 
-def _check_finite(numbers: dict[str, Tensor], inner: InnerLoop, outer_lr: float) -> None:
-    for name, value in numbers.items():
-        if not value.isfinite().all():
-            first = value[~value.isfinite()].flatten()[0].item()
-            dtype = str(value.dtype).removeprefix("torch.")
-            wider = " or take dtype float64" if dtype == "float32" else ""
-            raise UserError(
-                f"the {name} is {first} in {dtype}, with inner_lr {inner.lr:g}, inner_steps "
-                f"{inner.steps} and outer_lr {outer_lr:g}: make them smaller{wider}"
-            )
+def _check_finite(name: str, value: Tensor, inner: InnerLoop, outer_lr: float) -> None:
+    if not value.isfinite().all():
+        first = value[~value.isfinite()].flatten()[0].item()
+        dtype = str(value.dtype).removeprefix("torch.")
+        wider = " or take dtype float64" if dtype == "float32" else ""
+        raise UserError(
+            f"the {name} is {first} in {dtype}, with inner_lr {inner.lr:g}, inner_steps "
+            f"{inner.steps} and outer_lr {outer_lr:g}: make them or the parameters smaller{wider}"
+        )
