@@ -60,7 +60,8 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong without the whole usage and the names of Python's types."""
         text = " ".join(line.strip() for line in message.splitlines() if line.strip())
-        text = re.sub(r"<class '(\w+)'>|typing\.Literal(?=\[)", r"\1", text)
+        text = re.sub(r"<class '(\w+)'>", r"\1", text)
+        text = text.replace("a typing.Literal[", "one of [")
         raise UserError(re.sub(r'^Parser key "(\w+)":', r"\1:", text))
 
 
