@@ -86,4 +86,4 @@ def test_a_world_size_that_does_not_divide_the_meta_batch_is_refused() -> None:
 )
 def test_settings_out_of_range_are_refused(setting: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{setting} is {value}"):
-        TaskDataModule(SineWaves(), **{setting: value})  # type: ignore[arg-type]
+        TaskDataModule(SineWaves(), **{setting: value})

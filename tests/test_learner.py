@@ -30,19 +30,21 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 def make_learner(**settings: Any) -> MetaLearner:
     torch.manual_seed(0)
-    settings = {"loss": mse_loss, "inner_lr": 0.01, "optimizer": sgd} | settings
-    return MetaLearner(MLP(hidden_features=[8]), **settings)
+    defaults: dict[str, Any] = {"loss": mse_loss, "inner_lr": 0.01, "optimizer": sgd}
+    return MetaLearner(MLP(hidden_features=[8]), **(defaults | settings))
 
 
 def trainer(**settings: Any) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    fixed = {
+    quiet: dict[str, Any] = {
         "accelerator": "cpu",
-        "enable_model_summary": False,
         "max_epochs": -1,
         "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
     }
-    return Trainer(**(quiet | fixed | settings))
+    return Trainer(**(quiet | settings))
 
 
 def weights(learner: MetaLearner) -> Tensor:

@@ -117,10 +117,13 @@ def test_a_sound_cache_is_used_and_a_damaged_one_rebuilt(
         patched.setattr("maml_pipeline.tasks.omniglot_images.pack", None)
         assert np.array_equal(load_images(synthetic_omniglot, tmp_path), packed)
 
-    packings = []
-    monkeypatch.setattr(
-        "maml_pipeline.tasks.omniglot_images.pack", lambda _: packings.append(1) or packed
-    )
+    packings: list[object] = []
+
+    def pack_again(halves: object) -> np.ndarray:
+        packings.append(halves)
+        return packed
+
+    monkeypatch.setattr("maml_pipeline.tasks.omniglot_images.pack", pack_again)
     middle = len(sound) // 2
     flipped = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
     for count, damaged in enumerate((b"", sound[:1000], sound[:-100], flipped), start=1):
@@ -134,7 +137,7 @@ def test_a_sound_cache_is_used_and_a_damaged_one_rebuilt(
 def test_several_processes_may_start_at_once(synthetic_omniglot: Path, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2) as processes:
         results = list(processes.map(load_images, [synthetic_omniglot] * 2, [tmp_path] * 2))
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
     assert len(list(tmp_path.iterdir())) == 1
 
 

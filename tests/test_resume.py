@@ -37,7 +37,8 @@ def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     loaded = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     moments = loaded["optimizer_states"][0]["state"]
     adam = {f"{i}.{name}": value for i, state in moments.items() for name, value in state.items()}
-    return loaded["state_dict"] | adam | {"meta_step": torch.tensor(loaded["global_step"])}
+    weights: dict[str, torch.Tensor] = loaded["state_dict"]
+    return weights | adam | {"meta_step": torch.tensor(loaded["global_step"])}
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

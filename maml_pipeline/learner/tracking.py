@@ -49,7 +49,7 @@ def start_wandb(folder: Path, name: str, config: dict[str, Any]) -> "wandb.Run":
         id=id_file.read_text().strip(),
         dir=folder,
         config=config,
-        mode=mode,
+        mode=mode,  # type: ignore[arg-type]  # W&B itself checks what a person wrote there
         resume="allow" if online else None,
         settings=wandb.Settings(silent=not online, console="off"),
     )
