@@ -22,7 +22,7 @@ HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test off the network, on one thread and in a random state of its own."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     torch.set_num_threads(1)
     torch.manual_seed(0)
 

@@ -71,12 +71,12 @@ def test_only_second_order_is_the_derivative_of_the_adapted_query_loss(steps: in
     def shifted_loss(distance: float) -> Tensor:
         with torch.no_grad():
             for p, d in zip(network.parameters(), direction, strict=True):
-                p += distance * d
+                p.add_(distance * d)
             inner = InnerLoop(0.1, steps, first_order=True)  # the loss has no order
         loss = query_loss_after_adaptation(network, batch, inner)
         with torch.no_grad():
             for p, d in zip(network.parameters(), direction, strict=True):
-                p -= distance * d
+                p.sub_(distance * d)
         return loss
 
     h = 1e-5

@@ -1,8 +1,10 @@
 """`maml fit | validate | test`: Lightning's command line with this project's defaults."""
 
+import difflib
 import logging
 import os
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -63,8 +65,21 @@ class MamlParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong without the whole usage, and exit with status 2."""
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        sys.stderr.write("maml: error: " + " ".join(lines) + "\n")
+        sys.stderr.write("maml: error: " + " ".join(lines) + self._suggestion(message) + "\n")
         sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        """Name the keys that come closest to one that does not exist."""
+        unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
+        if unknown is None:
+            return ""
+        key = unknown[1] or unknown[2]
+        parsers = [self]
+        if self._subcommands_action is not None:
+            parsers += self._subcommands_action._name_parser_map.values()
+        keys = [action.dest for parser in parsers for action in parser._actions]
+        close = difflib.get_close_matches(key, keys, n=3)
+        return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 class MamlCLI(LightningCLI):
@@ -114,6 +129,9 @@ class MamlCLI(LightningCLI):
         self.config = parser.parse_args(args)
         self.settings = self.config[self.command]
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave checkpoints closed while parsing: this project's hold no hyperparameters."""
+
     def before_instantiate_classes(self) -> None:
         """Find the run that is to be gone on with or measured, where there is one."""
         order = "first" if self.settings.model.first_order else "second"
@@ -137,6 +155,7 @@ class MamlCLI(LightningCLI):
             self.model.on_load_checkpoint(load_checkpoint(self.settings.ckpt_path))
 
         wanted = self.config_init[self.command].trainer
+        self._check_settings(wanted.val_check_interval)
         callbacks: list[Callback] = []
         if self.command == "fit":
             folder = self._open_folder()
@@ -155,6 +174,17 @@ class MamlCLI(LightningCLI):
             **kwargs,
         )
 
+    def _check_settings(self, val_check_interval: Any) -> None:
+        """Refuse what Lightning would only find out in the middle of the run."""
+        if isinstance(val_check_interval, float) and val_check_interval != 1.0:
+            raise UserError(
+                f"trainer.val_check_interval is {val_check_interval}; tasks come without end, so it "
+                "must be a whole number of meta-steps"
+            )
+        names, monitor = self.model.evaluation_names("val"), self.settings.run.monitor
+        if monitor not in names:
+            raise UserError(f"run.monitor is {monitor}; this run logs {', '.join(names)}")
+
     def _open_folder(self) -> Path:
         """Make or re-open the run's folder and keep the resolved config in it."""
         rank_zero = rank_zero_only.rank == 0  # type: ignore[attr-defined]
@@ -168,7 +198,7 @@ class MamlCLI(LightningCLI):
             os.environ[RUN_DIR_VARIABLE] = str(self.folder)
         self.settings.run.dir = str(self.folder)
 
-        text = self._parser(self.command).dump(self.settings, skip_none=False)
+        text = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.resolved_config: dict[str, Any] = yaml.safe_load(text)
         if rank_zero:
             (self.folder / "config.yaml").write_text(text)

@@ -1,6 +1,7 @@
 """MetaLearner: MAML with either gradient order as a LightningModule."""
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -147,6 +148,12 @@ class MetaLearner(LightningModule):
         """Log every measure's mean and 95 % confidence interval over the test tasks."""
         self._log_curves("test")
 
+    def evaluation_names(self, split: str) -> list[str]:
+        """Return the names under which an evaluation of `split` logs its results."""
+        steps = [f"_step_{step}" for step in range(self.eval_inner.steps + 1)]
+        measures = [f"{split}/{name}{step}" for name in self.measures for step in ("", *steps)]
+        return [f"{measure}{suffix}" for measure in measures for suffix in ("", "_ci95")]
+
     def _log_curves(self, split: str) -> None:
         for name, gathered in self.curves.items():
             curves: Tensor = gathered.compute()
@@ -176,9 +183,11 @@ class MetaLearner(LightningModule):
         """
         network = copy.deepcopy(self.network)  # so that no running statistic moves
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # PyTorch's losses broadcast shapes that differ, and only warn.
+                warnings.filterwarnings("error", "Using a target size")
                 self.loss(network(task.support_x), task.support_y)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
             x, y = tuple(task.support_x.shape), tuple(task.support_y.shape)
             reason = str(error).splitlines()[0]
             raise UserError(

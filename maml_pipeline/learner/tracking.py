@@ -41,16 +41,17 @@ def start_wandb(folder: Path, name: str, config: dict[str, Any]) -> "wandb.Run":
     id_file = folder / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4) + "\n")
-    offline = "WANDB_MODE" not in os.environ and not logged_in()
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    online = mode == "online"
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "maml_pipeline"),
         name=name,
         id=id_file.read_text().strip(),
         dir=folder,
         config=config,
-        mode="offline" if offline else None,
-        resume=None if offline else "allow",
-        settings=wandb.Settings(silent=offline, console="off"),
+        mode=mode,  # type: ignore[arg-type]  # W&B itself checks what a person wrote there
+        resume="allow" if online else None,
+        settings=wandb.Settings(silent=not online, console="off"),
     )
     run.define_metric("*", step_metric="trainer/global_step")
     return run

@@ -1,6 +1,8 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
-import gym_notices.notices
+from functools import cache
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -12,17 +14,28 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.tasks import Task, TaskBatch
 
-# learn2learn imports gym, which prints a banner that no user of this package can act on. Taking
-# away its text keeps every real warning.
-gym_notices.notices.notices.clear()
-
-from learn2learn.algorithms import MAML  # noqa: E402
+if TYPE_CHECKING:
+    from learn2learn.algorithms import MAML
 
 
-def clone_for_task(network: nn.Module, inner: InnerLoop) -> MAML:
+@cache
+def learn2learn_maml() -> "type[MAML]":
+    """Import learn2learn's MAML; late, since it takes seconds that a mistyped config should not."""
+    import gym_notices.notices
+
+    # learn2learn imports gym, which prints a banner that no user of this package can act on. Taking
+    # away its text keeps every real warning.
+    gym_notices.notices.notices.clear()
+    from learn2learn.algorithms import MAML
+
+    maml: type[MAML] = MAML
+    return maml
+
+
+def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     """Return learn2learn's differentiable copy of the network, ready to adapt to one task."""
     # Frozen and unused parameters are a person's right: they are left as they are.
-    return MAML(
+    return learn2learn_maml()(
         network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
     ).clone()
 

@@ -40,7 +40,8 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.n
     cache = (cache_dir or user_cache_path("maml_pipeline")) / f"omniglot-{fingerprint(halves)}.npz"
     try:
         # Reading an .npz verifies the checksum, so a damaged cache is found out and packed anew.
-        images: np.ndarray = np.load(cache)["images"]
+        with cache.open("rb") as file, np.load(file) as archive:
+            images: np.ndarray = archive["images"]
         return images
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         images = pack(halves)
@@ -89,7 +90,7 @@ def pack(halves: list[Path]) -> np.ndarray:
     """Decode every drawing of both halves into one uint8 array `(1623, 20, 28, 28)`."""
     images = np.empty((CHARACTERS, DRAWINGS, SIDE, SIDE), dtype=np.uint8)
     characters = 0
-    with tqdm(total=CHARACTERS, desc="Packing Omniglot", unit=" characters") as progress:
+    with tqdm(total=CHARACTERS, desc="Packing Omniglot", unit=" characters", disable=None) as progress:
         for half in halves:
             for name, group in groupby(drawings(half), key=lambda drawing: Path(drawing[0]).parent):
                 character = [decode(f"{half}: {path}", read) for path, read in group]
@@ -113,7 +114,9 @@ def drawings(half: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         return
     try:
         with zipfile.ZipFile(half) as archive:
-            for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
+            for name in sorted(archive.namelist(), key=lambda name: name.split("/")):
+                if not name.endswith(".png"):
+                    continue
                 yield name, lambda name=name: archive.read(name)  # type: ignore[misc]
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{half} is truncated or damaged ({error}): fetch it again") from error

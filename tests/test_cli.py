@@ -1,0 +1,196 @@
+"""The `maml` command: what it leaves behind, what it repeats, and what it says of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from maml_pipeline.learner.tracking import logged_in
+from tests.conftest import CONFIGS
+
+TOY = ("--config", CONFIGS / "toy.yaml", "--trainer.enable_progress_bar", "false")
+SHORT = (*TOY, "--trainer.max_steps", 12, "--trainer.val_check_interval", 4, "--data.test_tasks", 9)
+
+Maml = Callable[..., str]
+
+
+def final_weights(folder: Path) -> torch.Tensor:
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return torch.cat([value.flatten() for value in checkpoint["state_dict"].values()])
+
+
+def test_help_answers_without_importing_pytorch() -> None:
+    script = """
+        import sys
+        from maml_pipeline.cli import main
+        try:
+            main(["--help"])
+        except SystemExit as done:
+            assert done.code == 0
+        heavy = {"torch", "pytorch_lightning", "learn2learn", "wandb", "numpy"} & sys.modules.keys()
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_importing_the_learner_needs_neither_wandb_nor_a_gym_banner() -> None:
+    script = "import sys; from maml_pipeline import MetaLearner; assert 'wandb' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert "unmaintained" not in done.stdout + done.stderr
+
+
+def test_a_run_is_one_folder_with_config_checkpoints_metrics_and_result(
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    printed = maml("fit", *SHORT)
+    folder = tmp_path / "runs" / "toy-second-s0"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [folder.name]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (folder / "metrics.csv").read_text().startswith("epoch,step,")
+    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+
+    result = json.loads((folder / "test.json").read_text())
+    for step in range(4):
+        row = f"{result[f'test/loss_step_{step}']:.4f} ± {result[f'test/loss_step_{step}_ci95']:.4f}"
+        assert row in printed
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 12 and config["model"]["first_order"] is False
+
+
+def test_a_checkpoint_is_measured_from_the_runs_own_config(maml: Maml, tmp_path: Path) -> None:
+    maml("fit", *SHORT)
+    folder = tmp_path / "runs" / "toy-second-s0"
+    fitted = json.loads((folder / "test.json").read_text())
+    (folder / "test.json").unlink()
+    maml("test", "--config", folder / "config.yaml", "--ckpt_path", "best")
+    assert json.loads((folder / "test.json").read_text()) == fitted
+    maml("validate", "--config", folder / "config.yaml", "--ckpt_path", "last")
+    assert json.loads((folder / "val.json").read_text())["meta_step"] == 12
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(maml: Maml, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        maml("fit", *SHORT, "--seed_everything", seed, "--run.dir", tmp_path / name)
+    a, b, c = (final_weights(tmp_path / name) for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_the_order_is_one_flag_and_one_overlay(maml: Maml, tmp_path: Path) -> None:
+    maml("fit", *SHORT)
+    maml("fit", *SHORT, "--model.first_order", "true")
+    maml("fit", "--config", CONFIGS / "toy.yaml", "--config", CONFIGS / "first_order.yaml", *SHORT[2:])
+    runs = tmp_path / "runs"
+    flag, overlay = (final_weights(runs / f"toy-first-s0{number}") for number in ("", "-2"))
+    assert torch.equal(flag, overlay)
+    assert not torch.equal(flag, final_weights(runs / "toy-second-s0"))
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_sound(config: Path, maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = "data" in yaml.safe_load(config.read_text())
+    configs = ["--config", config] if whole else ["--config", CONFIGS / "toy.yaml", "--config", config]
+    with pytest.raises(SystemExit) as done:
+        maml("fit", *configs, "--print_config")
+    assert done.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["inner_lr"] > 0
+
+
+def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_omniglot: Path) -> None:
+    config = CONFIGS / "omniglot" / "5way_1shot.yaml"
+    root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", tmp_path / "cache")
+    few = ("--trainer.max_steps", 2, "--data.meta_batch_size", 2, "--data.test_tasks", 2)
+    maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few)
+    result = json.loads((tmp_path / "runs" / "omniglot-5w1s-second-s0" / "test.json").read_text())
+    assert 0 <= result["test/accuracy"] <= 1 and "test/accuracy_step_3_ci95" in result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--model.inner_rate", 1], 2, "model.inner_rate"),
+        (["--model.inner_lr", "fast"], 2, "model.inner_lr"),
+        (["--config", "missing.yaml"], 2, "missing.yaml"),
+        (["--data.tasks", "Nothing"], 2, "Nothing"),
+        (["--model.inner_lr", -0.1], 1, "inner_lr is -0.1; it must be a number above 0"),
+        (["--model.inner_steps", -1], 1, "inner_steps is -1; it must be 0 or more"),
+        (["--model.eval_inner_steps", -2], 1, "eval_inner_steps is -2"),
+        (["--data.meta_batch_size", 0], 1, "meta_batch_size is 0; it must be at least 1"),
+        (["--run.checkpoint_every", 0], 1, "checkpoint_every is 0"),
+        (["--ckpt_path", "nowhere.ckpt"], 1, "ckpt_path nowhere.ckpt does not exist"),
+        (["--ckpt_path", "last"], 1, "there is no runs/toy-second-s0/checkpoints/last.ckpt"),
+        (["--run.dir", "/dev/null/run"], 1, "run.dir /dev/null/run cannot be made"),
+        (["--model.network.init_args.out_features", 3], 1, "network Linear"),
+        (["--seed_everything", -1], 2, "seed_everything"),
+        (["--trainer.val_check_interval", 0.5], 1, "val_check_interval"),
+        (["--run.monitor", "val/accuracy"], 1, "val/accuracy"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[object],
+    status: int,
+    message: str,
+    maml: Maml,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as failure:
+        maml("fit", *SHORT, *arguments)
+    error = str(failure.value) if status == 1 else capsys.readouterr().err.strip()
+    assert failure.value.code not in (0, None) and message in error
+    assert error.startswith("maml: error: ") and len(error.splitlines()) <= 2, error
+    assert not list(tmp_path.iterdir())
+
+
+def test_omniglots_limits_are_named(maml_error: Callable[..., str], tmp_path: Path) -> None:
+    config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml")
+    assert "ways is 101; it must be at most 100" in maml_error(
+        "fit", *config, "--data.tasks.ways", 101, "--model.network.ways", 101
+    )
+    assert "10 + 11 = 21; it must be at most 20" in maml_error(
+        "fit", *config, "--data.tasks.shots", 10, "--data.tasks.query_shots", 11
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_network_or_none_at_all_is_refused(
+    maml: Maml, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    maml("fit", *SHORT)
+    last = tmp_path / "runs" / "toy-second-s0" / "checkpoints" / "last.ckpt"
+    other = ("--model.network", "maml_pipeline.networks.MLP", "--run.dir", tmp_path / "other")
+    assert "is of another network: network." in maml_error("fit", *SHORT, *other, "--ckpt_path", last)
+    last.write_bytes(last.read_bytes()[:1000])
+    assert "or damaged" in maml_error("test", *SHORT, "--ckpt_path", last)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_is_never_written_over(maml: Maml, maml_error: Callable[..., str], tmp_path: Path) -> None:
+    maml("fit", *SHORT, "--run.dir", tmp_path / "mine")
+    before = (tmp_path / "mine" / "metrics.csv").read_text()
+    message = maml_error("fit", *SHORT, "--run.dir", tmp_path / "mine")
+    assert "already holds a run; add --ckpt_path last to go on with it" in message
+    assert (tmp_path / "mine" / "metrics.csv").read_text() == before
+
+
+def test_wandb_is_online_only_for_those_logged_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not logged_in()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key\n")
+    os.chmod(tmp_path / "netrc", 0o600)
+    assert logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not logged_in()
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert logged_in()

@@ -1,0 +1,218 @@
+"""MetaLearner under Lightning: what training deposits, what evaluation reports, what is refused."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_pipeline import MetaLearner, TaskBatch, TaskDataModule
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner import accuracy
+from maml_pipeline.meta_gradient import InnerLoop, adaptation_curves
+from maml_pipeline.networks import MLP
+from maml_pipeline.tasks import SineWaves
+from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from tests.memory import peak_bytes
+
+
+def sine_batch(tasks: int = 4, seed: int = 0) -> TaskBatch:
+    return SineWaves(shots=5).batch(seed, "train", range(tasks))
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def make_learner(**settings: Any) -> MetaLearner:
+    torch.manual_seed(0)
+    defaults: dict[str, Any] = {"loss": mse_loss, "inner_lr": 0.01, "optimizer": sgd}
+    return MetaLearner(MLP(hidden_features=[8]), **(defaults | settings))
+
+
+def trainer(**settings: Any) -> Trainer:
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": -1,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**(quiet | settings))
+
+
+def weights(learner: MetaLearner) -> Tensor:
+    return nn.utils.parameters_to_vector(learner.network.parameters()).detach().clone()
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_training_descends_the_meta_gradient(first_order: bool) -> None:
+    learner = make_learner(first_order=first_order)
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
+    before = weights(learner)
+    gradients = torch.cat([g.flatten() for g in learner.meta_gradient(sine_batch()).values()])
+    trainer(max_steps=1).fit(learner, datamodule=data)
+    torch.testing.assert_close(weights(learner), before - 0.1 * gradients, rtol=0, atol=1e-7)
+
+
+def test_the_orders_differ() -> None:
+    first, second = (make_learner(first_order=order).meta_gradient(sine_batch()) for order in (1, 0))
+    assert all((first[name] - second[name]).abs().max() > 1e-6 for name in first)
+
+
+def test_accumulation_averages_meta_batches() -> None:
+    accumulated, whole = make_learner(), make_learner()
+    tasks = SineWaves(shots=5)
+    trainer(max_steps=3, accumulate_grad_batches=2).fit(
+        accumulated, datamodule=TaskDataModule(tasks, meta_batch_size=3)
+    )
+    trainer(max_steps=3).fit(whole, datamodule=TaskDataModule(tasks, meta_batch_size=6))
+    torch.testing.assert_close(weights(accumulated), weights(whole), rtol=0, atol=1e-6)
+
+
+def test_clipping_bounds_the_meta_gradient() -> None:
+    learner = make_learner()
+    before = weights(learner)
+    trainer(max_steps=1, gradient_clip_val=1e-3).fit(
+        learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=4)
+    )
+    assert (weights(learner) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_bfloat16_training_keeps_float32_weights() -> None:
+    learner = make_learner()
+    before = weights(learner)
+    trainer(max_steps=2, precision="bf16-mixed").fit(
+        learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=4)
+    )
+    assert weights(learner).dtype == torch.float32
+    assert not torch.equal(weights(learner), before)
+
+
+def test_the_outer_schedule_steps_once_a_meta_step() -> None:
+    learner = make_learner(lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5))
+    lightning = trainer(max_steps=3)
+    lightning.fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
+    assert lightning.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_evaluation_adapts_in_every_gradient_mode(mode: Any) -> None:
+    learner = make_learner()
+    with mode():
+        batch = sine_batch()
+        curves = adaptation_curves(
+            learner.network, {"loss": mse_loss}, mse_loss, batch, InnerLoop(0.01, 2)
+        )
+    # By hand: two steps of gradient descent on each task.
+    for task, curve in zip(sine_batch().tasks(), curves["loss"], strict=True):
+        network = make_learner().network
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        for step in range(3):
+            query_loss = mse_loss(network(task.query_x), task.query_y)
+            assert curve[step].item() == pytest.approx(query_loss.item(), rel=1e-5)
+            optimizer.zero_grad()
+            mse_loss(network(task.support_x), task.support_y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    assert torch.equal(weights(learner), weights(make_learner()))
+
+
+def test_evaluation_memory_grows_neither_with_steps_nor_with_tasks() -> None:
+    network = MLP(hidden_features=[64])
+
+    def peak(tasks: int, steps: int) -> int:
+        batch = sine_batch(tasks)
+        inner = InnerLoop(0.01, steps)
+        measured = peak_bytes(
+            lambda: adaptation_curves(network, {"loss": mse_loss}, mse_loss, batch, inner)
+        )
+        return measured - sum(t.numel() * t.element_size() for t in batch)
+
+    # What may stay is a scalar for each task and step (64 bytes in the allocator).
+    assert peak(2, 10) - peak(2, 2) <= 2 * 8 * 256
+    assert peak(10, 2) - peak(2, 2) <= 8 * 3 * 256
+
+
+def test_evaluation_reports_mean_and_confidence_interval_by_inner_step() -> None:
+    learner = make_learner(inner_steps=1, eval_inner_steps=3)
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=10)
+    lightning = trainer()
+    (result,) = lightning.test(learner, datamodule=data, verbose=False)
+    tasks = SineWaves(shots=5).batch(0, "test", range(10))
+    curves = adaptation_curves(learner.network, {"loss": mse_loss}, mse_loss, tasks, InnerLoop(0.01, 3))[
+        "loss"
+    ]
+    assert curves.shape == (10, 4)
+    for step in range(4):
+        assert result[f"test/loss_step_{step}"] == pytest.approx(curves[:, step].mean().item())
+        ci95 = 1.96 * curves[:, step].std().item() / 10**0.5
+        assert result[f"test/loss_step_{step}_ci95"] == pytest.approx(ci95)
+    assert result["test/loss"] == result["test/loss_step_3"]
+
+
+def test_accuracy_counts_right_answers() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.1]])
+    assert accuracy(logits, torch.tensor([0, 0, 0, 1])).item() == 0.75
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name() -> None:
+    learner = make_learner(inner_lr=1e6, inner_steps=8)
+    data = TaskDataModule(SineWaves(), meta_batch_size=2)
+    with pytest.raises(UserError, match=r"loss is (inf|nan) at meta-step 0, inner step \d.*1000000"):
+        trainer(max_steps=1).fit(learner, datamodule=data)
+    with pytest.raises(UserError, match=r"loss is (inf|nan) at the test after meta-step 0, inner step"):
+        trainer().test(learner, datamodule=data, verbose=False)
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
+    lightning = trainer(max_steps=1)
+    data = TaskDataModule(SineWaves(), meta_batch_size=2)
+    lightning.fit(make_learner(), datamodule=data)
+    path = tmp_path / "checkpoint.ckpt"
+    lightning.save_checkpoint(path)
+    assert "state_dict" in torch.load(path, weights_only=True)
+
+    other = MetaLearner(MLP(hidden_features=[9]), loss=mse_loss, inner_lr=0.01)
+    message = r"another network: network.0.bias is \(8,\) there and \(9,\) here"
+    with pytest.raises(UserError, match=message):
+        trainer(max_steps=1).fit(other, datamodule=data, ckpt_path=path, weights_only=True)
+
+
+def test_a_network_that_does_not_fit_the_tasks_is_refused_with_shapes() -> None:
+    learner = MetaLearner(nn.Linear(3, 1), loss=mse_loss, inner_lr=0.1)
+    with pytest.raises(UserError, match=r"Linear and loss mse_loss do not fit.*support_x is \(1, 1\)"):
+        learner.check_task(ONE_POINT_TASK)
+    classifier = MetaLearner(nn.Linear(1, 2), loss=cross_entropy, inner_lr=0.1)
+    task = ONE_POINT_TASK._replace(support_y=torch.tensor([4]))
+    with pytest.raises(UserError, match="values up to 4: Target 4 is out of bounds"):
+        classifier.check_task(task)
+
+
+def test_any_module_and_any_loss_will_do() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * x
+
+    def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).abs().mean()
+
+    learner = MetaLearner(Scale(), loss=absolute_error, inner_lr=0.1)
+    gradient = learner.meta_gradient(sine_batch())
+    assert gradient.keys() == {"factor"} and gradient["factor"].shape == ()
+
+
+def test_batches_reach_the_learner_as_task_batches() -> None:
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=3)
+    for batch in islice(data.train_dataloader(), 2):
+        assert isinstance(batch, TaskBatch)
+        assert batch.support_x.shape == (3, 5, 1)
