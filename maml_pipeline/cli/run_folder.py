@@ -1,6 +1,9 @@
 """One folder a run: what it is called, what lies in it, and how a run is found again."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -48,12 +51,11 @@ def create(explicit: Path | None, name: str) -> Path:
                 "add --ckpt_path last to go on with it, or name another folder"
             )
         return _make(explicit, exist_ok=True)
-    for candidate in _numbered(name):
-        try:
-            return _make(candidate, exist_ok=False)
-        except FileExistsError:
-            continue
-    raise AssertionError("the numbers do not end")
+    folders = _numbered(name)
+    while True:
+        # Making it is the test: of two runs that start at once, one goes on to the next number.
+        with contextlib.suppress(FileExistsError):
+            return _make(next(folders), exist_ok=False)
 
 
 def find(explicit: Path | None, name: str, which: str) -> Path:
@@ -62,14 +64,8 @@ def find(explicit: Path | None, name: str, which: str) -> Path:
     Raises:
         UserError: There is none.
     """
-    if explicit is not None:
-        folders = [explicit]
-    else:
-        folders = []
-        for candidate in _numbered(name):
-            if not candidate.exists():
-                break
-            folders.append(candidate)
+    existing = takewhile(Path.exists, _numbered(name))
+    folders = [*existing] if explicit is None else [explicit]
     for folder in reversed(folders):
         if checkpoint(folder, which).exists():
             return folder
@@ -77,12 +73,10 @@ def find(explicit: Path | None, name: str, which: str) -> Path:
     raise UserError(f"ckpt_path is {which}, but there is no {tried}; name the run with --run.dir")
 
 
-def _numbered(name: str):  # type: ignore[no-untyped-def]
+def _numbered(name: str) -> Iterator[Path]:
     yield Path("runs") / name
-    number = 2
-    while True:
+    for number in count(2):
         yield Path("runs") / f"{name}-{number}"
-        number += 1
 
 
 def _make(folder: Path, exist_ok: bool) -> Path:
