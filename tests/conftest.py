@@ -42,13 +42,18 @@ def maml(
 
 
 @pytest.fixture
-def maml_error(maml: Callable[..., str]) -> Callable[..., str]:
-    """Return a function that runs the command, expects it to fail, and returns the message."""
+def maml_error(maml: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs the command, expects it to fail kindly, and returns the message."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as failure:
             maml(*arguments)
-        return str(failure.value)
+        status = failure.value.code
+        assert status not in (0, None)
+        # `sys.exit` with a text prints it when the process ends; a parser prints before it exits.
+        message = status if isinstance(status, str) else capsys.readouterr().err.strip()
+        assert len(message.splitlines()) <= 2, message
+        return message
 
     return run
 

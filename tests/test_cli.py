@@ -114,39 +114,35 @@ def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_o
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "message"),
+    ("arguments", "message"),
     [
-        (["--model.inner_rate", 1], 2, "model.inner_rate"),
-        (["--model.inner_lr", "fast"], 2, "model.inner_lr"),
-        (["--config", "missing.yaml"], 2, "missing.yaml"),
-        (["--data.tasks", "Nothing"], 2, "Nothing"),
-        (["--model.inner_lr", -0.1], 1, "inner_lr is -0.1; it must be a number above 0"),
-        (["--model.inner_steps", -1], 1, "inner_steps is -1; it must be 0 or more"),
-        (["--model.eval_inner_steps", -2], 1, "eval_inner_steps is -2"),
-        (["--data.meta_batch_size", 0], 1, "meta_batch_size is 0; it must be at least 1"),
-        (["--run.checkpoint_every", 0], 1, "checkpoint_every is 0"),
-        (["--ckpt_path", "nowhere.ckpt"], 1, "ckpt_path nowhere.ckpt does not exist"),
-        (["--ckpt_path", "last"], 1, "there is no runs/toy-second-s0/checkpoints/last.ckpt"),
-        (["--run.dir", "/dev/null/run"], 1, "run.dir /dev/null/run cannot be made"),
-        (["--model.network.init_args.out_features", 3], 1, "network Linear"),
-        (["--seed_everything", -1], 2, "seed_everything"),
-        (["--trainer.val_check_interval", 0.5], 1, "val_check_interval"),
-        (["--run.monitor", "val/accuracy"], 1, "val/accuracy"),
+        (["--model.inner_rate", 1], "model.inner_rate"),
+        (["--model.inner_lr", "fast"], "model.inner_lr"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--data.tasks", "Nothing"], "Nothing"),
+        (["--model.inner_lr", -0.1], "inner_lr is -0.1; it must be a number above 0"),
+        (["--model.inner_steps", -1], "inner_steps is -1; it must be 0 or more"),
+        (["--model.eval_inner_steps", -2], "eval_inner_steps is -2"),
+        (["--data.meta_batch_size", 0], "meta_batch_size is 0; it must be at least 1"),
+        (["--run.checkpoint_every", 0], "checkpoint_every is 0"),
+        (["--ckpt_path", "nowhere.ckpt"], "ckpt_path nowhere.ckpt does not exist"),
+        (["--ckpt_path", "last"], "there is no runs/toy-second-s0/checkpoints/last.ckpt"),
+        (["--run.dir", "/dev/null/run"], "run.dir /dev/null/run cannot be made"),
+        (["--model.network.init_args.out_features", 3], "network Linear"),
+        (["--seed_everything", -1], "seed_everything"),
+        (["--trainer.val_check_interval", 0.5], "val_check_interval"),
+        (["--run.monitor", "val/accuracy"], "val/accuracy"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     arguments: list[object],
-    status: int,
     message: str,
-    maml: Maml,
+    maml_error: Callable[..., str],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as failure:
-        maml("fit", *SHORT, *arguments)
-    error = str(failure.value) if status == 1 else capsys.readouterr().err.strip()
-    assert failure.value.code not in (0, None) and message in error
-    assert error.startswith("maml: error: ") and len(error.splitlines()) <= 2, error
+    error = maml_error("fit", *SHORT, *arguments)
+    assert error.startswith("maml: error: ")
+    assert message in error
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ from torchmetrics import CatMetric
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, adaptation_curves, meta_gradient
-from maml_pipeline.meta_gradient.inner_loop import check_finite
+from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 
 
@@ -119,10 +119,9 @@ class MetaLearner(LightningModule):
                 batch_size=tasks,
                 sync_dist=True,
             )
-        parameters = dict(self.network.named_parameters())
-        names = list(result.gradient)
+        parameters = trainable_parameters(self.network)  # in the order of the gradient
         loss: Tensor = LossWithGradient.apply(
-            result.loss, *result.gradient.values(), *(parameters[name] for name in names)
+            result.loss, *result.gradient.values(), *parameters.values()
         )
         return loss
 
