@@ -176,7 +176,12 @@ def test_dot_needs_no_binary_and_pictures_say_what_to_install(
 @pytest.mark.parametrize("steps", [0, 1, 3, 50])
 def test_the_picture_shows_both_orders(maml: Maml, tmp_path: Path, steps: int) -> None:
     maml("derive", "--w0", 1, "--inner_lr", 0.1, "--inner_steps", steps, "--graph", "graph.svg")
-    picture = "".join(ElementTree.parse(tmp_path / "graph.svg").getroot().itertext())
+    svg = ElementTree.parse(tmp_path / "graph.svg").getroot()
+    # The drawing is in the units of its viewBox: nothing of it is cropped.
+    drawing = svg.find("{*}g")
+    assert drawing is not None
+    assert "scale(1 1)" in drawing.attrib["transform"]
+    picture = "".join(svg.itertext())
     assert "irst order" in picture
     assert "econd order" in picture
     maml("derive", "--w0", 1, "--inner_lr", 0.1, "--inner_steps", steps, "--graph", "graph.png")

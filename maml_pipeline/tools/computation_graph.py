@@ -38,6 +38,9 @@ def draw(derivations: Sequence[Derivation], path: Path) -> None:
     """
     check_path(path)
     graph = computation_graph(derivations)
+    if path.suffix == ".png":
+        # For pixels alone: Graphviz scales an SVG's drawing by it but not its viewBox, and crops it.
+        graph.graph_attr["dpi"] = "110"
     if path.suffix == ".dot":
         picture = graph.source.encode()
     else:
@@ -71,7 +74,6 @@ def computation_graph(derivations: Sequence[Derivation]) -> graphviz.Digraph:
             "bgcolor": "white",
             "nodesep": "0.45",
             "ranksep": "0.5",
-            "dpi": "110",
             "labelloc": "b",
             "label": _caption(derivations),
         },
