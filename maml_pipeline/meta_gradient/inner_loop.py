@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) -> scalar."""
+
+Parameters = dict[str, Tensor]
+"""Trainable parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class InnerLoop:
         steps: Inner steps k, at least 0.
         first_order: Treat the support gradients as constants (FOMAML) instead of differentiating
             through them (MAML).
+        checkpointed: Second order without the graph of the inner loop: keep parameters alone and
+            walk back over the steps. First order keeps no graph anyway.
 
     Raises:
         UserError: A setting is out of its range.
@@ -30,6 +36,7 @@ class InnerLoop:
     lr: float
     steps: int = 1
     first_order: bool = False
+    checkpointed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):
@@ -48,7 +55,7 @@ class MetaGradient(NamedTuple):
     """
 
     loss: Tensor
-    gradient: dict[str, Tensor]
+    gradient: Parameters
     inner_losses: Tensor
     metric: Tensor | None
 
@@ -56,6 +63,61 @@ class MetaGradient(NamedTuple):
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are learned, by name, each once even where modules share it."""
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+class Engine(Protocol):
+    """One way to compute meta-gradients. Engines differ in speed, memory and in what they can run."""
+
+    def meta_gradient(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        metric: Loss | None = None,
+    ) -> MetaGradient:
+        """Compute the gradient of the mean query loss after adaptation, leaving `.grad` alone.
+
+        Args:
+            network: Its parameters are the initial ones, theta.
+            loss: (prediction, target) -> scalar, for support and query set alike.
+            batch: T tasks.
+            inner: How to adapt, and the gradient order.
+            metric: (prediction, target) -> scalar, judged on the query set.
+
+        Returns:
+            The meta-gradient, detached.
+
+        References:
+            Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+            Networks", 2017, equation 1 and algorithm 1; first order: section 5.2.
+        """
+        ...
+
+    def adaptation_curves(
+        self,
+        network: nn.Module,
+        measures: dict[str, Loss],
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+    ) -> dict[str, Tensor]:
+        """Measure the query set before the first inner step and after every one.
+
+        Works under `torch.no_grad` and `torch.inference_mode` alike. No graph outlives its inner
+        step, whatever `inner` says of the order.
+
+        Args:
+            network: It is left as it is.
+            measures: (prediction, target) -> scalar, by name.
+            loss: What adaptation descends on the support set.
+            batch: T tasks.
+            inner: Inner learning rate and steps k.
+
+        Returns:
+            By name of the measure, `(T, k + 1)`.
+        """
+        ...
 
 
 def check_finite(inner_losses: Tensor, inner_lr: float, when: str) -> None:

@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from maml_pipeline.meta_gradient.inner_loop import (
+    Engine,
     InnerLoop,
     Loss,
     MetaGradient,
+    Parameters,
     trainable_parameters,
 )
+from maml_pipeline.meta_gradient.task_group import group_gradient
+from maml_pipeline.meta_gradient.vectorizable import check_repeatable
 from maml_pipeline.tasks import Task, TaskBatch
 
 if TYPE_CHECKING:
@@ -40,59 +45,73 @@ def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     ).clone()
 
 
-def meta_gradient(
-    network: nn.Module,
-    loss: Loss,
-    batch: TaskBatch,
-    inner: InnerLoop,
-    metric: Loss | None = None,
-) -> MetaGradient:
-    """Compute the gradient of the mean query loss after adaptation, task by task.
+class Learn2LearnEngine(Engine):
+    """Adapt one task after another, each on a clone that learn2learn makes of the network.
 
-    Each task is differentiated, and its graph freed, before the next one is adapted: memory does
-    not grow with the number of tasks. Nothing is left in `.grad`.
-
-    Args:
-        network: Any module, its initial parameters theta.
-        loss: (prediction, target) -> scalar, for support and query set alike.
-        batch: T tasks.
-        inner: How to adapt, and the gradient order.
-        metric: (prediction, target) -> scalar, judged on the query set.
-
-    Returns:
-        The meta-gradient, detached.
-
-    References:
-        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
-        2017, equation 1 and algorithm 1; first order: section 5.2.
+    A task's graph is freed before the next task adapts: memory does not grow with their number.
+    Checkpointed inner steps cannot go through learn2learn, whose clones hold on to their graph; they
+    call the same module with each step's parameters instead.
     """
-    parameters = trainable_parameters(network)
-    gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    inner_losses: list[Tensor] = []
-    metrics: list[Tensor] = []
 
-    for task in batch.tasks():
-        # A function of its own, so that nothing of this task's graph outlives it.
-        losses, prediction, addends = _task_gradient(network, loss, task, inner)
-        inner_losses.append(losses)
-        if metric is not None:
-            metrics.append(metric(prediction, task.query_y))
-        for total, addend in zip(gradient.values(), addends, strict=True):
-            if addend is not None:
-                total += addend
+    def meta_gradient(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        metric: Loss | None = None,
+    ) -> MetaGradient:
+        """See `Engine.meta_gradient`.
 
-    losses_by_task = torch.stack(inner_losses)
-    return MetaGradient(
-        loss=losses_by_task[:, -1].mean(),
-        gradient={name: total.div_(len(inner_losses)) for name, total in gradient.items()},
-        inner_losses=losses_by_task,
-        metric=torch.stack(metrics) if metrics else None,
-    )
+        Raises:
+            UserError: Inner steps are checkpointed, and the network would not repeat them exactly.
+        """
+        task_gradient = _unrolled_gradient
+        if inner.checkpointed and not inner.first_order:
+            check_repeatable(network, batch, remedy="set checkpoint_inner_steps to false")
+            task_gradient = _checkpointed_gradient
+
+        parameters = trainable_parameters(network)
+        gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        inner_losses: list[Tensor] = []
+        metrics: list[Tensor] = []
+        for task in batch.tasks():
+            # A function of its own, so that nothing of this task's graph outlives it.
+            losses, prediction, addends = task_gradient(network, loss, task, inner)
+            inner_losses.append(losses)
+            if metric is not None:
+                metrics.append(metric(prediction, task.query_y))
+            for name, addend in addends.items():
+                gradient[name] += addend
+
+        losses_by_task = torch.stack(inner_losses)
+        return MetaGradient(
+            loss=losses_by_task[:, -1].mean(),
+            gradient={name: total.div_(len(inner_losses)) for name, total in gradient.items()},
+            inner_losses=losses_by_task,
+            metric=torch.stack(metrics) if metrics else None,
+        )
+
+    def adaptation_curves(
+        self,
+        network: nn.Module,
+        measures: dict[str, Loss],
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+    ) -> dict[str, Tensor]:
+        """See `Engine.adaptation_curves`."""
+        steps = InnerLoop(inner.lr, inner.steps, first_order=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
+            batch = TaskBatch(*(tensor.clone() for tensor in batch))
+            by_task = [_curves(network, measures, loss, task, steps) for task in batch.tasks()]
+        return {name: torch.stack([curves[name] for curves in by_task]) for name in measures}
 
 
-def _task_gradient(
+def _unrolled_gradient(
     network: nn.Module, loss: Loss, task: Task, inner: InnerLoop
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+) -> tuple[Tensor, Tensor, Parameters]:
     """Return one task's losses `(k + 1,)`, its query prediction and its gradient."""
     learner = clone_for_task(network, inner)
     losses: list[Tensor] = []
@@ -104,6 +123,40 @@ def _task_gradient(
     prediction = learner(task.query_x)
     query_loss = loss(prediction, task.query_y)
     losses.append(query_loss.detach())
-    parameters = list(trainable_parameters(network).values())
-    gradient = torch.autograd.grad(query_loss, parameters, allow_unused=True)
+    parameters = trainable_parameters(network)
+    gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
+    gradient = {
+        name: g for name, g in zip(parameters, gradients, strict=True) if g is not None
+    }
     return torch.stack(losses), prediction.detach(), gradient
+
+
+def _checkpointed_gradient(
+    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop
+) -> tuple[Tensor, Tensor, Parameters]:
+    """Compute the same as `_unrolled_gradient`, as a group of one task."""
+
+    def group_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        own = {name: p[0] for name, p in parameters.items()}
+        prediction = functional_call(network, own, (x[0],))
+        return loss(prediction, y[0])[None], prediction[None]
+
+    result = group_gradient(
+        group_loss, trainable_parameters(network), TaskBatch.stack([task]), inner
+    )
+    return result.inner_losses[0], result.prediction[0], result.gradient
+
+
+def _curves(
+    network: nn.Module, measures: dict[str, Loss], loss: Loss, task: Task, inner: InnerLoop
+) -> dict[str, Tensor]:
+    learner = clone_for_task(network, inner)
+    curves: dict[str, list[Tensor]] = {name: [] for name in measures}
+    for step in range(inner.steps + 1):
+        with torch.no_grad():
+            prediction = learner(task.query_x)
+            for name, measure in measures.items():
+                curves[name].append(measure(prediction, task.query_y))
+        if step < inner.steps:
+            learner.adapt(loss(learner(task.support_x), task.support_y))
+    return {name: torch.stack(values) for name, values in curves.items()}

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.networks.convolution import Convolution2d
+
 
 class BatchStatisticsNorm2d(nn.Module):
     """Normalise each channel by the mean and variance of the batch at hand, always.
@@ -66,7 +68,7 @@ class ConvNet(nn.Module):
         strided = downsampling == "stride"
         layers: list[nn.Module] = []
         for block in range(self.BLOCKS):
-            convolution = nn.Conv2d(
+            convolution = Convolution2d(
                 in_channels if block == 0 else filters,
                 filters,
                 kernel_size=3,

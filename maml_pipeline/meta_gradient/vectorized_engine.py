@@ -1,0 +1,137 @@
+"""The fast engine: all tasks of a chunk at once."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
+from maml_pipeline.meta_gradient.compilation import CompiledGroupGradient
+from maml_pipeline.meta_gradient.inner_loop import (
+    Engine,
+    InnerLoop,
+    Loss,
+    MetaGradient,
+    Parameters,
+    trainable_parameters,
+)
+from maml_pipeline.meta_gradient.task_group import GroupGradient, group_gradient
+from maml_pipeline.meta_gradient.vectorizable import check_vectorizable
+from maml_pipeline.tasks import TaskBatch
+
+
+class VectorizedEngine(Engine):
+    """Adapt T tasks at once: the network's forward pass is mapped over tasks by `torch.func.vmap`.
+
+    vmap alone comes from functorch; every derivative is autograd's. (Under functorch's own `grad`,
+    PyTorch's native batch normalisation has a wrong second derivative.)
+
+    Args:
+        tasks_per_chunk: Tasks that are adapted at once, which bounds memory; `None` for all of them.
+            The result does not depend on it.
+        compile: Compile the whole meta-gradient with `torch.compile`.
+    """
+
+    def __init__(self, tasks_per_chunk: int | None = None, compile: bool = False) -> None:
+        self.tasks_per_chunk = tasks_per_chunk
+        self._group_gradient = CompiledGroupGradient() if compile else group_gradient
+        self._checked: tuple[nn.Module, bool] | None = None
+
+    def meta_gradient(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        metric: Loss | None = None,
+    ) -> MetaGradient:
+        """See `Engine.meta_gradient`.
+
+        Raises:
+            UserError: The network cannot be mapped over tasks, and why.
+        """
+        group_loss = self._group_loss(network, loss, batch)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        results = [
+            self._group_gradient(group_loss, theta, chunk, inner) for chunk in self._chunks(batch)
+        ]
+        inner_losses = torch.cat([result.inner_losses for result in results])
+        prediction = torch.cat([result.prediction for result in results])
+        return MetaGradient(
+            loss=inner_losses[:, -1].mean(),
+            gradient=_mean(results, tasks=len(inner_losses)),
+            inner_losses=inner_losses,
+            metric=None if metric is None else task_by_task(metric, prediction, batch.query_y),
+        )
+
+    def adaptation_curves(
+        self,
+        network: nn.Module,
+        measures: dict[str, Loss],
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+    ) -> dict[str, Tensor]:
+        """See `Engine.adaptation_curves`."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
+            batch = TaskBatch(*(tensor.clone() for tensor in batch))
+            group_loss = self._group_loss(network, loss, batch)
+            theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            chunks = [
+                _curves(group_loss, measures, theta, chunk, inner) for chunk in self._chunks(batch)
+            ]
+        return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
+
+    def _group_loss(self, network: nn.Module, loss: Loss, batch: TaskBatch) -> GroupLoss:
+        def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            prediction = functional_call(network, parameters, (x,))
+            return loss(prediction, y), prediction
+
+        group_loss: GroupLoss = vmap(task_loss)
+        checked = self._checked
+        if checked is None or checked[0] is not network or checked[1] is not network.training:
+            check_vectorizable(network, group_loss, batch)
+            self._checked = network, network.training
+        return group_loss
+
+    def _chunks(self, batch: TaskBatch) -> Iterator[TaskBatch]:
+        tasks = len(batch.support_x)
+        size = tasks if self.tasks_per_chunk is None else self.tasks_per_chunk
+        for start in range(0, tasks, size):
+            yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
+
+
+def task_by_task(measure: Loss, prediction: Tensor, target: Tensor) -> Tensor:
+    """Measure each task by itself, since a measure may be any function: -> `(T,)`."""
+    pairs = zip(prediction, target, strict=True)
+    return torch.stack([measure(task_prediction, y) for task_prediction, y in pairs])
+
+
+def _mean(results: list[GroupGradient], tasks: int) -> Parameters:
+    total = results[0].gradient
+    for result in results[1:]:
+        total = {name: g + result.gradient[name] for name, g in total.items()}
+    return {name: g / tasks for name, g in total.items()}
+
+
+def _curves(
+    group_loss: GroupLoss,
+    measures: dict[str, Loss],
+    theta: Parameters,
+    batch: TaskBatch,
+    inner: InnerLoop,
+) -> dict[str, Tensor]:
+    adapted = expand(theta, len(batch.support_x))
+    curves: dict[str, list[Tensor]] = {name: [] for name in measures}
+    for t in range(inner.steps + 1):
+        with torch.no_grad():
+            _, prediction = group_loss(adapted, batch.query_x, batch.query_y)
+            for name, measure in measures.items():
+                curves[name].append(task_by_task(measure, prediction, batch.query_y))
+        if t < inner.steps:
+            adapted, _ = inner_step(
+                group_loss, adapted, batch.support_x, batch.support_y, inner.lr
+            )
+    return {name: torch.stack(values, dim=1) for name, values in curves.items()}
