@@ -30,10 +30,10 @@ class BatchStatisticsNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        centred = x - x.mean(dim=(0, 2, 3), keepdim=True)
+        variance = (centred * centred).mean(dim=(0, 2, 3))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return x * scale[:, None, None] + shift[:, None, None]
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 class ConvNet(nn.Module):

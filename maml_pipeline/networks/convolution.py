@@ -42,7 +42,8 @@ class Convolution2d(nn.Conv2d):
         form = ConvolutionForm(
             (1, *x.shape), (1, *self.weight.shape), int(self.stride[0]), int(self.padding[0])
         )
-        y: Tensor = Partial.apply("y", form, x[None], self.weight[None])[0]
+        # squeeze, since the derivative of [0] would fill a tensor with zeros first
+        y: Tensor = Partial.apply("y", form, x[None], self.weight[None]).squeeze(0)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
@@ -106,8 +107,7 @@ def _beside_each_other(x: Tensor) -> Tensor:
 class Partial(Function):
     """The derivative of a `ConvolutionForm` by one operand, as an operation of autograd.
 
-    Takes the operand's name, the form, and the other two operands in the order x, w, y. Works in
-    reverse mode, in forward mode, under vmap, and in every combination of these.
+    Takes the operand's name, the form, and the other two operands in the order x, w, y.
     """
 
     @staticmethod
@@ -118,7 +118,6 @@ class Partial(Function):
     def setup_context(ctx: Any, inputs: tuple[Operand, ConvolutionForm, Tensor, Tensor], _: Any) -> None:
         ctx.by, ctx.form, first, second = inputs
         ctx.save_for_backward(first, second)
-        ctx.save_for_forward(first, second)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -130,17 +129,6 @@ class Partial(Function):
             for name, needed in zip(OTHERS[ctx.by], ctx.needs_input_grad[2:], strict=True)
         ]
         return None, None, *gradients
-
-    @staticmethod
-    def jvp(ctx: Any, _by: None, _form: None, first_t: Tensor | None, second_t: Tensor | None) -> Tensor:
-        """Apply the product rule."""
-        first, second = ctx.saved_tensors
-        terms: list[Tensor] = []
-        if first_t is not None:
-            terms.append(Partial.apply(ctx.by, ctx.form, first_t, second))
-        if second_t is not None:
-            terms.append(Partial.apply(ctx.by, ctx.form, first, second_t))
-        return sum(terms[1:], start=terms[0])
 
     @staticmethod
     def vmap(
