@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline import TaskBatch
-from maml_pipeline.meta_gradient import InnerLoop, Loss, meta_gradient
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine, Loss
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import SineWaves
 from tests.conftest import CONFIGS
@@ -32,10 +32,12 @@ def test_the_device_does_not_change_the_meta_gradient(network: str, first_order:
         loss = cross_entropy
         images, labels = torch.rand(2, 6, 1, 28, 28, dtype=torch.float64), torch.arange(6) % 3
         batch = TaskBatch(images, labels.repeat(2, 1), images.flip(0), labels.repeat(2, 1))
-    on_cpu = meta_gradient(module, loss, batch, inner).gradient
-    on_cuda = meta_gradient(
-        module.cuda(), loss, TaskBatch(*(tensor.cuda() for tensor in batch)), inner
-    ).gradient
+    on_cpu = Learn2LearnEngine().meta_gradient(module, loss, batch, inner).gradient
+    on_cuda = (
+        Learn2LearnEngine()
+        .meta_gradient(module.cuda(), loss, TaskBatch(*(tensor.cuda() for tensor in batch)), inner)
+        .gradient
+    )
     for name, gradient in on_cpu.items():
         torch.testing.assert_close(on_cuda[name].cpu(), gradient, rtol=1e-9, atol=1e-12)
 

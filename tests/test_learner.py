@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy, mse_loss
 from maml_pipeline import MetaLearner, TaskBatch, TaskDataModule
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
-from maml_pipeline.meta_gradient import InnerLoop, adaptation_curves
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
+from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP
 from maml_pipeline.tasks import SineWaves
 from maml_pipeline.tasks.toy import ONE_POINT_TASK
-from tests.memory import peak_bytes
 
 
 def sine_batch(tasks: int = 4, seed: int = 0) -> TaskBatch:
@@ -107,7 +107,7 @@ def test_evaluation_adapts_in_every_gradient_mode(mode: Any) -> None:
     learner = make_learner()
     with mode():
         batch = sine_batch()
-        curves = adaptation_curves(
+        curves = Learn2LearnEngine().adaptation_curves(
             learner.network, {"loss": mse_loss}, mse_loss, batch, InnerLoop(0.01, 2)
         )
     # By hand: two steps of gradient descent on each task.
@@ -130,7 +130,9 @@ def test_evaluation_memory_grows_neither_with_steps_nor_with_tasks() -> None:
         batch = sine_batch(tasks)
         inner = InnerLoop(0.01, steps)
         measured = peak_bytes(
-            lambda: adaptation_curves(network, {"loss": mse_loss}, mse_loss, batch, inner)
+            lambda: Learn2LearnEngine().adaptation_curves(
+                network, {"loss": mse_loss}, mse_loss, batch, inner
+            )
         )
         return measured - sum(t.numel() * t.element_size() for t in batch)
 
@@ -145,9 +147,9 @@ def test_evaluation_reports_mean_and_confidence_interval_by_inner_step() -> None
     lightning = trainer()
     (result,) = lightning.test(learner, datamodule=data, verbose=False)
     tasks = SineWaves(shots=5).batch(0, "test", range(10))
-    curves = adaptation_curves(learner.network, {"loss": mse_loss}, mse_loss, tasks, InnerLoop(0.01, 3))[
-        "loss"
-    ]
+    curves = Learn2LearnEngine().adaptation_curves(
+        learner.network, {"loss": mse_loss}, mse_loss, tasks, InnerLoop(0.01, 3)
+    )["loss"]
     assert curves.shape == (10, 4)
     for step in range(4):
         assert result[f"test/loss_step_{step}"] == pytest.approx(curves[:, step].mean().item())

@@ -7,10 +7,10 @@ from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, Task, TaskBatch
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import InnerLoop, meta_gradient
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
+from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.tasks.toy import ONE_POINT_TASK
-from tests.memory import peak_bytes
 
 
 def linear_unit(w: float, b: float = 0.0) -> nn.Linear:
@@ -49,7 +49,7 @@ def test_linear_networks_agree_with_the_closed_form(first_order: bool, steps: in
         tasks = random_linear_tasks(5, features, generator)
         network = nn.Linear(features, 1).double()
         inner = InnerLoop(lr=0.01 + 0.2 * (case / 40), steps=steps, first_order=first_order)
-        result = meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
+        result = Learn2LearnEngine().meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
 
         theta = torch.cat([network.weight.detach()[0], network.bias.detach()])
         expected = torch.stack([linear_meta_gradient(theta, task, inner) for task in tasks]).mean(0)
@@ -58,7 +58,7 @@ def test_linear_networks_agree_with_the_closed_form(first_order: bool, steps: in
 
 
 def query_loss_after_adaptation(network: nn.Module, batch: TaskBatch, inner: InnerLoop) -> Tensor:
-    return meta_gradient(network, mse_loss, batch, inner).loss
+    return Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner).loss
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -83,7 +83,11 @@ def test_only_second_order_is_the_derivative_of_the_adapted_query_loss(steps: in
     difference = ((shifted_loss(h) - shifted_loss(-h)) / (2 * h)).item()
 
     def slope(first_order: bool) -> float:
-        gradient = meta_gradient(network, mse_loss, batch, InnerLoop(0.1, steps, first_order)).gradient
+        gradient = (
+            Learn2LearnEngine()
+            .meta_gradient(network, mse_loss, batch, InnerLoop(0.1, steps, first_order))
+            .gradient
+        )
         pairs = zip(gradient.values(), direction, strict=True)
         return sum((g * d).sum().item() for g, d in pairs)
 
@@ -95,7 +99,7 @@ def test_only_second_order_is_the_derivative_of_the_adapted_query_loss(steps: in
 def test_without_inner_steps_the_orders_are_plain_gradients(first_order: bool) -> None:
     batch = TaskBatch.stack(random_linear_tasks(3, 2, torch.Generator().manual_seed(0)))
     network = nn.Linear(2, 1).double()
-    result = meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 0, first_order))
+    result = Learn2LearnEngine().meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 0, first_order))
     loss = mse_loss(network(batch.query_x), batch.query_y)
     plain = torch.autograd.grad(loss, list(network.parameters()))
     for actual, expected in zip(result.gradient.values(), plain, strict=True):
@@ -114,8 +118,10 @@ def test_nothing_is_left_in_grad() -> None:
 def test_gradient_is_the_mean_over_tasks() -> None:
     tasks = random_linear_tasks(4, 2, torch.Generator().manual_seed(0))
     network, inner = nn.Linear(2, 1).double(), InnerLoop(0.1, 2)
-    together = meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
-    alone = [meta_gradient(network, mse_loss, TaskBatch.stack([t]), inner) for t in tasks]
+    together = Learn2LearnEngine().meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
+    alone = [
+        Learn2LearnEngine().meta_gradient(network, mse_loss, TaskBatch.stack([t]), inner) for t in tasks
+    ]
     for name, gradient in together.gradient.items():
         mean = torch.stack([a.gradient[name] for a in alone]).mean(0)
         torch.testing.assert_close(gradient, mean, rtol=1e-13, atol=1e-15)
@@ -142,7 +148,11 @@ class FrozenUnusedAndShared(nn.Module):
 def test_frozen_unused_and_shared_parameters(first_order: bool) -> None:
     batch = TaskBatch.stack(random_linear_tasks(2, 2, torch.Generator().manual_seed(0)))
     network = FrozenUnusedAndShared().double()
-    gradient = meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 2, first_order)).gradient
+    gradient = (
+        Learn2LearnEngine()
+        .meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 2, first_order))
+        .gradient
+    )
     names = {"unused.weight", "unused.bias", "shared.weight", "shared.bias"}
     assert gradient.keys() == names | {"head.weight", "head.bias"}
     assert gradient["unused.weight"].abs().sum() == 0
@@ -157,7 +167,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks(first_order: bool) -> Non
         one = Task(torch.rand(50, 8), torch.rand(50, 1), torch.rand(50, 8), torch.rand(50, 1))
         batch = TaskBatch.stack([one] * tasks)
         inner = InnerLoop(0.1, 3, first_order)
-        return peak_bytes(lambda: meta_gradient(network, mse_loss, batch, inner))
+        return peak_bytes(lambda: Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner))
 
     # What stays of a task is its losses, a few scalars; an activation alone is 12,800 bytes.
     assert peak(2) <= peak(12) <= peak(2) + 10 * 1024
@@ -169,7 +179,7 @@ def test_memory_grows_with_the_inner_steps_in_second_order_alone() -> None:
 
     def peak(steps: int, first_order: bool) -> int:
         inner = InnerLoop(0.1, steps, first_order)
-        return peak_bytes(lambda: meta_gradient(network, mse_loss, batch, inner))
+        return peak_bytes(lambda: Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner))
 
     second = [peak(steps, first_order=False) for steps in (2, 6, 10)]
     assert second[2] - second[1] == second[1] - second[0] > 4 * 50 * 64 * 4  # an activation a step

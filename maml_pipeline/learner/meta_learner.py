@@ -2,18 +2,21 @@
 
 import copy
 import warnings
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, adaptation_curves, meta_gradient
+from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, build_engine
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.tasks.task import check_at_least
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,17 +39,29 @@ class MetaLearner(LightningModule):
         inner_steps: Inner steps k while training.
         eval_inner_steps: Inner steps while validating and testing; `None` for `inner_steps`.
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
+        first_order_steps: Take first-order meta-gradients in the first so many meta-steps, whatever
+            `first_order` says of those after them (derivative-order annealing).
+        engine: `"learn2learn"` adapts one task after another and runs any module; `"vectorized"`
+            adapts them all at once, several times faster, and refuses modules that it cannot run
+            exactly. Both give the same meta-gradient.
+        tasks_per_chunk: For `"vectorized"`: how many tasks to adapt at once, which bounds memory;
+            `"auto"` for as many as fit, `None` for all.
+        checkpoint_inner_steps: Second order in little memory: recompute inner steps instead of
+            keeping their graphs. First order keeps none in any case.
+        compile: For `"vectorized"`: compile the meta-gradient with `torch.compile`, which takes up
+            to minutes before the first meta-step.
         metric: A second measure beside the loss, logged under its name, such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimiser from the parameters; Adam with 1e-3 by default.
         lr_scheduler: Builds a schedule of the outer learning rate, stepped once per meta-step.
 
     Raises:
-        UserError: `inner_lr` is not above 0, or a number of inner steps is below 0.
+        UserError: A setting is out of its range, or is not one of this engine's.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
-        2017, algorithm 1.
+        2017, algorithm 1; Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
+        (derivative-order annealing).
     """
 
     def __init__(
@@ -58,6 +73,11 @@ class MetaLearner(LightningModule):
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
         first_order: bool = False,
+        first_order_steps: NonNegativeInt = 0,
+        engine: Literal["learn2learn", "vectorized"] = "learn2learn",
+        tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
+        checkpoint_inner_steps: bool = False,
+        compile: bool = False,
         metric: Loss | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -66,7 +86,10 @@ class MetaLearner(LightningModule):
         self.network = network
         self.loss = loss
         self.metric = metric
-        self.inner = InnerLoop(inner_lr, inner_steps, first_order)
+        check_at_least("first_order_steps", first_order_steps, 0)
+        self.first_order_steps = first_order_steps
+        self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps)
+        self.engine = build_engine(engine, tasks_per_chunk, compile)
         if eval_inner_steps is not None and eval_inner_steps < 0:
             raise UserError(f"eval_inner_steps is {eval_inner_steps}; it must be 0 or more")
         self.eval_inner = InnerLoop(
@@ -102,9 +125,14 @@ class MetaLearner(LightningModule):
         return self._meta_gradient(batch).gradient
 
     def _meta_gradient(self, batch: TaskBatch) -> MetaGradient:
-        result = meta_gradient(self.network, self.loss, batch, self.inner, self.metric)
+        inner = replace(self.inner, first_order=self.takes_first_order())
+        result = self.engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
         check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
         return result
+
+    def takes_first_order(self) -> bool:
+        """Say whether the meta-step at hand takes the first-order meta-gradient."""
+        return self.inner.first_order or self.global_step < self.first_order_steps
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
@@ -119,6 +147,8 @@ class MetaLearner(LightningModule):
                 batch_size=tasks,
                 sync_dist=True,
             )
+        if self.first_order_steps:
+            self.log("train/first_order", float(self.takes_first_order()))
         parameters = trainable_parameters(self.network)  # in the order of the gradient
         loss: Tensor = LossWithGradient.apply(
             result.loss, *result.gradient.values(), *parameters.values()
@@ -134,7 +164,9 @@ class MetaLearner(LightningModule):
         self._evaluate(batch, "test after")
 
     def _evaluate(self, batch: TaskBatch, when: str) -> None:
-        curves = adaptation_curves(self.network, self.measures, self.loss, batch, self.eval_inner)
+        curves = self.engine.adaptation_curves(
+            self.network, self.measures, self.loss, batch, self.eval_inner
+        )
         check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
         for name, curve in curves.items():
             self.curves[name].update(curve)

@@ -31,7 +31,10 @@ class CompiledGroupGradient:
         self, group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
     ) -> GroupGradient:
         """See `group_gradient`."""
-        key = (inner, *((t.shape, t.dtype, t.device) for t in (*batch, *theta.values())))
+        device = batch.support_x.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        shapes = ((t.shape, t.dtype, t.device) for t in (*batch, *theta.values()))
+        key = (group_loss, inner, autocast, *shapes)
         if key not in self._compiled and not self._failed:
             try:
                 compiled = torch.compile(_trace(group_loss, theta, batch, inner))
@@ -54,9 +57,7 @@ class CompiledGroupGradient:
             return GroupGradient(*self._compiled[key](theta, *batch))
 
 
-def _trace(
-    group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
-) -> GraphModule:
+def _trace(group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> GraphModule:
     def function(theta: Parameters, *batch: Tensor) -> tuple[Any, ...]:
         return tuple(group_gradient(group_loss, theta, TaskBatch(*batch), inner))
 

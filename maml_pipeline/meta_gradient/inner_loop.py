@@ -60,7 +60,7 @@ class MetaGradient(NamedTuple):
     metric: Tensor | None
 
 
-def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(network: nn.Module) -> Parameters:
     """Return the parameters that are learned, by name, each once even where modules share it."""
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 

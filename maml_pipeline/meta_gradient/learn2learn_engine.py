@@ -125,9 +125,7 @@ def _unrolled_gradient(
     losses.append(query_loss.detach())
     parameters = trainable_parameters(network)
     gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
-    gradient = {
-        name: g for name, g in zip(parameters, gradients, strict=True) if g is not None
-    }
+    gradient = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
     return torch.stack(losses), prediction.detach(), gradient
 
 
@@ -141,9 +139,7 @@ def _checkpointed_gradient(
         prediction = functional_call(network, own, (x[0],))
         return loss(prediction, y[0])[None], prediction[None]
 
-    result = group_gradient(
-        group_loss, trainable_parameters(network), TaskBatch.stack([task]), inner
-    )
+    result = group_gradient(group_loss, trainable_parameters(network), TaskBatch.stack([task]), inner)
     return result.inner_losses[0], result.prediction[0], result.gradient
 
 

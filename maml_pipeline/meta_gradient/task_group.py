@@ -55,9 +55,7 @@ def _unrolled(
 
     query_loss, prediction = group_loss(adapted, batch.query_x, batch.query_y)
     losses.append(query_loss.detach())
-    return GroupGradient(
-        torch.stack(losses, dim=1), prediction.detach(), gradient(query_loss, theta)
-    )
+    return GroupGradient(torch.stack(losses, dim=1), prediction.detach(), gradient(query_loss, theta))
 
 
 def _with_kept_parameters(
@@ -79,9 +77,7 @@ def _with_kept_parameters(
     )
     losses.append(query_loss)
     del adapted
-    by_task = walk_back(
-        query_gradient, kept, group_loss, batch.support_x, batch.support_y, inner.lr
-    )
+    by_task = walk_back(query_gradient, kept, group_loss, batch.support_x, batch.support_y, inner.lr)
     return GroupGradient(
         torch.stack(losses, dim=1), prediction, {name: g.sum(0) for name, g in by_task.items()}
     )

@@ -4,7 +4,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand

@@ -1,12 +1,14 @@
 """The fast engine: all tasks of a chunk at once."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
+from maml_pipeline.meta_gradient.chunks import fitting_chunk
 from maml_pipeline.meta_gradient.compilation import CompiledGroupGradient
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
@@ -16,9 +18,13 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Parameters,
     trainable_parameters,
 )
+from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.task_group import GroupGradient, group_gradient
 from maml_pipeline.meta_gradient.vectorizable import check_vectorizable
 from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.tasks.task import check_at_least
+
+SHARE_OF_MEMORY = 0.8
 
 
 class VectorizedEngine(Engine):
@@ -28,15 +34,24 @@ class VectorizedEngine(Engine):
     PyTorch's native batch normalisation has a wrong second derivative.)
 
     Args:
-        tasks_per_chunk: Tasks that are adapted at once, which bounds memory; `None` for all of them.
-            The result does not depend on it.
-        compile: Compile the whole meta-gradient with `torch.compile`.
+        tasks_per_chunk: Tasks that are adapted at once, which bounds memory; `None` for all of them,
+            `"auto"` for as many as fit into 80 % of the memory that is free when the first
+            meta-gradient is computed. The result does not depend on it.
+        compile: Compile the whole meta-gradient with `torch.compile`; see `CompiledGroupGradient`.
+
+    Raises:
+        UserError: `tasks_per_chunk` is below 1.
     """
 
-    def __init__(self, tasks_per_chunk: int | None = None, compile: bool = False) -> None:
+    def __init__(
+        self, tasks_per_chunk: int | Literal["auto"] | None = None, compile: bool = False
+    ) -> None:
+        if isinstance(tasks_per_chunk, int):
+            check_at_least("tasks_per_chunk", tasks_per_chunk, 1)
         self.tasks_per_chunk = tasks_per_chunk
         self._group_gradient = CompiledGroupGradient() if compile else group_gradient
-        self._checked: tuple[nn.Module, bool] | None = None
+        self._chosen: dict[InnerLoop, int] = {}
+        self._prepared: tuple[tuple[nn.Module, bool, Loss], GroupLoss] | None = None
 
     def meta_gradient(
         self,
@@ -54,7 +69,8 @@ class VectorizedEngine(Engine):
         group_loss = self._group_loss(network, loss, batch)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         results = [
-            self._group_gradient(group_loss, theta, chunk, inner) for chunk in self._chunks(batch)
+            self._group_gradient(group_loss, theta, chunk, inner)
+            for chunk in self._chunks(group_loss, theta, batch, inner)
         ]
         inner_losses = torch.cat([result.inner_losses for result in results])
         prediction = torch.cat([result.prediction for result in results])
@@ -79,28 +95,54 @@ class VectorizedEngine(Engine):
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
             group_loss = self._group_loss(network, loss, batch)
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            steps = InnerLoop(inner.lr, inner.steps, first_order=True)
             chunks = [
-                _curves(group_loss, measures, theta, chunk, inner) for chunk in self._chunks(batch)
+                _curves(group_loss, measures, theta, chunk, inner)
+                for chunk in self._chunks(group_loss, theta, batch, steps)
             ]
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
 
     def _group_loss(self, network: nn.Module, loss: Loss, batch: TaskBatch) -> GroupLoss:
-        def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            prediction = functional_call(network, parameters, (x,))
-            return loss(prediction, y), prediction
+        """Return the loss of many tasks at once, checked the first time that it is asked for."""
+        key = network, network.training, loss
+        if self._prepared is None or self._prepared[0] != key:
 
-        group_loss: GroupLoss = vmap(task_loss)
-        checked = self._checked
-        if checked is None or checked[0] is not network or checked[1] is not network.training:
+            def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+                prediction = functional_call(network, parameters, (x,))
+                return loss(prediction, y), prediction
+
+            group_loss: GroupLoss = vmap(task_loss)
             check_vectorizable(network, group_loss, batch)
-            self._checked = network, network.training
-        return group_loss
+            self._prepared = key, group_loss
+        return self._prepared[1]
 
-    def _chunks(self, batch: TaskBatch) -> Iterator[TaskBatch]:
+    def _chunks(
+        self, group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
+    ) -> Iterator[TaskBatch]:
         tasks = len(batch.support_x)
-        size = tasks if self.tasks_per_chunk is None else self.tasks_per_chunk
+        size = self.tasks_per_chunk or tasks
+        if size == "auto":
+            if inner not in self._chosen:
+                self._chosen[inner] = _fitting_chunk(group_loss, theta, batch, inner)
+            size = self._chosen[inner]
         for start in range(0, tasks, size):
-            yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
+            yield _slice(batch, start, size)
+
+
+def _fitting_chunk(group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> int:
+    device = batch.support_x.device
+
+    def measure(tasks: int) -> int:
+        some = _slice(batch, 0, tasks)
+        group_gradient(group_loss, theta, some, inner)  # a first call fills caches
+        return peak_bytes(lambda: group_gradient(group_loss, theta, some, inner), device)
+
+    available = int(SHARE_OF_MEMORY * available_bytes(device))
+    return fitting_chunk(measure, len(batch.support_x), available)
+
+
+def _slice(batch: TaskBatch, start: int, tasks: int) -> TaskBatch:
+    return TaskBatch(*(tensor[start : start + tasks] for tensor in batch))
 
 
 def task_by_task(measure: Loss, prediction: Tensor, target: Tensor) -> Tensor:
@@ -131,7 +173,5 @@ def _curves(
             for name, measure in measures.items():
                 curves[name].append(task_by_task(measure, prediction, batch.query_y))
         if t < inner.steps:
-            adapted, _ = inner_step(
-                group_loss, adapted, batch.support_x, batch.support_y, inner.lr
-            )
+            adapted, _ = inner_step(group_loss, adapted, batch.support_x, batch.support_y, inner.lr)
     return {name: torch.stack(values, dim=1) for name, values in curves.items()}

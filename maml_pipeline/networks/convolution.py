@@ -61,7 +61,7 @@ class ConvolutionForm(NamedTuple):
             gradient = self._backward(
                 _beside_each_other(second), _beside_each_other(first), None, self.w_shape[0], by
             )
-            return gradient.unflatten(0, (self.w_shape[0], -1))
+            return _split(gradient, self.w_shape[0])
         weight = second if by == "y" else first
         operand = first if by == "y" else second
         shared = weight.stride(0) == 0 or len(weight) == 1
@@ -73,8 +73,8 @@ class ConvolutionForm(NamedTuple):
         else:
             result = self._backward(folded, None, weight, groups, by)
         if shared:
-            return result.unflatten(0, (self.x_shape[0], -1))
-        return result.unflatten(1, (groups, -1)).transpose(0, 1)
+            return _split(result, self.x_shape[0])
+        return _split(result.transpose(0, 1), groups).transpose(1, 2)
 
     def _backward(
         self, y: Tensor, x: Tensor | None, w: Tensor | None, groups: int, by: Operand
@@ -104,6 +104,11 @@ def _beside_each_other(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1, 2)
 
 
+def _split(x: Tensor, parts: int) -> Tensor:
+    """Undo a flattening of the two leading dimensions: `(T * S, ...)` -> `(T, S, ...)`."""
+    return x.view(parts, -1, *x.shape[1:])
+
+
 class Partial(Function):
     """The derivative of a `ConvolutionForm` by one operand, as an operation of autograd.
 
@@ -125,7 +130,9 @@ class Partial(Function):
         first, second = OTHERS[ctx.by]
         tensors = {ctx.by: gradient, first: ctx.saved_tensors[0], second: ctx.saved_tensors[1]}
         gradients = [
-            Partial.apply(name, ctx.form, *(tensors[other] for other in OTHERS[name])) if needed else None
+            Partial.apply(name, ctx.form, *(tensors[other] for other in OTHERS[name]))
+            if needed
+            else None
             for name, needed in zip(OTHERS[ctx.by], ctx.needs_input_grad[2:], strict=True)
         ]
         return None, None, *gradients
@@ -149,4 +156,4 @@ class Partial(Function):
             x_shape=(tasks, *form.x_shape[1:]), w_shape=(tasks, *form.w_shape[1:])
         )
         result: Tensor = Partial.apply(by, mapped_form, *mapped)
-        return result.unflatten(0, (info.batch_size, -1)), 0
+        return _split(result, info.batch_size), 0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import InnerLoop, meta_gradient
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient, quadratic
 from maml_pipeline.meta_gradient.learn2learn_engine import clone_for_task
 from maml_pipeline.tasks import Task, TaskBatch
@@ -203,7 +203,7 @@ def _trace(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> tupl
 
 def _query(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor]:
     """Return learn2learn's query loss and meta-gradient `(D + 1,)`."""
-    result = meta_gradient(_unit(theta), mse_loss, TaskBatch.stack([task]), inner)
+    result = Learn2LearnEngine().meta_gradient(_unit(theta), mse_loss, TaskBatch.stack([task]), inner)
     return result.loss, _flat([result.gradient["weight"], result.gradient["bias"]])
 
 
