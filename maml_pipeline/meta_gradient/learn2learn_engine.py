@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
@@ -15,6 +14,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Parameters,
     trainable_parameters,
 )
+from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import group_gradient
 from maml_pipeline.meta_gradient.vectorizable import check_repeatable
 from maml_pipeline.tasks import Task, TaskBatch
@@ -133,10 +133,10 @@ def _checkpointed_gradient(
     network: nn.Module, loss: Loss, task: Task, inner: InnerLoop
 ) -> tuple[Tensor, Tensor, Parameters]:
     """Compute the same as `_unrolled_gradient`, as a group of one task."""
+    call = stateless(network)
 
     def group_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        own = {name: p[0] for name, p in parameters.items()}
-        prediction = functional_call(network, own, (x[0],))
+        prediction = call({name: p[0] for name, p in parameters.items()}, x[0])
         return loss(prediction, y[0])[None], prediction[None]
 
     result = group_gradient(group_loss, trainable_parameters(network), TaskBatch.stack([task]), inner)

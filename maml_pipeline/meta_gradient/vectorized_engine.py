@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
 from maml_pipeline.meta_gradient.chunks import fitting_chunk
@@ -19,6 +19,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
+from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import GroupGradient, group_gradient
 from maml_pipeline.meta_gradient.vectorizable import check_vectorizable
 from maml_pipeline.tasks import TaskBatch
@@ -106,9 +107,10 @@ class VectorizedEngine(Engine):
         """Return the loss of many tasks at once, checked the first time that it is asked for."""
         key = network, network.training, loss
         if self._prepared is None or self._prepared[0] != key:
+            call = stateless(network)
 
             def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-                prediction = functional_call(network, parameters, (x,))
+                prediction = call(parameters, x)
                 return loss(prediction, y), prediction
 
             group_loss: GroupLoss = vmap(task_loss)

@@ -1,0 +1,107 @@
+"""Laws of memory: what each way to compute a meta-gradient holds, to the byte."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
+from maml_pipeline.meta_gradient.checkpointed import longest_segment
+from maml_pipeline.meta_gradient.chunks import fitting_chunk
+from maml_pipeline.meta_gradient.memory import peak_bytes
+from maml_pipeline.networks import ConvNet
+from maml_pipeline.tasks import TaskBatch
+
+ENGINES = [VectorizedEngine(), Learn2LearnEngine()]
+FLOAT = 4
+
+
+def bytes_of(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def peak(
+    engine: Engine, network: ConvNet, steps: int, first_order: bool = False, checkpointed: bool = False
+) -> int:
+    """Measure one task's meta-gradient, one image a class in either set."""
+    ways = network.head.out_features
+    x, y = torch.rand(2, 1, ways, 1, 28, 28), torch.arange(ways)[None]
+    batch = TaskBatch(x[0], y, x[1], y)
+    inner = InnerLoop(0.1, steps, first_order, checkpointed)
+    engine.meta_gradient(network, cross_entropy, batch, inner)  # a first call fills caches
+    return peak_bytes(lambda: engine.meta_gradient(network, cross_entropy, batch, inner))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_first_order_is_constant_in_the_inner_steps(engine: Engine) -> None:
+    network = ConvNet(5, filters=16)
+    one, ten = (peak(engine, network, steps, first_order=True) for steps in (1, 10))
+    assert ten - one == 9 * FLOAT  # a loss a step
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_unrolled_second_order_is_affine_in_the_inner_steps(engine: Engine) -> None:
+    network = ConvNet(5, filters=16)
+    two, six, ten = (peak(engine, network, steps) for steps in (2, 6, 10))
+    assert ten - six == six - two > 4 * 400_000
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_checkpointed_second_order_grows_by_the_parameters_that_are_kept(engine: Engine) -> None:
+    network = ConvNet(5, filters=16)
+    theta = bytes_of(network)
+    base = peak(engine, network, 1, checkpointed=True)
+    for steps in (2, 3, 4, 10, 11):
+        grown = peak(engine, network, steps, checkpointed=True) - base
+        losses = (steps - 1) * FLOAT
+        assert grown == (longest_segment(steps) - 1) * theta + losses
+
+
+def test_the_longest_segment_is_the_smallest_that_reaches() -> None:
+    assert [longest_segment(k) for k in (0, 1, 2, 3, 4, 6, 7, 10, 11, 100)] == [
+        *(0, 1, 2, 2, 3, 3, 4, 4, 5, 14)
+    ]
+
+
+@pytest.mark.parametrize(("ways", "of_unrolled", "of_first_order"), [(5, 0.21, 2.14), (20, 0.165, 1.87)])
+def test_checkpointing_at_ten_steps(ways: int, of_unrolled: float, of_first_order: float) -> None:
+    engine, network = VectorizedEngine(), ConvNet(ways)
+    first, unrolled = peak(engine, network, 10, first_order=True), peak(engine, network, 10)
+    checkpointed = peak(engine, network, 10, checkpointed=True)
+    assert checkpointed / unrolled == pytest.approx(of_unrolled, rel=0.02)
+    assert checkpointed / first == pytest.approx(of_first_order, rel=0.02)
+
+
+def test_a_hundred_checkpointed_steps_need_less_than_ten_unrolled() -> None:
+    engine, network = VectorizedEngine(), ConvNet(5, filters=16)
+    assert peak(engine, network, 100, checkpointed=True) < peak(engine, network, 10) / 2
+
+
+@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("first_order", [True, False])
+def test_chunks_bound_the_memory_of_any_number_of_tasks(first_order: bool, checkpointed: bool) -> None:
+    network = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    inner = InnerLoop(0.1, 3, first_order, checkpointed)
+
+    def measure(tasks: int, tasks_per_chunk: int | None) -> int:
+        batch = TaskBatch(*(torch.rand(tasks, 50, n) for n in (8, 1, 8, 1)))
+        engine = VectorizedEngine(tasks_per_chunk)
+        engine.meta_gradient(network, mse_loss, batch, inner)
+        return peak_bytes(lambda: engine.meta_gradient(network, mse_loss, batch, inner))
+
+    two, twelve = measure(2, None), measure(12, 2)
+    kept = 10 * (4 + 50) * FLOAT  # of every task its losses and its query predictions
+    parameters = 2 * 6 * bytes_of(network)  # of every chunk its gradient, and the running sum
+    assert two <= twelve <= two + kept + parameters
+    assert measure(12, None) > 4 * two
+
+
+def test_auto_takes_the_fewest_chunks_that_fit() -> None:
+    def measure(tasks: int) -> int:
+        return 100 + 10 * tasks
+
+    assert fitting_chunk(measure, tasks=32, available=10_000) == 32
+    assert fitting_chunk(measure, tasks=32, available=100 + 10 * 31) == 16  # two chunks, not 31 + 1
+    assert fitting_chunk(measure, tasks=32, available=100 + 10 * 11) == 11
+    assert fitting_chunk(measure, tasks=32, available=50) == 1
+    assert fitting_chunk(measure, tasks=1, available=50) == 1

@@ -1,0 +1,89 @@
+"""What the engines refuse, since they would get it wrong."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
+from maml_pipeline.tasks import TaskBatch
+
+BATCH = TaskBatch(*(torch.rand(3, 4, n) for n in (2, 1, 2, 1)))
+
+
+def sequential(layer: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 1))
+
+
+class DataDependent(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if y.sum() > 0 else -y
+
+
+class Counting(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+        self.register_buffer("calls", torch.zeros(()))
+        self.calls: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x) * self.calls
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (sequential(nn.BatchNorm1d(4)), "changes its buffer 1.running_mean.*track_running_stats=False"),
+        (Counting(), "the network Counting changes its buffer calls"),
+        (sequential(nn.Dropout(0.5)), "draws random numbers, as dropout does: use engine learn2learn"),
+        (DataDependent(2, 1), "cannot run the network DataDependent.*use engine learn2learn"),
+    ],
+)
+def test_vectorized_refuses_what_it_would_get_wrong(network: nn.Module, message: str) -> None:
+    for first_order in (True, False):
+        with pytest.raises(UserError, match=message) as refusal:
+            VectorizedEngine().meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1, 1, first_order))
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match=message):
+        VectorizedEngine().adaptation_curves(network, {}, mse_loss, BATCH, InnerLoop(0.1))
+    # The remedy: learn2learn runs it.
+    result = Learn2LearnEngine().meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1, 2))
+    assert torch.isfinite(result.loss)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
+def test_checkpointing_refuses_steps_that_do_not_repeat(layer: nn.Module) -> None:
+    inner = InnerLoop(0.1, 2, checkpointed=True)
+    with pytest.raises(UserError, match="set checkpoint_inner_steps to false"):
+        Learn2LearnEngine().meta_gradient(sequential(layer), mse_loss, BATCH, inner)
+
+
+def test_refusing_changes_neither_the_network_nor_the_random_state() -> None:
+    normalisation = nn.BatchNorm1d(4)
+    for network in (sequential(normalisation), sequential(nn.Dropout())):
+        random_state = torch.get_rng_state()
+        with pytest.raises(UserError):
+            VectorizedEngine().meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1))
+        assert torch.equal(torch.get_rng_state(), random_state)
+    assert normalisation.running_mean is not None
+    assert normalisation.running_mean.count_nonzero() == 0
+
+
+def test_dropout_is_off_in_evaluation_and_so_is_the_refusal() -> None:
+    network = sequential(nn.Dropout(0.5)).eval()
+    measures: dict[str, Loss] = {"loss": mse_loss}
+    inner = InnerLoop(0.1, 2)
+    engines = VectorizedEngine(), Learn2LearnEngine()
+    curves = [e.adaptation_curves(network, measures, mse_loss, BATCH, inner)["loss"] for e in engines]
+    torch.testing.assert_close(*curves)
+
+
+def test_a_loss_without_reduction_is_refused_with_its_shape() -> None:
+    def unreduced(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square()
+
+    with pytest.raises(UserError, match=r"the loss of one task is \(4, 1\); it must be a scalar"):
+        VectorizedEngine().meta_gradient(nn.Linear(2, 1), unreduced, BATCH, InnerLoop(0.1))
