@@ -20,12 +20,13 @@ References:
     Meta-Learning via Mixed-Mode Differentiation", 2025 (Hessian-vector products in the walk).
 """
 
+from collections.abc import Callable
 from math import ceil, sqrt
 
 import torch
 from torch import Tensor
 
-from maml_pipeline.meta_gradient.adaptation import GroupLoss, gradient, inner_step
+from maml_pipeline.meta_gradient.adaptation import GroupLoss, gradient
 from maml_pipeline.meta_gradient.inner_loop import Parameters
 
 
@@ -55,34 +56,37 @@ class KeptParameters:
         if t in self._starts or t > self._starts[-1]:
             self._by_step[t] = theta_t
 
-    def pop(self, t: int, group_loss: GroupLoss, x: Tensor, y: Tensor, lr: float) -> Parameters:
+    def pop(self, t: int, step: Callable[[Parameters], Parameters]) -> Parameters:
         """Hand theta_t over for good, stepping through its segment again where need be."""
         start = max(s for s in self._starts if s <= t)
         for s in range(start, t):
             if s + 1 not in self._by_step:
-                self._by_step[s + 1], _ = inner_step(group_loss, self._by_step[s], x, y, lr)
+                self._by_step[s + 1] = step(self._by_step[s])
         return self._by_step.pop(t)
 
 
 def walk_back(
-    lambda_: Parameters, kept: KeptParameters, group_loss: GroupLoss, x: Tensor, y: Tensor, lr: float
+    lambda_: Parameters,
+    kept: KeptParameters,
+    step: Callable[[Parameters], Parameters],
+    product: Callable[[Parameters, Parameters], Parameters],
+    lr: float,
 ) -> Parameters:
     """Carry dL_query/dtheta_k back to dL_query/dtheta_0, for every task: `(G, ...)` each.
 
     Args:
         lambda_: dL_query/dtheta_k, which is overwritten.
         kept: Filled while the group adapted; empty afterwards.
-        group_loss: The losses of all tasks at once.
-        x: Support inputs `(G, S, ...)`.
-        y: Support targets.
+        step: theta_t -> theta_{t+1}.
+        product: (theta_t, lambda) -> H(theta_t) lambda.
         lr: Inner learning rate alpha.
     """
     for t in reversed(range(kept.steps)):
-        theta_t = kept.pop(t, group_loss, x, y, lr)
-        product = hessian_vector_product(group_loss, theta_t, x, y, lambda_)
+        theta_t = kept.pop(t, step)
+        curvature = product(theta_t, lambda_)
         del theta_t  # before the next one is stepped to
         for name in lambda_:
-            lambda_[name] = lambda_[name] - lr * product.pop(name)
+            lambda_[name] = lambda_[name] - lr * curvature.pop(name)
     return lambda_
 
 

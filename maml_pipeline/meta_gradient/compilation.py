@@ -1,4 +1,4 @@
-"""`torch.compile` of a whole meta-gradient: inner loop, both derivatives, and the mean over tasks."""
+"""`torch.compile` of meta-gradients, derivatives and vmap and all."""
 
 import warnings
 from collections.abc import Callable
@@ -6,59 +6,57 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-
-from maml_pipeline.meta_gradient.adaptation import GroupLoss
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
-from maml_pipeline.meta_gradient.task_group import GroupGradient, group_gradient
-from maml_pipeline.tasks import TaskBatch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
-class CompiledGroupGradient:
-    """`group_gradient`, compiled once for each gradient order and each shape of the tasks.
+class CompiledCalls:
+    """Calls pure functions of tensors, each compiled once for every shape of its arguments.
 
-    Autograd and vmap are traced away first, so that the compiler sees plain tensor operations. The
+    Autograd and vmap are traced away first, so that the compiler sees tensor operations alone. The
     trace is made without data: a network whose path depends on its values cannot be compiled. What
     cannot be compiled runs as it is, after one warning.
     """
 
     def __init__(self) -> None:
-        self._compiled: dict[Any, Callable[..., GroupGradient]] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
         self._failed = False
 
-    def __call__(
-        self, group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
-    ) -> GroupGradient:
-        """See `group_gradient`."""
-        device = batch.support_x.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        shapes = ((t.shape, t.dtype, t.device) for t in (*batch, *theta.values()))
-        key = (group_loss, inner, autocast, *shapes)
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the function; arguments that are not tensors, nor hold any, are constants to it."""
+        leaves, structure = tree_flatten(arguments)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+
+        def of_tensors(*tensors: Tensor) -> Any:
+            remaining = iter(tensors)
+            filled = [next(remaining) if c is None else c for c in constants]
+            return function(*tree_unflatten(filled, structure))
+
+        layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        key = (function, constants, layouts, *_autocast(tensors))
         if key not in self._compiled and not self._failed:
             try:
-                compiled = torch.compile(_trace(group_loss, theta, batch, inner))
-                with torch.no_grad():
-                    result = compiled(theta, *batch)
+                return self._compile(key, of_tensors, tensors)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a compiler may meet
                 self._failed = True
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                warnings.warn(
-                    f"compile: true did not succeed, so it runs uncompiled: {reason}", stacklevel=2
-                )
-            else:
-                self._compiled[key] = compiled
-                return GroupGradient(*result)
+                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                warnings.warn(f"compile did not succeed, so goes without: {reason}", stacklevel=2)
         if key not in self._compiled:
-            return group_gradient(group_loss, theta, batch, inner)
+            return function(*arguments)
         with torch.no_grad():
-            return GroupGradient(*self._compiled[key](theta, *batch))
+            return self._compiled[key](*tensors)
+
+    def _compile(self, key: Any, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
+        compiled = torch.compile(make_fx(function, tracing_mode="fake")(*tensors))
+        with torch.no_grad():
+            result = compiled(*tensors)
+        self._compiled[key] = compiled
+        return result
 
 
-def _trace(group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> GraphModule:
-    def function(theta: Parameters, *batch: Tensor) -> tuple[Any, ...]:
-        return tuple(group_gradient(group_loss, theta, TaskBatch(*batch), inner))
-
-    return make_fx(function, tracing_mode="fake")(theta, *batch)
+def _autocast(tensors: list[Tensor]) -> tuple[bool, torch.dtype]:
+    device = tensors[0].device.type
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)

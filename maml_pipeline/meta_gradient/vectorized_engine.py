@@ -9,7 +9,7 @@ from torch.func import vmap
 
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
 from maml_pipeline.meta_gradient.chunks import fitting_chunk
-from maml_pipeline.meta_gradient.compilation import CompiledGroupGradient
+from maml_pipeline.meta_gradient.compilation import CompiledCalls
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
     InnerLoop,
@@ -20,7 +20,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.stateless import stateless
-from maml_pipeline.meta_gradient.task_group import GroupGradient, group_gradient
+from maml_pipeline.meta_gradient.task_group import GroupGradient, directly, group_gradient
 from maml_pipeline.meta_gradient.vectorizable import check_vectorizable
 from maml_pipeline.tasks import TaskBatch
 from maml_pipeline.tasks.task import check_at_least
@@ -38,7 +38,7 @@ class VectorizedEngine(Engine):
         tasks_per_chunk: Tasks that are adapted at once, which bounds memory; `None` for all of them,
             `"auto"` for as many as fit into 80 % of the memory that is free when the first
             meta-gradient is computed. The result does not depend on it.
-        compile: Compile the whole meta-gradient with `torch.compile`; see `CompiledGroupGradient`.
+        compile: Compile the whole meta-gradient with `torch.compile`; see `CompiledCalls`.
 
     Raises:
         UserError: `tasks_per_chunk` is below 1.
@@ -50,7 +50,7 @@ class VectorizedEngine(Engine):
         if isinstance(tasks_per_chunk, int):
             check_at_least("tasks_per_chunk", tasks_per_chunk, 1)
         self.tasks_per_chunk = tasks_per_chunk
-        self._group_gradient = CompiledGroupGradient() if compile else group_gradient
+        self._run = CompiledCalls() if compile else directly
         self._chosen: dict[InnerLoop, int] = {}
         self._prepared: tuple[tuple[nn.Module, bool, Loss], GroupLoss] | None = None
 
@@ -70,7 +70,7 @@ class VectorizedEngine(Engine):
         group_loss = self._group_loss(network, loss, batch)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         results = [
-            self._group_gradient(group_loss, theta, chunk, inner)
+            group_gradient(group_loss, theta, chunk, inner, self._run)
             for chunk in self._chunks(group_loss, theta, batch, inner)
         ]
         inner_losses = torch.cat([result.inner_losses for result in results])
