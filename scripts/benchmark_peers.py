@@ -1,0 +1,98 @@
+"""Meta-steps as users of other libraries write them, for `benchmark_engines.py`.
+
+Each function takes (network, loss, batch, inner) and leaves the meta-gradient in `.grad`.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from maml_pipeline.meta_gradient import InnerLoop, Loss
+from maml_pipeline.meta_gradient.learn2learn_engine import learn2learn_maml
+from maml_pipeline.tasks import TaskBatch
+
+MetaStep = Callable[[nn.Module, Loss, TaskBatch, InnerLoop], None]
+
+
+def learn2learn_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+    """Learn2learn's own example: clone, adapt, backward, for one task after another."""
+    maml = learn2learn_maml()(network, lr=inner.lr, first_order=inner.first_order)
+    for task in batch.tasks():
+        learner = maml.clone()
+        for _ in range(inner.steps):
+            learner.adapt(loss(learner(task.support_x), task.support_y))
+        query_loss = loss(learner(task.query_x), task.query_y) / len(batch.support_x)
+        query_loss.backward()  # type: ignore[no-untyped-call]
+
+
+def higher_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+    """Run higher's `innerloop_ctx`; first order by the gradient at the adapted parameters."""
+    import higher
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=inner.lr)
+    for task in batch.tasks():
+        with higher.innerloop_ctx(
+            network, optimizer, copy_initial_weights=False, track_higher_grads=not inner.first_order
+        ) as (learner, inner_optimizer):
+            for _ in range(inner.steps):
+                inner_optimizer.step(loss(learner(task.support_x), task.support_y))
+            query_loss = loss(learner(task.query_x), task.query_y) / len(batch.support_x)
+            if not inner.first_order:
+                query_loss.backward()  # type: ignore[no-untyped-call]
+                continue
+            gradients = torch.autograd.grad(query_loss, list(learner.parameters()))
+            for p, gradient in zip(network.parameters(), gradients, strict=True):
+                p.grad = gradient if p.grad is None else p.grad + gradient
+
+
+def torchopt_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+    """Run TorchOpt's `MetaSGD`, which knows second order alone."""
+    import torchopt
+
+    optimizer = torchopt.MetaSGD(network, lr=inner.lr)
+    initial = torchopt.extract_state_dict(network, by="reference")
+    initial_optimizer = torchopt.extract_state_dict(optimizer, by="reference")
+    for task in batch.tasks():
+        for _ in range(inner.steps):
+            optimizer.step(loss(network(task.support_x), task.support_y))
+        query_loss = loss(network(task.query_x), task.query_y) / len(batch.support_x)
+        query_loss.backward()  # type: ignore[no-untyped-call]
+        torchopt.recover_state_dict(network, initial)
+        torchopt.recover_state_dict(optimizer, initial_optimizer)
+
+
+def lightning_maml(
+    network: nn.Module, loss: Loss, inner: InnerLoop
+) -> "tuple[torch.nn.Module, Callable[[list[TaskBatch]], DataLoader[tuple[Tensor, Tensor]]]]":
+    """Build learn2learn's LightningMAML, second order alone, and how it takes its tasks.
+
+    It takes one task a batch, so that a meta-step of T tasks accumulates T batches.
+    """
+    learn2learn_maml()  # takes away the banner of gym
+    from learn2learn.algorithms import LightningMAML
+
+    module = LightningMAML(
+        network, loss, adaptation_steps=inner.steps, adaptation_lr=inner.lr, lr=1e-3,
+        **dict.fromkeys(("train_ways", "test_ways"), 1),
+    )  # fmt: skip
+
+    def loader(batches: list[TaskBatch]) -> DataLoader[tuple[Tensor, Tensor]]:
+        shots, queries = batches[0].support_x.shape[1], batches[0].query_x.shape[1]
+        module.train_shots, module.train_queries = shots, queries
+        # Support first and then query: "one way" of as many shots as the support set has points.
+        tasks = [
+            (torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y]))
+            for batch in batches
+            for task in batch.tasks()
+        ]
+        return DataLoader(tasks, batch_size=None)  # type: ignore[arg-type]
+
+    return module, loader
+
+
+def quiet() -> None:
+    """Silence what the peers' own code makes PyTorch warn of."""
+    warnings.filterwarnings("ignore", module="higher|torchopt|learn2learn")
