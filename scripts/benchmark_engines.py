@@ -62,19 +62,18 @@ class Case:
 def cases(omniglot: bool) -> Iterator[Case]:
     """Yield the benchmarks, in second order."""
     for steps in (1, 5):
-        yield Case(
-            *(f"sine, 25 tasks, k = {steps}", SineWaves(shots=10), MLP(), mse_loss),
-            *(InnerLoop(0.01, steps), 25, 100),
-        )
+        name = f"sine, 25 tasks, k = {steps}"
+        yield Case(name, SineWaves(shots=10), MLP(), mse_loss, InnerLoop(0.01, steps), 25, 100)
     if omniglot:
-        yield Case(
-            *("Omniglot 5-way 1-shot, 32 tasks, k = 1", Omniglot(5, 1), ConvNet(5), cross_entropy),
-            *(InnerLoop(0.4, 1), 32, 25, None, accuracy),
-        )
-        yield Case(
-            *("Omniglot 20-way 1-shot, 16 tasks, k = 5", Omniglot(20, 1), ConvNet(20), cross_entropy),
-            *(InnerLoop(0.1, 5), 16, 25, 8, accuracy),
-        )
+        for ways, tasks, inner, chunk in (
+            (5, 32, InnerLoop(0.4, 1), None),
+            (20, 16, InnerLoop(0.1, 5), 8),
+        ):
+            name = f"Omniglot {ways}-way 1-shot, {tasks} tasks, k = {inner.steps}"
+            distribution, network = Omniglot(ways, shots=1), ConvNet(ways)
+            yield Case(
+                name, distribution, network, cross_entropy, inner, tasks, 25, chunk, metric=accuracy
+            )
 
 
 def with_native_norm(network: nn.Module) -> nn.Module:
@@ -97,20 +96,21 @@ class Way:
 
 
 def bare(name: str, case: Case, step: peers.MetaStep, native: bool, device: torch.device) -> Way:
-    """Time meta-steps without Lightning: meta-gradient and Adam, on batches drawn beforehand."""
+    """Time meta-steps without Lightning: tasks drawn, meta-gradient, and Adam."""
     network = (with_native_norm(case.network) if native else copy.deepcopy(case.network)).to(device)
-    batches = [
-        on(device, case, first) for first in range(0, 4 * case.meta_batch_size, case.meta_batch_size)
-    ]
-    check(name, case, step, network, batches[0])
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    check(name, case, step, network, draw(case, 0, device))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=not native)
+    taken = 0
 
     def take(steps: int) -> list[float]:
+        nonlocal taken
         seconds = []
-        for i in range(steps):
+        for _ in range(steps):
             start = time.perf_counter()
+            taken += 1
+            batch = draw(case, taken, device)
             optimizer.zero_grad()
-            step(network, case.loss, batches[i % len(batches)], case.inner)
+            step(network, case.loss, batch, case.inner)
             optimizer.step()
             synchronize(device)
             seconds.append(time.perf_counter() - start)
@@ -119,7 +119,8 @@ def bare(name: str, case: Case, step: peers.MetaStep, native: bool, device: torc
     return Way(name, take)
 
 
-def on(device: torch.device, case: Case, first: int) -> TaskBatch:
+def draw(case: Case, meta_step: int, device: torch.device) -> TaskBatch:
+    first = meta_step * case.meta_batch_size
     batch = case.tasks.batch(0, "train", range(first, first + case.meta_batch_size))
     return TaskBatch(*(tensor.to(device) for tensor in batch))
 
@@ -175,10 +176,7 @@ def under_trainer(
 def lightning_maml(name: str, case: Case, loggers: list[Logger], device: torch.device) -> Way:
     module, loader = peers.lightning_maml(with_native_norm(case.network), case.loss, case.inner)
     assert isinstance(module, LightningModule)
-    batches = [
-        on(torch.device("cpu"), case, first)
-        for first in range(0, 4 * case.meta_batch_size, case.meta_batch_size)
-    ]
+    batches = [draw(case, meta_step, torch.device("cpu")) for meta_step in range(4)]
 
     def take(steps: int) -> list[float]:
         return fit_seconds(
@@ -239,9 +237,7 @@ def ways(case: Case, loggers: list[Logger], device: torch.device, compiled: bool
         yield bare("engine vectorized, checkpointed", checkpointed, engine_step(built), False, device)
 
 
-def measure(
-    case: Case, rounds: int, arguments: argparse.Namespace, loggers: list[Logger]
-) -> dict[str, float]:
+def measure(case: Case, arguments: argparse.Namespace, loggers: list[Logger]) -> dict[str, float]:
     """Return the median milliseconds of a meta-step of every way."""
     device = torch.device(arguments.device)
     table = list(ways(case, loggers, device, arguments.compile))
@@ -249,10 +245,14 @@ def measure(
         way.take(2)  # warm up
     per_round = 20 if case.name.startswith("sine") else 2
     seconds: dict[str, list[float]] = {way.name: [] for way in table}
-    for done in range(rounds):
+    for done in range(arguments.rounds):
         for way in table:
             seconds[way.name] += way.take(per_round)
-        print(f"{case.name}, {order(case)}: round {done + 1} of {rounds}", file=sys.stderr, flush=True)
+        print(
+            f"{case.name}, {order(case)}: round {done + 1} of {arguments.rounds}",
+            file=sys.stderr,
+            flush=True,
+        )
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 
@@ -268,12 +268,12 @@ def markdown(results: list[dict[str, Any]]) -> str:
         lines += [
             f"**{name}**",
             "",
-            "| a meta-step of | " + " | ".join(f"{o} | ×" for o in orders) + " |",
+            "| a meta-step of | " + " | ".join(f"{o} | ratio" for o in orders) + " |",
         ]
         lines += ["|---" + "|---:|---:" * len(orders) + "|"]
         for way in dict.fromkeys(way for ms in orders.values() for way in ms):
             cells = [
-                f"{ms[way]:.2f} ms | {ms[PLAIN] / ms[way]:.2f}" if way in ms else "– | –"
+                f"{ms[way]:.2f} ms | {ms[PLAIN] / ms[way]:.2f}" if way in ms else "- | -"
                 for ms in orders.values()
             ]
             lines.append(f"| {way} | " + " | ".join(cells) + " |")
@@ -312,7 +312,7 @@ def main() -> None:
                 continue
             for first_order in (True, False):
                 ordered = replace(case, inner=replace(case.inner, first_order=first_order))
-                ms = measure(ordered, arguments.rounds, arguments, loggers)
+                ms = measure(ordered, arguments, loggers)
                 report["results"].append({"case": case.name, "order": order(ordered), "ms": ms})
                 arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
                 arguments.out.with_suffix(".md").write_text(markdown(report["results"]))

@@ -108,6 +108,7 @@ def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_o
     config = CONFIGS / "omniglot" / "5way_1shot.yaml"
     root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", tmp_path / "cache")
     few = ("--trainer.max_steps", 2, "--data.meta_batch_size", 2, "--data.test_tasks", 2)
+    few += ("--model.compile", "false")  # which tests/test_compilation.py is about
     maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few)
     result = json.loads((tmp_path / "runs" / "omniglot-5w1s-second-s0" / "test.json").read_text())
     assert 0 <= result["test/accuracy"] <= 1 and "test/accuracy_step_3_ci95" in result
@@ -123,6 +124,11 @@ def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_o
         (["--model.inner_lr", -0.1], "inner_lr is -0.1; it must be a number above 0"),
         (["--model.inner_steps", -1], "inner_steps is -1; it must be 0 or more"),
         (["--model.eval_inner_steps", -2], "eval_inner_steps is -2"),
+        (["--model.engine", "higher"], "model.engine"),
+        (["--model.tasks_per_chunk", 8], "tasks_per_chunk is 8, but engine learn2learn"),
+        (["--model.tasks_per_chunk", 0], "model.tasks_per_chunk"),
+        (["--model.compile", "true"], "compile is true, but engine learn2learn"),
+        (["--model.first_order_steps", -1], "model.first_order_steps"),
         (["--data.meta_batch_size", 0], "meta_batch_size is 0; it must be at least 1"),
         (["--run.checkpoint_every", 0], "checkpoint_every is 0"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path nowhere.ckpt does not exist"),

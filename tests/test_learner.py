@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -172,6 +172,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name() -> None:
         trainer().test(learner, datamodule=data, verbose=False)
 
 
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    learner = make_learner()
+    lightning = trainer(max_steps=1)
+    lightning.fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
+    with torch.no_grad():
+        next(learner.network.parameters())[0] = torch.nan
+    with pytest.raises(UserError, match="the parameters are not finite at meta-step 1"):
+        lightning.save_checkpoint(tmp_path / "checkpoint.ckpt")
+    assert not (tmp_path / "checkpoint.ckpt").exists()
+
+
 def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
     lightning = trainer(max_steps=1)
     data = TaskDataModule(SineWaves(), meta_batch_size=2)
@@ -218,3 +229,61 @@ def test_batches_reach_the_learner_as_task_batches() -> None:
     for batch in islice(data.train_dataloader(), 2):
         assert isinstance(batch, TaskBatch)
         assert batch.support_x.shape == (3, 5, 1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"checkpoint_inner_steps": True}])
+@pytest.mark.parametrize("first_order", [True, False])
+def test_the_engine_does_not_change_what_is_learned(first_order: bool, settings: dict[str, Any]) -> None:
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
+    reference = make_learner(first_order=first_order, inner_steps=2)
+    vectorized = make_learner(first_order=first_order, inner_steps=2, engine="vectorized", **settings)
+    for learner in (reference, vectorized):
+        trainer(max_steps=5).fit(learner, datamodule=data)
+    torch.testing.assert_close(weights(vectorized), weights(reference), rtol=0, atol=1e-6)
+    results = [trainer().test(m, datamodule=data, verbose=False)[0] for m in (reference, vectorized)]
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_annealing_takes_first_order_first_and_second_order_after(engine: str) -> None:
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
+
+    def trained(steps: int, **settings: Any) -> Tensor:
+        learner = make_learner(engine=engine, **settings)
+        trainer(max_steps=steps).fit(learner, datamodule=data)
+        return weights(learner)
+
+    assert torch.equal(trained(3, first_order_steps=3), trained(3, first_order=True))
+    assert not torch.equal(trained(4, first_order_steps=3), trained(4, first_order=True))
+    assert not torch.equal(trained(4, first_order_steps=3), trained(4))
+    # With first_order there is nothing to anneal to.
+    assert torch.equal(trained(4, first_order_steps=3, first_order=True), trained(4, first_order=True))
+
+
+def test_annealing_is_logged_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
+
+    class Orders(Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_batch_end(self, trainer: Trainer, *arguments: object) -> None:
+            self.seen.append(trainer.callback_metrics["train/first_order"].item())
+
+    whole, orders = make_learner(first_order_steps=3), Orders()
+    trainer(max_steps=6, callbacks=[orders]).fit(whole, datamodule=data)
+    assert orders.seen == [1, 1, 1, 0, 0, 0]
+
+    first, resumed, later = (
+        make_learner(first_order_steps=3),
+        make_learner(first_order_steps=3),
+        Orders(),
+    )
+    lightning = trainer(max_steps=2)
+    lightning.fit(first, datamodule=data)
+    lightning.save_checkpoint(tmp_path / "stopped.ckpt")
+    trainer(max_steps=6, callbacks=[later]).fit(
+        resumed, datamodule=data, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True
+    )
+    assert later.seen == [1, 0, 0, 0]
+    assert torch.equal(weights(resumed), weights(whole))

@@ -128,37 +128,6 @@ def test_gradient_is_the_mean_over_tasks() -> None:
     assert together.loss.item() == pytest.approx(sum(a.loss.item() for a in alone) / 4)
 
 
-class FrozenUnusedAndShared(nn.Module):
-    """A network with a frozen layer, an unused one, and one used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen = nn.Linear(2, 2).requires_grad_(False)
-        self.unused = nn.Linear(2, 2)
-        self.shared = nn.Linear(2, 2)
-        self.also_shared = self.shared
-        self.head = nn.Linear(2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.also_shared(torch.tanh(self.shared(self.frozen(x)))))
-        return y
-
-
-@pytest.mark.parametrize("first_order", [True, False])
-def test_frozen_unused_and_shared_parameters(first_order: bool) -> None:
-    batch = TaskBatch.stack(random_linear_tasks(2, 2, torch.Generator().manual_seed(0)))
-    network = FrozenUnusedAndShared().double()
-    gradient = (
-        Learn2LearnEngine()
-        .meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 2, first_order))
-        .gradient
-    )
-    names = {"unused.weight", "unused.bias", "shared.weight", "shared.bias"}
-    assert gradient.keys() == names | {"head.weight", "head.bias"}
-    assert gradient["unused.weight"].abs().sum() == 0
-    assert gradient["shared.weight"].abs().sum() > 0
-
-
 @pytest.mark.parametrize("first_order", [True, False])
 def test_memory_does_not_grow_with_the_number_of_tasks(first_order: bool) -> None:
     network = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))

@@ -46,11 +46,16 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 
 def quieten() -> None:
-    """Keep what a person cannot act on off the terminal."""
+    """Show what this project has to say, and keep what a person cannot act on off the terminal."""
+    own = logging.getLogger("maml_pipeline")
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())
+    own.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)  # type: ignore[attr-defined]
     for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(source).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # tasks are drawn faster than they are learned from
+        ".*You defined a `validation_step` but have no `val_dataloader`.*",  # limit_val_batches=0
         ".*has `__len__` defined.*",  # exact here, whatever the number of workers
         ".*LeafSpec.*",  # Lightning's use of PyTorch
         ".*callbacks used to create the checkpoint need to be provided.*",  # not to test it

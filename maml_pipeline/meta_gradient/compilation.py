@@ -1,5 +1,6 @@
 """`torch.compile` of meta-gradients, derivatives and vmap and all."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+logger = logging.getLogger(__name__)
 
 
 class CompiledCalls:
@@ -36,6 +39,7 @@ class CompiledCalls:
         layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
         key = (function, constants, layouts, *_autocast(tensors))
         if key not in self._compiled and not self._failed:
+            logger.info("compile: %s, once", function.__name__.strip("_").replace("_", " "))
             try:
                 return self._compile(key, of_tensors, tensors)
             except torch.OutOfMemoryError:

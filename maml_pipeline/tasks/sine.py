@@ -1,12 +1,14 @@
 """Sine-wave regression, the first experiment of the MAML paper."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from maml_pipeline.tasks.task import (
     Split,
     Task,
+    TaskBatch,
     TaskDistribution,
     check_at_least,
     random_generator,
@@ -38,8 +40,14 @@ class SineWaves(TaskDistribution):
         self.query_shots = query_shots
 
     def task(self, seed: int, split: Split, index: int) -> Task:
-        random = random_generator(seed, split, index)
-        amplitude, phase = random.uniform(0.1, 5.0), random.uniform(0.0, math.pi)
-        points = random.uniform(-5.0, 5.0, size=(self.shots + self.query_shots, 1))
-        x, y = to_float32(points, amplitude * np.sin(points - phase))
-        return Task(x[: self.shots], y[: self.shots], x[self.shots :], y[self.shots :])
+        (task,) = self.batch(seed, split, [index]).tasks()
+        return task
+
+    def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
+        """Draw each task's numbers from its own generator, and make waves of them all at once."""
+        numbers = 2 + self.shots + self.query_shots
+        uniform = np.stack([random_generator(seed, split, i).random(numbers) for i in indices])
+        amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]
+        points = -5.0 + 10.0 * uniform[:, 2:]
+        x, y = to_float32(points[..., None], (amplitude * np.sin(points - phase))[..., None])
+        return TaskBatch(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])

@@ -1,0 +1,114 @@
+"""Compiled meta-gradients are the same, and what cannot be compiled goes without."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine, VectorizedEngine
+from maml_pipeline.tasks import TaskBatch
+from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, case, relative_difference
+
+compiles = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("c++") is None, reason="there is no C++ compiler"
+)
+# The compiler's own use of PyTorch.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@compiles
+@pytest.mark.parametrize(
+    "inner",
+    [InnerLoop(0.1, 2), InnerLoop(0.1, 4, checkpointed=True), InnerLoop(0.1, 2, first_order=True)],
+)
+def test_compiling_does_not_change_the_meta_gradient(inner: InnerLoop) -> None:
+    network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=5)
+    expected = Learn2LearnEngine().meta_gradient(
+        network, loss, batch, InnerLoop(0.1, inner.steps, inner.first_order)
+    )
+    engine = VectorizedEngine(tasks_per_chunk=3, compile=True)  # two shapes: 3 tasks and 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "compile did not succeed")
+        for _ in range(2):  # compiled, and called again
+            actual = engine.meta_gradient(network, loss, batch, inner)
+            assert relative_difference(actual, expected) <= 1e-10
+            torch.testing.assert_close(actual.inner_losses, expected.inner_losses)
+
+
+@compiles
+def test_compiled_code_follows_the_parameters_and_the_data() -> None:
+    network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=2)
+    engine, inner = VectorizedEngine(compile=True), InnerLoop(0.1, 1)
+    engine.meta_gradient(network, loss, batch, inner)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1)
+    other = TaskBatch(*(tensor + 0.1 for tensor in batch))
+    expected = Learn2LearnEngine().meta_gradient(network, loss, other, inner)
+    assert relative_difference(engine.meta_gradient(network, loss, other, inner), expected) <= 1e-10
+
+
+@pytest.mark.slow
+@compiles
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_compiling_convolutional_networks(name: str) -> None:
+    network, loss, batch = case(name, IMAGE_NETWORKS[name], tasks=3)
+    for inner in (InnerLoop(0.1, 1), InnerLoop(0.1, 2, checkpointed=True)):
+        expected = Learn2LearnEngine().meta_gradient(network, loss, batch, InnerLoop(0.1, inner.steps))
+        actual = VectorizedEngine(compile=True).meta_gradient(network, loss, batch, inner)
+        assert relative_difference(actual, expected) <= 1e-10
+
+
+def failing_compile(*arguments: Any, **settings: Any) -> Callable[..., Any]:
+    raise RuntimeError("no compiler here\nand a long explanation")
+
+
+def test_a_failed_compilation_goes_without_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", failing_compile)
+    network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=2)
+    engine, inner = VectorizedEngine(compile=True), InnerLoop(0.1, 2)
+    expected = Learn2LearnEngine().meta_gradient(network, loss, batch, inner)
+    with pytest.warns(UserWarning, match="compile did not succeed.*: no compiler here$"):
+        first = engine.meta_gradient(network, loss, batch, inner)
+    assert relative_difference(first, expected) <= 1e-10
+    second = engine.meta_gradient(network, loss, batch, inner)  # a second warning would be an error
+    assert relative_difference(second, expected) <= 1e-10
+
+
+class Frozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.tanh(self.frozen(x)))
+        return y
+
+
+@compiles
+def test_frozen_layers_are_never_baked_in() -> None:
+    network, loss, batch = case("frozen", Frozen, tasks=2)
+    engine, inner = VectorizedEngine(compile=True), InnerLoop(0.1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine.meta_gradient(network, loss, batch, inner)
+        assert isinstance(network, Frozen)
+        network.frozen.weight.add_(1.0)
+        actual = engine.meta_gradient(network, loss, batch, inner)
+    assert (
+        relative_difference(actual, Learn2LearnEngine().meta_gradient(network, loss, batch, inner))
+        <= 1e-10
+    )
+
+
+def test_compiling_and_choosing_chunks_are_announced(caplog: pytest.LogCaptureFixture) -> None:
+    network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=4)
+    with caplog.at_level(logging.INFO, logger="maml_pipeline"):
+        VectorizedEngine("auto").meta_gradient(network, loss, batch, InnerLoop(0.1, 1))
+    assert "tasks_per_chunk: auto is 4 of 4 tasks" in caplog.text
