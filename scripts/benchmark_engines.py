@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,17 +197,21 @@ def fit_seconds(
     accumulate: int = 1,
     **data: Any,
 ) -> list[float]:
-    """Train for some meta-steps, and return the time between the ends of each two."""
+    """Train for some meta-steps, and return the time between the ends of each two.
+
+    Many short ones are measured after the first ten, which are logged for the progress bar.
+    """
+    before = 11 if steps > 10 else 1
     timer = StepTimer(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator=device.type, devices=1, max_steps=steps + 1, max_epochs=-1, logger=loggers,
+            accelerator=device.type, devices=1, max_steps=before + steps, max_epochs=-1, logger=loggers,
             log_every_n_steps=case.log_every, limit_val_batches=0, enable_model_summary=False,
             accumulate_grad_batches=accumulate, num_sanity_val_steps=0, default_root_dir=folder,
             callbacks=[timer, MetaStepProgressBar(), LastCheckpoint(Path(folder), 10**6)],
         )  # fmt: skip
         trainer.fit(module, **data)
-    return [end - start for start, end in zip(timer.ends, timer.ends[1:], strict=False)]
+    return [end - start for start, end in pairwise(timer.ends[before - 1 :])]
 
 
 def synchronize(device: torch.device) -> None:

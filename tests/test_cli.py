@@ -108,8 +108,8 @@ def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_o
     config = CONFIGS / "omniglot" / "5way_1shot.yaml"
     root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", tmp_path / "cache")
     few = ("--trainer.max_steps", 2, "--data.meta_batch_size", 2, "--data.test_tasks", 2)
-    few += ("--model.compile", "false")  # which tests/test_compilation.py is about
-    maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few)
+    uncompiled = ("--model.compile", "false")  # tests/test_compilation.py is about that
+    maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few, *uncompiled)
     result = json.loads((tmp_path / "runs" / "omniglot-5w1s-second-s0" / "test.json").read_text())
     assert 0 <= result["test/accuracy"] <= 1 and "test/accuracy_step_3_ci95" in result
 

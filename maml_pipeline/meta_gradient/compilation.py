@@ -54,7 +54,9 @@ class CompiledCalls:
             return self._compiled[key](*tensors)
 
     def _compile(self, key: Any, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
-        compiled = torch.compile(make_fx(function, tracing_mode="fake")(*tensors))
+        # The network's frozen parameters and buffers are not fake: the trace refers to them.
+        trace = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)
+        compiled = torch.compile(trace(*tensors))
         with torch.no_grad():
             result = compiled(*tensors)
         self._compiled[key] = compiled
