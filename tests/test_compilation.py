@@ -53,6 +53,17 @@ def test_compiled_code_follows_the_parameters_and_the_data() -> None:
     assert relative_difference(engine.meta_gradient(network, loss, other, inner), expected) <= 1e-10
 
 
+@compiles
+def test_evaluating_in_between_does_not_compile_again(caplog: pytest.LogCaptureFixture) -> None:
+    network, loss, batch = case("linear", VECTOR_NETWORKS["linear"], tasks=2)
+    engine, inner = VectorizedEngine(compile=True), InnerLoop(0.1, 1)
+    with caplog.at_level(logging.INFO, logger="maml_pipeline"):
+        for _ in range(3):
+            engine.meta_gradient(network.train(), loss, batch, inner)
+            engine.adaptation_curves(network.eval(), {"loss": loss}, loss, batch, inner)
+    assert caplog.messages == ["compile: unrolled, once"]
+
+
 @pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)

@@ -52,7 +52,7 @@ class VectorizedEngine(Engine):
         self.tasks_per_chunk = tasks_per_chunk
         self._run = CompiledCalls() if compile else directly
         self._chosen: dict[InnerLoop, int] = {}
-        self._prepared: tuple[tuple[nn.Module, bool, Loss], GroupLoss] | None = None
+        self._group_losses: dict[tuple[nn.Module, bool, Loss], GroupLoss] = {}
 
     def meta_gradient(
         self,
@@ -106,7 +106,7 @@ class VectorizedEngine(Engine):
     def _group_loss(self, network: nn.Module, loss: Loss, batch: TaskBatch) -> GroupLoss:
         """Return the loss of many tasks at once, checked the first time that it is asked for."""
         key = network, network.training, loss
-        if self._prepared is None or self._prepared[0] != key:
+        if key not in self._group_losses:
             call = stateless(network)
 
             def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,8 +115,8 @@ class VectorizedEngine(Engine):
 
             group_loss: GroupLoss = vmap(task_loss)
             check_vectorizable(network, group_loss, batch)
-            self._prepared = key, group_loss
-        return self._prepared[1]
+            self._group_losses[key] = group_loss
+        return self._group_losses[key]
 
     def _chunks(
         self, group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
