@@ -67,10 +67,10 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         """Redraw when it is time, and at the end."""
+        self.train_progress_bar.n = batch_idx + 1  # which validation's redrawing shows, too
         now = time.monotonic()
         if now - self.drawn_at >= self.seconds_between or batch_idx + 1 == self.total_train_batches:
             self.drawn_at = now
-            self.train_progress_bar.n = batch_idx + 1
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
