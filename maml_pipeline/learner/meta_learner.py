@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.loss_with_gradient import LossWithGradient
 from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, build_engine
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
@@ -260,26 +261,6 @@ class MetaLearner(LightningModule):
                     f"the checkpoint is of another network: {name} is {saved_shape} there and "
                     f"{own_shape} here; use the config that lies beside the checkpoint"
                 )
-
-
-class LossWithGradient(torch.autograd.Function):
-    """A loss whose backward hands over a gradient that is already known.
-
-    To Lightning it is an ordinary loss: its backward reaches the parameters through autograd, so
-    gradient scaling, accumulation, clipping and the all-reduce of DDP happen as for any other.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *gradient_and_parameters: Tensor) -> Tensor:
-        """Keep the gradient; `gradient_and_parameters` holds n gradients, then n parameters."""
-        ctx.gradient = gradient_and_parameters[: len(gradient_and_parameters) // 2]
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the kept gradient and pass it to the parameters."""
-        scaled = tuple(grad_output * g for g in ctx.gradient)
-        return (None, *(None for _ in scaled), *scaled)
 
 
 def _name(measure: Loss) -> str:
