@@ -5,7 +5,8 @@
 Every round runs a few meta-steps of each way, one after another, so that all meet the same noise of
 the machine; figures are medians over the rounds' meta-steps, outer Adam step included. Peers and the
 plain loop train the network with PyTorch's own batch normalisation, which is the fastest for them.
-Before anything is timed, each way's meta-gradient (but the compiled ones') is held against the learn2learn engine's.
+Before anything is timed, each way's meta-gradient is held against the learn2learn engine's, but for the
+compiled ones'.
 """
 
 import argparse
