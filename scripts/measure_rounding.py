@@ -1,4 +1,4 @@
-"""How much rounding alone changes a float32 meta-gradient of Omniglot: the figures of docs/performance.md.
+"""How much rounding alone changes a float32 meta-gradient of Omniglot, for docs/performance.md.
 
 First order, 20-way 1-shot, 8 tasks, 5 inner steps, at the initial parameters: against parameters that
 differ in their last digits, and against the same meta-gradient compiled.
