@@ -1,6 +1,6 @@
 """How fast every way to take a meta-step is: peers, engines, bare and under the Trainer.
 
-    python scripts/benchmark_engines.py --out benchmark     # needs the dependency group "peers"
+    python -m scripts.benchmark_engines --out benchmark     # needs the dependency group "peers"
 
 Every round runs a few meta-steps of each way, one after another, so that all meet the same noise of
 the machine; figures are medians over the rounds' meta-steps, outer Adam step included. Peers and the
