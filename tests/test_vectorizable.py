@@ -22,6 +22,16 @@ class DataDependent(nn.Linear):
         return y if y.sum() > 0 else -y
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.layer(x)[0])
+        return y
+
+
 class Counting(nn.Linear):
     def __init__(self) -> None:
         super().__init__(2, 1)
@@ -52,6 +62,11 @@ def test_vectorized_refuses_what_it_would_get_wrong(network: nn.Module, message:
     # The remedy: learn2learn runs it.
     result = Learn2LearnEngine().meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1, 2))
     assert torch.isfinite(result.loss)
+
+
+def test_vectorized_refuses_recurrent_layers_whose_weights_vmap_cannot_replace() -> None:
+    with pytest.raises(UserError, match=r"cannot run the network Recurrent.*aten::lstm"):
+        VectorizedEngine().meta_gradient(Recurrent(), mse_loss, BATCH, InnerLoop(0.1))
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.5)])

@@ -53,6 +53,9 @@ class Learn2LearnEngine(Engine):
     call the same module with each step's parameters instead.
     """
 
+    def __init__(self) -> None:
+        self._repeatable: set[nn.Module] = set()
+
     def meta_gradient(
         self,
         network: nn.Module,
@@ -68,7 +71,9 @@ class Learn2LearnEngine(Engine):
         """
         task_gradient = _unrolled_gradient
         if inner.checkpointed and not inner.first_order:
-            check_repeatable(network, batch, remedy="set checkpoint_inner_steps to false")
+            if network not in self._repeatable:
+                check_repeatable(network, batch, remedy="set checkpoint_inner_steps to false")
+                self._repeatable.add(network)
             task_gradient = _checkpointed_gradient
 
         parameters = trainable_parameters(network)
