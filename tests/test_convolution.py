@@ -72,3 +72,15 @@ def test_the_form_is_linear_in_each_operand_with_its_partials_as_slopes() -> Non
     ]
     torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(values[0], values[2], rtol=1e-12, atol=0)
+
+
+def test_it_runs_in_mixed_precision_as_pytorchs_does() -> None:
+    torch.manual_seed(0)
+    layer, x = Convolution2d(2, 3, 3, 2, 1), torch.rand(4, 2, 7, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = layer(x), conv2d(x, layer.weight, layer.bias, 2, 1)
+        assert y.dtype == expected.dtype == torch.bfloat16
+        (gradient,) = torch.autograd.grad(y.float().square().sum(), layer.weight, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), layer.weight)
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    assert gradient.dtype == second.dtype == torch.float32 and second.isfinite().all()

@@ -1,13 +1,17 @@
 """What the engines refuse, since they would get it wrong."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks import TaskBatch
+from tests.networks import relative_difference
 
 BATCH = TaskBatch(*(torch.rand(3, 4, n) for n in (2, 1, 2, 1)))
 
@@ -102,3 +106,33 @@ def test_a_loss_without_reduction_is_refused_with_its_shape() -> None:
 
     with pytest.raises(UserError, match=r"the loss of one task is \(4, 1\); it must be a scalar"):
         VectorizedEngine().meta_gradient(nn.Linear(2, 1), unreduced, BATCH, InnerLoop(0.1))
+
+
+@pytest.mark.parametrize("engine", [VectorizedEngine(), Learn2LearnEngine()])
+def test_second_order_through_pytorchs_weight_norm_is_refused(engine: Engine) -> None:
+    network = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
+    with pytest.raises(UserError, match=r"weight normalisation, at parametrizations.*wrong second"):
+        engine.meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1))
+
+
+def test_layers_may_be_frozen_and_thawed_between_meta_steps() -> None:
+    network, engine, inner = sequential(nn.Tanh()), VectorizedEngine(), InnerLoop(0.1, 2)
+    for frozen in (True, False, True):
+        network[0].requires_grad_(not frozen)
+        actual = engine.meta_gradient(network, mse_loss, BATCH, inner)
+        expected = Learn2LearnEngine().meta_gradient(network, mse_loss, BATCH, inner)
+        assert relative_difference(actual, expected) <= 1e-5
+
+
+def test_a_copied_engine_computes_with_the_copied_network() -> None:
+    network, engine, inner = sequential(nn.Tanh()), VectorizedEngine(2), InnerLoop(0.1, 1)
+    network[0].requires_grad_(False)
+    engine.meta_gradient(network, mse_loss, BATCH, inner)
+    pickle.dumps(engine)
+    copied, copied_engine = copy.deepcopy((network, engine))
+    assert copied_engine.tasks_per_chunk == 2
+    with torch.no_grad():
+        next(copied.parameters()).add_(1.0)
+    actual = copied_engine.meta_gradient(copied, mse_loss, BATCH, inner)
+    expected = Learn2LearnEngine().meta_gradient(copied, mse_loss, BATCH, inner)
+    assert relative_difference(actual, expected) <= 1e-5

@@ -84,6 +84,12 @@ class MetaLearner(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        if not trainable_parameters(network):
+            raise UserError(
+                f"network {type(network).__name__} has no parameter that requires a gradient"
+            )
+        if metric is not None and _name(metric) == "loss":
+            raise UserError("metric is called loss, as the loss is; give it another name")
         self.network = network
         self.loss = loss
         self.metric = metric

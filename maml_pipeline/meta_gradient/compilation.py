@@ -17,8 +17,9 @@ class CompiledCalls:
     """Calls pure functions of tensors, each compiled once for every shape of its arguments.
 
     Autograd and vmap are traced away first, so that the compiler sees tensor operations alone. The
-    trace is made without data: a network whose path depends on its values cannot be compiled. What
-    cannot be compiled runs as it is, after one warning.
+    trace is made without data: a network whose path depends on its values cannot be compiled, and
+    plain Python attributes of a network or a loss are constants of the trace. What cannot be compiled
+    runs as it is, after one warning.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class CompiledCalls:
             return function(*tree_unflatten(filled, structure))
 
         layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        key = (function, constants, layouts, *_autocast(tensors))
+        key = (function, constants, str(structure), layouts, *_autocast(tensors))
         if key not in self._compiled and not self._failed:
             logger.info("compile: %s, once", function.__name__.strip("_").replace("_", " "))
             try:

@@ -16,7 +16,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import group_gradient
-from maml_pipeline.meta_gradient.vectorizable import check_repeatable
+from maml_pipeline.meta_gradient.vectorizable import check_repeatable, check_twice_differentiable
 from maml_pipeline.tasks import Task, TaskBatch
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Learn2LearnEngine(Engine):
         Raises:
             UserError: Inner steps are checkpointed, and the network would not repeat them exactly.
         """
+        check_twice_differentiable(network, inner)
         task_gradient = _unrolled_gradient
         if inner.checkpointed and not inner.first_order:
             if network not in self._repeatable:

@@ -4,10 +4,12 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand
-from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, trainable_parameters
 from maml_pipeline.tasks import TaskBatch
 
 REMEDY = "use engine learn2learn, which runs any module"
@@ -39,6 +41,27 @@ def check_vectorizable(network: nn.Module, group_loss: GroupLoss, batch: TaskBat
             f"the loss of one task is {tuple(losses.shape[1:])}; it must be a scalar, so give the "
             "loss a reduction"
         )
+
+
+def check_twice_differentiable(network: nn.Module, inner: InnerLoop) -> None:
+    """Refuse second order through PyTorch's weight normalisation, whose second derivative is wrong.
+
+    (`torch._weight_norm` fails `torch.autograd.gradgradcheck` in PyTorch 2.15.)
+
+    Raises:
+        UserError: The network has such a layer, and the remedy.
+    """
+    if inner.first_order or inner.steps == 0:
+        return
+    for name, module in network.named_modules():
+        hooks = module._forward_pre_hooks.values()
+        if isinstance(module, parametrizations._WeightNorm) or any(
+            isinstance(hook, WeightNorm) for hook in hooks
+        ):
+            raise UserError(
+                f"PyTorch's weight normalisation, at {name}, has a wrong second derivative: set "
+                "first_order to true, or write the layer as weight_v * (weight_g / norm of weight_v)"
+            )
 
 
 def check_repeatable(network: nn.Module, batch: TaskBatch, remedy: str) -> None:

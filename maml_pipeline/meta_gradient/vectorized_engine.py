@@ -1,6 +1,6 @@
 """The fast engine: all tasks of a chunk at once."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import GroupGradient, directly, group_gradient
-from maml_pipeline.meta_gradient.vectorizable import check_vectorizable
+from maml_pipeline.meta_gradient.vectorizable import check_twice_differentiable, check_vectorizable
 from maml_pipeline.tasks import TaskBatch
 from maml_pipeline.tasks.task import check_at_least
 
@@ -50,9 +50,14 @@ class VectorizedEngine(Engine):
         if isinstance(tasks_per_chunk, int):
             check_at_least("tasks_per_chunk", tasks_per_chunk, 1)
         self.tasks_per_chunk = tasks_per_chunk
+        self.compile = compile
         self._run = CompiledCalls() if compile else directly
-        self._chosen: dict[InnerLoop, int] = {}
-        self._group_losses: dict[tuple[nn.Module, bool, Loss], GroupLoss] = {}
+        self._chosen: dict[Hashable, int] = {}
+        self._group_losses: dict[Hashable, tuple[GroupLoss, list[Tensor]]] = {}
+
+    def __reduce__(self) -> tuple[type["VectorizedEngine"], tuple[object, ...]]:
+        """Copy and pickle the settings alone: what is cached belongs to the network at hand."""
+        return VectorizedEngine, (self.tasks_per_chunk, self.compile)
 
     def meta_gradient(
         self,
@@ -67,6 +72,7 @@ class VectorizedEngine(Engine):
         Raises:
             UserError: The network cannot be mapped over tasks, and why.
         """
+        check_twice_differentiable(network, inner)
         group_loss = self._group_loss(network, loss, batch)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         results = [
@@ -105,7 +111,10 @@ class VectorizedEngine(Engine):
 
     def _group_loss(self, network: nn.Module, loss: Loss, batch: TaskBatch) -> GroupLoss:
         """Return the loss of many tasks at once, checked the first time that it is asked for."""
-        key = network, network.training, loss
+        trainable = trainable_parameters(network)
+        # What is replaced by another object, or frozen, or no longer so, asks for another function.
+        constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
+        key = network, network.training, loss, *trainable, *map(id, constants)
         if key not in self._group_losses:
             call = stateless(network)
 
@@ -115,8 +124,8 @@ class VectorizedEngine(Engine):
 
             group_loss: GroupLoss = vmap(task_loss)
             check_vectorizable(network, group_loss, batch)
-            self._group_losses[key] = group_loss
-        return self._group_losses[key]
+            self._group_losses[key] = group_loss, constants
+        return self._group_losses[key][0]
 
     def _chunks(
         self, group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
@@ -124,9 +133,10 @@ class VectorizedEngine(Engine):
         tasks = len(batch.support_x)
         size = self.tasks_per_chunk or tasks
         if size == "auto":
-            if inner not in self._chosen:
-                self._chosen[inner] = _fitting_chunk(group_loss, theta, batch, inner)
-            size = self._chosen[inner]
+            key = group_loss, inner, *(tensor.shape for tensor in batch)
+            if key not in self._chosen:
+                self._chosen[key] = _fitting_chunk(group_loss, theta, batch, inner)
+            size = self._chosen[key]
         for start in range(0, tasks, size):
             yield _slice(batch, start, size)
 

@@ -43,8 +43,13 @@ class Convolution2d(nn.Conv2d):
             (1, *x.shape), (1, *self.weight.shape), int(self.stride[0]), int(self.padding[0])
         )
         # squeeze, since the derivative of [0] would fill a tensor with zeros first
-        y: Tensor = Partial.apply("y", form, x[None], self.weight[None]).squeeze(0)
-        return y if self.bias is None else y + self.bias[:, None, None]
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):  # its derivatives get no casts of their own
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        y: Tensor = Partial.apply("y", form, x[None], weight[None]).squeeze(0)
+        return y if bias is None else y + bias[:, None, None]
 
 
 class ConvolutionForm(NamedTuple):
