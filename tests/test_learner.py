@@ -287,3 +287,22 @@ def test_annealing_is_logged_and_goes_on_where_it_was(tmp_path: Path) -> None:
     )
     assert later.seen == [1, 0, 0, 0]
     assert torch.equal(weights(resumed), weights(whole))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(1, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.attention(x[None], x[None], x[None], need_weights=False)[0][0]
+        return y
+
+
+# vmap says that it takes such a layer task by task.
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
+    learner = MetaLearner(Attending(), loss=mse_loss, inner_lr=0.1, engine=engine)
+    with pytest.raises(UserError, match=r"Attending with first_order false: derivative for .* true$"):
+        learner.meta_gradient(sine_batch())

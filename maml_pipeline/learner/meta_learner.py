@@ -135,7 +135,16 @@ class MetaLearner(LightningModule):
 
     def _meta_gradient(self, batch: TaskBatch) -> MetaGradient:
         inner = replace(self.inner, first_order=self.takes_first_order())
-        return self.engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
+        try:
+            return self.engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise UserError(
+                f"PyTorch cannot differentiate network {type(self.network).__name__} with first_order "
+                f"{str(inner.first_order).lower()}: {str(error).splitlines()[0]}; replace that layer"
+                + ("" if inner.first_order else ", or set first_order to true")
+            ) from error
 
     def _check_finite(self, result: MetaGradient) -> None:
         check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
