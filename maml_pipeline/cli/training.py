@@ -24,6 +24,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
+from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
 from maml_pipeline.learner.tracking import finish_tracking, run_loggers
 
@@ -127,6 +128,7 @@ class MamlCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's own settings."""
         parser.add_class_arguments(run_folder.RunSettings, "run")
+        parser.add_class_arguments(ProbeSettings, "probes")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -213,7 +215,9 @@ class MamlCLI(LightningCLI):
     def _fit_callbacks(self, folder: Path) -> list[Callback]:
         run, checkpoints = self.settings.run, folder / "checkpoints"
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
-        return [DropRepeatedRows(), self.best, LastCheckpoint(checkpoints, run.checkpoint_every)]
+        probes: ProbeSettings = self.config_init[self.command].probes
+        last = LastCheckpoint(checkpoints, run.checkpoint_every)
+        return [DropRepeatedRows(), *probes.callbacks(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

@@ -14,7 +14,7 @@ from torchmetrics import CatMetric
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.loss_with_gradient import LossWithGradient
-from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, build_engine
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, MetaGradient, build_engine
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 from maml_pipeline.tasks.task import check_at_least
@@ -97,6 +97,7 @@ class MetaLearner(LightningModule):
         self.first_order_steps = first_order_steps
         self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps)
         self.engine = build_engine(engine, tasks_per_chunk, compile)
+        self._uncompiled_engine = build_engine(engine, tasks_per_chunk) if compile else self.engine
         if eval_inner_steps is not None and eval_inner_steps < 0:
             raise UserError(f"eval_inner_steps is {eval_inner_steps}; it must be 0 or more")
         self.eval_inner = InnerLoop(
@@ -129,14 +130,29 @@ class MetaLearner(LightningModule):
         Raises:
             UserError: A loss is not finite.
         """
-        result = self._meta_gradient(batch)
+        result = self._meta_gradient(self.engine, batch, self.inner_loop())
         self._check_finite(result)
         return result.gradient
 
-    def _meta_gradient(self, batch: TaskBatch) -> MetaGradient:
-        inner = replace(self.inner, first_order=self.takes_first_order())
+    def uncompiled_meta_gradient(self, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
+        """Compute a meta-gradient of any order on the run's engine, without compiling anything.
+
+        Args:
+            batch: T tasks.
+            inner: How to adapt, and the gradient order.
+
+        Raises:
+            UserError: This order cannot be taken for this network.
+        """
+        return self._meta_gradient(self._uncompiled_engine, batch, inner)
+
+    def inner_loop(self) -> InnerLoop:
+        """Return how the meta-step at hand adapts, and the gradient order that it takes."""
+        return replace(self.inner, first_order=self.takes_first_order())
+
+    def _meta_gradient(self, engine: Engine, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
         try:
-            return self.engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
+            return engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
         except RuntimeError as error:
             if "is not implemented" not in str(error):
                 raise
@@ -155,7 +171,7 @@ class MetaLearner(LightningModule):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
-        result = self._meta_gradient(batch)
+        result = self._meta_gradient(self.engine, batch, self.inner_loop())
         is_logged = self._is_logged()
         if is_logged or result.loss.is_cpu:
             # To look at a value is to wait for the GPU. What is not finite stays so until then.

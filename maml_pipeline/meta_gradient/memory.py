@@ -2,10 +2,59 @@
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+class Peak(NamedTuple):
+    """The most bytes that tensors held at once, beyond those held at the start.
+
+    `requested` is what was asked for: on the CPU by the allocator's own events, on CUDA by its peak of
+    requested bytes. `active` is what the allocator gave out for it, rounded up to its blocks; on the
+    CPU, which rounds nothing, the same.
+    """
+
+    requested: int
+    active: int
+
+
+class PeakMeter:
+    """Measures the peak of everything between `start` and `stop`.
+
+    Args:
+        device: Where the tensors live.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def start(self) -> None:
+        """Begin; what is held now counts as nothing."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = self._cuda_bytes("current")
+        else:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says that there is no GPU
+            self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._profiler.start()
+
+    def stop(self) -> Peak:
+        """End, and return the peak."""
+        if self.device.type == "cuda":
+            # The allocator works on the host, ahead of the GPU: there is nothing to wait for.
+            peaks = zip(self._cuda_bytes("peak"), self._before, strict=True)
+            return Peak(*(peak - before for peak, before in peaks))
+        self._profiler.stop()
+        peak = _highest(self._profiler)
+        del self._profiler
+        return Peak(peak, peak)
+
+    def _cuda_bytes(self, which: str) -> tuple[int, int]:
+        stats = torch.cuda.memory_stats(self.device)
+        return stats[f"requested_bytes.all.{which}"], stats[f"active_bytes.all.{which}"]
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
@@ -15,37 +64,26 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
 
     Args:
         function: What to measure; its result is counted too.
-        device: Where its tensors live. On the CPU the figure comes from the allocator's own events,
-            on CUDA from its peak of requested bytes.
+        device: Where its tensors live; see `Peak.requested`.
     """
-    device = torch.device(device)
-    return _cuda_peak(function, device) if device.type == "cuda" else _cpu_peak(function)
+    meter = PeakMeter(device)
+    meter.start()
+    result = function()
+    peak = meter.stop().requested
+    del result
+    return peak
 
 
-def _cpu_peak(function: Callable[[], object]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says that there is no GPU
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
+def _highest(profiler: profile) -> int:
     assert profiler.profiler is not None
     results = profiler.profiler.kineto_results
     assert results is not None
-    held = peak = 0
-    for event in sorted(results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
-def _cuda_peak(function: Callable[[], object], device: torch.device) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-    result = function()
-    torch.cuda.synchronize(device)
-    peak: int = torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before
-    del result
-    return peak
+    events = (event for event in results.events() if event.name() == "[memory]")
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
 
 
 def available_bytes(device: torch.device) -> int:

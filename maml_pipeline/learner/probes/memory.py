@@ -1,0 +1,84 @@
+"""The memory probe: what a meta-step holds at its peak, to the byte."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.profilers import PyTorchProfiler
+from torch import Tensor
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner.probes.probe import Probe
+from maml_pipeline.meta_gradient.memory import PeakMeter
+
+
+class MemoryProbe(Probe):
+    """Logs what is there before a meta-step, and the peak of what the meta-step adds.
+
+    The meta-step itself is measured, from its first batch to the optimiser's update, with the
+    allocator's own figures: exact, and the same in every repetition. Over several devices the largest
+    figure is logged.
+
+    Raises:
+        UserError: Lightning's PyTorch profiler would run at the same time, on the CPU.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be measured."""
+        self._meter: PeakMeter | None = None
+        if isinstance(trainer.profiler, PyTorchProfiler) and pl_module.device.type == "cpu":  # type: ignore[attr-defined]
+            raise UserError(
+                "trainer.profiler is pytorch, beside which memory cannot be measured on the CPU: "
+                "set probes.memory to false"
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin with the first batch of a probe step."""
+        if self._meter is None and self.is_probe_step(trainer):
+            self._measured_step = trainer.global_step
+            self._meter = PeakMeter(pl_module.device)
+            self._before = {
+                "memory/parameters_bytes": _bytes(pl_module.state_dict().values()),
+                "memory/gradients_bytes": _bytes(
+                    p.grad for p in pl_module.parameters() if p.grad is not None
+                ),
+                "memory/optimizer_bytes": _bytes(
+                    value
+                    for optimizer in trainer.optimizers
+                    for state in optimizer.state.values()
+                    for value in state.values()
+                    if isinstance(value, Tensor)
+                ),
+            }
+            # The last meta-step's gradients, which this one would drop later. Now, so that nothing from
+            # before is freed while it is measured: the CPU's allocator could not tell its size.
+            pl_module.zero_grad()
+            self._meter.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """End once the optimiser has made its update."""
+        if self._meter is None or trainer.global_step == self._measured_step:
+            return
+        peak, device = self._meter.stop(), self._meter.device
+        figures = self._before | {"memory/meta_step_peak_bytes": peak.requested}
+        if device.type == "cuda":
+            figures["memory/meta_step_peak_active_bytes"] = peak.active
+        self._meter = None
+        largest = trainer.strategy.reduce(
+            torch.tensor([*figures.values()], device=device), reduce_op="max"
+        )
+        assert isinstance(largest, Tensor)
+        self.log_exactly(trainer, dict(zip(figures, largest.tolist(), strict=True)), self._measured_step)
+
+    def on_exception(self, trainer: Trainer, *args: Any) -> None:
+        """Stop measuring: PyTorch's profiler outlives its owner otherwise."""
+        if self._meter is not None:
+            self._meter.stop()
+            self._meter = None
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,94 @@
+"""The speed probe: what a meta-step takes, and what it computes."""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from maml_pipeline.learner.meta_learner import MetaLearner
+from maml_pipeline.learner.probes.probe import Probe, left_as_it_is
+from maml_pipeline.tasks import TaskBatch
+
+Instant = float | torch.cuda.Event
+
+
+class SpeedProbe(Probe):
+    """Logs the median time of the meta-steps since the last probe step, and their FLOPs.
+
+    A meta-step is timed from its first batch, already drawn, to the optimiser's update: by the clock
+    on the CPU, by events of the stream on CUDA, which nothing has to wait for until they are read.
+    FLOPs are those of matrix products and convolutions as the engine computes them uncompiled,
+    counted once for each gradient order.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing measured."""
+        super().on_train_start(trainer, pl_module)
+        self._spans: list[tuple[Instant, Instant]] = []
+        self._flops: dict[bool, int] = {}
+        self._started: tuple[int, Instant] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: TaskBatch, batch_idx: int
+    ) -> None:
+        """Log on probe steps; take the time of the others."""
+        assert isinstance(pl_module, MetaLearner)
+        if self._started is not None and self._started[0] == trainer.global_step:
+            return  # a later batch of the same meta-step
+        if self.is_probe_step(trainer):
+            # Probes make this meta-step slow: it is not timed.
+            self._started = None
+            if self._spans:
+                self._log_speed(trainer, pl_module, batch)
+        elif self.is_warm(trainer):
+            self._started = trainer.global_step, _now(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the time once the optimiser has made its update."""
+        if self._started is not None and trainer.global_step > self._started[0]:
+            self._spans.append((self._started[1], _now(pl_module.device)))
+            self._started = None
+
+    def _log_speed(self, trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
+        seconds = statistics.median(_seconds(start, end) for start, end in self._spans)
+        self._spans.clear()
+        order = learner.takes_first_order()
+        batches = trainer.accumulate_grad_batches * trainer.world_size
+        if order not in self._flops:
+            self._flops[order] = _count_flops(trainer, learner, batch) * batches
+        figures = {
+            "speed/meta_step_ms": seconds * 1e3,
+            "speed/tasks_per_second": len(batch.support_x) * batches / seconds,
+            "speed/meta_step_flops": self._flops[order],
+            "speed/flops_per_second": self._flops[order] / seconds,
+        }
+        self.log_exactly(trainer, figures, trainer.global_step)
+
+
+def _now(device: torch.device) -> Instant:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(start: Instant, end: Instant) -> float:
+    if isinstance(start, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    assert not isinstance(end, torch.cuda.Event)
+    return end - start
+
+
+def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
+    counter = FlopCounterMode(display=False)
+    with left_as_it_is(learner.network, learner.device), counter:
+        learner.uncompiled_meta_gradient(batch, learner.inner_loop())
+    return counter.get_total_flops()
