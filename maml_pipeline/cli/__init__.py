@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 
 from maml_pipeline.errors import UserError
@@ -11,6 +12,8 @@ COMMANDS = {
     "fit": "meta-train, then test the best checkpoint",
     "validate": "measure a checkpoint on the validation tasks",
     "test": "measure a checkpoint on the test tasks",
+    "tradeoff": "train with every gradient order, inner steps and seeds, and compare",
+    "report": "show what runs have come to: a page with pictures",
     "derive": "work out both orders' meta-gradients on one task, and draw their graphs",
 }
 
@@ -37,13 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late: Lightning takes seconds to import, `maml --help` must not.
     try:
-        if parsed.command == "derive":
-            from maml_pipeline.cli.derive import run as derive
-
-            derive(parsed.arguments)
-        else:
-            from maml_pipeline.cli.training import run
-
-            run(parsed.command, parsed.arguments)
+        match parsed.command:
+            case "derive" | "tradeoff" | "report" as name:
+                import_module(f"maml_pipeline.cli.{name}").run(parsed.arguments)
+            case name:
+                import_module("maml_pipeline.cli.training").run(name, parsed.arguments)
     except UserError as error:
         sys.exit(f"maml: error: {error}")

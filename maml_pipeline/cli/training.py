@@ -154,15 +154,9 @@ class MamlCLI(LightningCLI):
             raise UserError(f"ckpt_path {wanted} does not exist; give best, last or a file's path")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Check everything that can be checked before the run's folder is made."""
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self.datamodule.prepare_data()
-        self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))
-        if self.settings.ckpt_path is not None:
-            self.model.on_load_checkpoint(load_checkpoint(self.settings.ckpt_path))
-
+        """Check, make the run's folder, and build the trainer."""
+        self.check()
         wanted = self.config_init[self.command].trainer
-        self._check_settings(wanted.val_check_interval)
         callbacks: list[Callback] = []
         if self.command == "fit":
             folder = self._open_folder()
@@ -180,6 +174,15 @@ class MamlCLI(LightningCLI):
             enable_checkpointing=self.command == "fit",
             **kwargs,
         )
+
+    def check(self) -> None:
+        """Check everything that can be checked before the run's folder is made."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.datamodule.prepare_data()
+        self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))
+        if self.settings.ckpt_path is not None:
+            self.model.on_load_checkpoint(load_checkpoint(self.settings.ckpt_path))
+        self._check_settings(self.config_init[self.command].trainer.val_check_interval)
 
     def _check_settings(self, val_check_interval: Any) -> None:
         """Refuse what Lightning would only find out in the middle of the run."""

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
 
+from maml_pipeline.files import write_whole
 from maml_pipeline.learner.meta_learner import MetaLearner
 
 
@@ -120,4 +121,4 @@ class ResultTable(Callback):
         console.print(table)
 
         if self.folder is not None:
-            (self.folder / f"{split}.json").write_text(json.dumps(result, indent=2) + "\n")
+            write_whole(self.folder / f"{split}.json", json.dumps(result, indent=2) + "\n")

@@ -1,8 +1,10 @@
 """Where metrics go: a table in the run's folder, and W&B."""
 
+import json
 import netrc
 import os
 import secrets
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from urllib.parse import urlparse
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.learner.metrics_csv import MetricsCSV
 
 if TYPE_CHECKING:
@@ -61,6 +64,44 @@ def finish_tracking() -> None:
     """End the W&B run of this process, where there is one."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
+
+
+def wandb_logs(folder: Path) -> dict[str, list[Path]]:
+    """Return W&B's logs in or below a folder by run, those of a resumed run in order."""
+    logs: dict[str, list[Path]] = {}
+    for log in sorted({path.resolve() for path in folder.rglob("run-*.wandb")}):
+        # .../wandb/offline-run-20261124_030330-f76e1feb/run-f76e1feb.wandb: sorted is by time.
+        logs.setdefault(str(log.parent.parent / log.stem), []).append(log)
+    return logs
+
+
+def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Read a W&B run that was never uploaded, also one that still goes on.
+
+    Args:
+        log: Its `run-<id>.wandb`.
+
+    Returns:
+        The config, and what was logged with the meta-step under `step`, in order.
+
+    Raises:
+        UserError: W&B's own reader cannot read it.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{log} cannot be read: {(done.stderr.strip() or 'no reason').splitlines()[-1]}")
+    config: dict[str, Any] = {}
+    history = []
+    for record in map(json.loads, done.stdout.splitlines()):
+        if record["type"] == "run":
+            config = record["run"]["config"]["update"]
+        elif record["type"] == "history":
+            item = record["history"]["item"]
+            if "trainer/global_step" in item:
+                logged = {k: v for k, v in item.items() if k[0] != "_" and not isinstance(v, str)}
+                history.append({**logged, "step": logged.pop("trainer/global_step")})
+    return config, history
 
 
 def logged_in() -> bool:

@@ -1,0 +1,212 @@
+"""`maml tradeoff`: every gradient order, number of inner steps and seed trained alike and compared."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from maml_pipeline.cli.resolved_config import ResolvedConfig
+from maml_pipeline.cli.training import quieten
+from maml_pipeline.errors import UserError
+from maml_pipeline.files import write_whole
+from maml_pipeline.tools.comparison import Row, compare, headers
+from maml_pipeline.tools.grid import Cell, make_grid
+from maml_pipeline.tools.grid_progress import GridProgress
+from maml_pipeline.tools.report import write_report
+from maml_pipeline.tools.runs import ORDERS, load_runs
+from maml_pipeline.tools.tradeoff import Tradeoff, meta_steps_done
+
+VARIED = {
+    "model.first_order": "orders",
+    "model.checkpoint_inner_steps": "orders",
+    "model.inner_steps": "inner_steps",
+    "seed_everything": "seeds",
+    "run.dir": "out",
+}
+"""Keys that the grid sets, and the flag that says how."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train what is missing of a grid, then print the comparison and write the report.
+
+    Args:
+        arguments: Those after `maml tradeoff`.
+
+    Raises:
+        UserError: The person can put it right, or a cell failed.
+    """
+    quieten()
+    settings, fit_arguments = _parse(arguments)
+    base = ResolvedConfig(fit_arguments)
+    values = base.values
+    cells = make_grid(
+        settings.orders or ORDERS,
+        settings.inner_steps or [values["model"]["inner_steps"]],
+        settings.seeds or [values["seed_everything"]],
+    )
+    if values["trainer"]["max_steps"] < 1:
+        raise UserError("trainer.max_steps is -1; a trade-off ends its trainings after so many meta-steps")
+    folder = settings.out or Path("runs") / f"{values['run']['experiment']}-tradeoff"
+    tradeoff = Tradeoff(folder, cells)
+    shared = _shared_config(tradeoff, values, cells)
+    if settings.dry_run:
+        _list(tradeoff)
+        return
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {folder} cannot be made ({error.strerror}); name a writable folder") from error
+    with tradeoff.locked() as lock:
+        if not tradeoff.config.exists():
+            write_whole(tradeoff.config, yaml.safe_dump(shared, sort_keys=False))
+        failures = _train(tradeoff, lock, shared["trainer"]["max_steps"])
+    _show(tradeoff, failures)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="maml tradeoff",
+        usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
+        "[--out DIR] [--dry_run] [--KEY VALUE ...]",
+        description="Train and test every gradient order with every number of inner steps and every "
+        "seed, on the same tasks and each in a process of its own; then compare them: "
+        "accuracy or loss, memory, time, FLOPs and order gap. The same command goes on after it was "
+        "stopped. All further keys are those of `maml fit`.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--orders", type=lambda text: text.split(","), help=f"of {','.join(ORDERS)} (default: all)")
+    add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
+    add("--seeds", type=_numbers, help="seeds (default: the config's)")
+    add("--out", type=Path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
+    add("--dry_run", action="store_true", help="list the cells, and run nothing")
+    parser.error = _refuse  # type: ignore[method-assign]
+    settings, fit_arguments = parser.parse_known_args(arguments)
+    for argument in fit_arguments:
+        key = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and key in VARIED:
+            raise UserError(f"--{key} is what a trade-off sets for each cell; use --{VARIED[key]}")
+        if key == "ckpt_path":
+            raise UserError("--ckpt_path has no place here: the same command goes on where it stopped")
+    return settings, fit_arguments
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number, nor numbers with commas between"
+        ) from None
+
+
+def _refuse(message: str) -> Any:
+    raise UserError(message.removeprefix("argument "))
+
+
+def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
+    """Return what all cells have in common: that of the folder, which must not be another.
+
+    All are tested with the same inner steps: `eval_inner_steps`, and at least the most of the grid.
+    """
+    model = values["model"]
+    if model["eval_inner_steps"] is None:
+        model["eval_inner_steps"] = model["inner_steps"]
+    asked, most = model["eval_inner_steps"], max(cell.inner_steps for cell in cells)
+    model["eval_inner_steps"] = max(asked, most)
+    values["run"]["dir"] = None
+    if not tradeoff.config.exists():
+        return values
+    shared: dict[str, Any] = yaml.safe_load(tradeoff.config.read_text())
+    if asked <= shared["model"]["eval_inner_steps"] >= most:
+        model["eval_inner_steps"] = shared["model"]["eval_inner_steps"]
+    for key, here, there in _differences(values, shared):
+        if key not in VARIED:
+            raise UserError(
+                f"{tradeoff.folder} holds a trade-off in which {key} is {there}, not {here}; "
+                "name another folder with --out"
+            )
+    return shared
+
+
+def _differences(here: Any, there: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if not (isinstance(here, dict) and isinstance(there, dict)):
+        return [] if here == there else [(key, here, there)]
+    return [
+        difference
+        for name in {**here, **there}
+        for difference in _differences(
+            here.get(name), there.get(name), f"{key}.{name}" if key else str(name)
+        )
+    ]
+
+
+def _list(tradeoff: Tradeoff) -> None:
+    for cell in tradeoff.cells:
+        print(f"{tradeoff.run_folder(cell)}: {'finished' if tradeoff.is_finished(cell) else 'to be trained'}")
+
+
+def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
+    """Train the cells that are not finished, and return the reasons of those that failed."""
+    console = Console()
+    missing = [cell for cell in tradeoff.cells if not tradeoff.is_finished(cell)]
+    finished = len(tradeoff.cells) - len(missing)
+    console.print(f"Trade-off in {tradeoff.folder}: {len(tradeoff.cells)} cells, {finished} finished")
+    failures: dict[Cell, str] = {}
+    if not missing:
+        tradeoff.write_summary(failures)
+        return failures
+    progress = GridProgress(missing, max_steps, console)
+    # A scheduler's polite kill ends the training at hand too, instead of leaving it behind.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with progress.bars:
+            for cell in missing:
+                progress.start(cell, meta_steps_done(tradeoff.run_folder(cell)))
+                failure = tradeoff.train(cell, lock, progress.watch)
+                progress.end(failure)
+                if failure:
+                    failures[cell] = failure
+                tradeoff.write_summary(failures)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped in {progress.cell.name}; the same command goes on from there") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failures
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _show(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
+    """Print the comparison, write the report and, where cells failed, end with an error."""
+    if any(map(tradeoff.is_finished, tradeoff.cells)):
+        runs = load_runs([tradeoff.folder])
+        for experiment, rows in compare(runs).items():
+            print_comparison(experiment, rows)
+        report = write_report(runs, tradeoff.folder / "report")
+        print(f"Report: {report}")
+    if failures:
+        names = ", ".join(cell.name for cell in failures)
+        first = next(iter(failures.values()))
+        raise UserError(f"{len(failures)} of {len(tradeoff.cells)} cells failed ({names}); the first: {first}")
+
+
+def print_comparison(experiment: str, rows: list[Row]) -> None:
+    """Print an experiment's rows as a table."""
+    table = Table(title=experiment)
+    for header in headers(rows):
+        table.add_column(header, justify="left" if header == "order" else "right")
+    for row in rows:
+        table.add_row(*row.cells())
+    # Off a terminal there is no width to keep to: a table that is cut says nothing.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,141 @@
+"""The orders side by side: runs that differ by their seed alone are one row."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from maml_pipeline.tools.runs import Measure, Run
+
+FIGURES = ("peak_bytes", "meta_step_ms", "flops", "held_bytes", "gap_cosine")
+"""Properties of `Run` that are averaged over seeds; of the first three, ratios are taken."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one experiment, order and number of inner steps.
+
+    Args:
+        runs: They differ by their seed.
+        first: The first-order row of the same inner steps, to which ratios are taken; `None` where
+            there is none.
+    """
+
+    runs: list[Run]
+    first: "Row | None"
+
+    @property
+    def order(self) -> str:
+        return self.runs[0].order
+
+    @property
+    def inner_steps(self) -> int:
+        return self.runs[0].inner_steps
+
+    @property
+    def result(self) -> Measure | None:
+        """The mean over seeds of the result and of its interval.
+
+        Every seed is tested on the same tasks, so the mean interval is an upper bound for that of
+        the mean.
+        """
+        results = [run.result for run in self.runs if run.result is not None]
+        if not results:
+            return None
+        # A validation result stands in only where nothing has been tested.
+        split = "test" if any(result.split == "test" for result in results) else "val"
+        results = [result for result in results if result.split == split]
+        return Measure(fmean(r.mean for r in results), fmean(r.ci95 for r in results), split)
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """The lowest and the highest seed's result; `None` for one seed alone."""
+        results = [run.result.mean for run in self.runs if run.result is not None]
+        return (min(results), max(results)) if len(results) > 1 else None
+
+    def mean(self, figure: str) -> float | None:
+        """Return the mean over seeds of one of `FIGURES`; `None` where no run has it."""
+        known = [value for run in self.runs if (value := getattr(run, figure)) is not None]
+        return fmean(known) if known else None
+
+    def ratio(self, figure: str) -> float | None:
+        """Return a figure as a multiple of first order's."""
+        own, other = self.mean(figure), None if self.first is None else self.first.mean(figure)
+        return own / other if own is not None and other else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every figure of the row; `None` for what is not known."""
+        result = self.result
+        return {
+            "experiment": self.runs[0].experiment,
+            "order": self.order,
+            "inner_steps": self.inner_steps,
+            "seeds": [run.seed for run in self.runs],
+            "measure": self.runs[0].measure,
+            "split": None if result is None else result.split,
+            "mean": None if result is None else result.mean,
+            "ci95": None if result is None else result.ci95,
+            "lowest_and_highest_seed": self.spread,
+            **{figure: self.mean(figure) for figure in FIGURES},
+            **{f"{figure}_to_first_order": self.ratio(figure) for figure in FIGURES[:3]},
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row as text, in the order of `headers`."""
+        cosine = self.mean("gap_cosine")
+        return (
+            self.order,
+            str(self.inner_steps),
+            ", ".join(str(run.seed) for run in self.runs),
+            self._result_text(),
+            self._cost_text("peak_bytes", 1e6, "MB"),
+            self._cost_text("meta_step_ms", 1, "ms"),
+            self._cost_text("flops", 1e9, "GFLOP"),
+            "-" if cosine is None else f"{cosine:.3f}",
+        )
+
+    def _result_text(self) -> str:
+        result = self.result
+        if result is None:
+            return "-"
+        text = f"{result.mean:.4f} ± {result.ci95:.4f}"
+        if self.spread is not None:
+            text += " ({:.4f} to {:.4f})".format(*self.spread)
+        return text if result.split == "test" else f"{text}, validation"
+
+    def _cost_text(self, figure: str, unit: float, name: str) -> str:
+        value, ratio = self.mean(figure), self.ratio(figure)
+        if value is None:
+            return "-"
+        return f"{value / unit:.3g} {name}" + ("" if ratio is None else f" ({ratio:.2f}×)")
+
+
+def headers(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the columns' names for the rows of one experiment."""
+    run = rows[0].runs[0]
+    seeds = " (seeds from to)" if any(row.spread for row in rows) else ""
+    return (
+        *("order", "inner steps", "seeds", f"{run.measure} ± 95 % CI{seeds}"),
+        *("peak memory", "a meta-step", "FLOPs", "order gap, cosine"),
+    )
+
+
+def compare(runs: Iterable[Run]) -> dict[str, list[Row]]:
+    """Group runs by what they have in common.
+
+    Args:
+        runs: In the order of `load_runs`.
+
+    Returns:
+        By experiment, the rows by inner steps and order.
+    """
+    experiments: dict[str, list[Row]] = {}
+    for (experiment, _), same_steps in groupby(runs, lambda run: (run.experiment, run.inner_steps)):
+        first: Row | None = None
+        for order, same_order in groupby(same_steps, lambda run: run.order):
+            row = Row([*same_order], first)
+            if order == "first":
+                first = row
+            experiments.setdefault(experiment, []).append(row)
+    return experiments

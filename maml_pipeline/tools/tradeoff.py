@@ -1,0 +1,146 @@
+"""Training every cell of a grid, each in a process of its own, and going on where one was stopped."""
+
+import fcntl
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import SEEK_END
+from pathlib import Path
+from typing import IO
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.files import write_whole
+from maml_pipeline.tools.comparison import compare
+from maml_pipeline.tools.grid import Cell
+from maml_pipeline.tools.runs import load_runs
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_END = 20
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """A folder with one run a cell, `config.yaml` that all share, and `tradeoff.json`.
+
+    Args:
+        folder: It exists.
+        cells: What to train.
+    """
+
+    folder: Path
+    cells: Sequence[Cell]
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def run_folder(self, cell: Cell) -> Path:
+        return self.folder / cell.name
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Tell whether a cell was trained and tested; it is not run again."""
+        return (self.run_folder(cell) / "test.json").exists()
+
+    def command(self, cell: Cell) -> list[str]:
+        """Return the command that trains a cell, or goes on with it."""
+        folder = self.run_folder(cell)
+        settings = {**cell.settings, "run.dir": folder}
+        command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(self.config)]
+        for key, value in settings.items():
+            command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            command += ["--ckpt_path", "last"]
+        return command
+
+    @contextmanager
+    def locked(self) -> Iterator[IO[str]]:
+        """Hold the folder for this process and the trainings that it starts, which may outlive it.
+
+        Raises:
+            UserError: Another one holds it.
+        """
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.folder} is in use: another trade-off, or a training that a killed one left "
+                    "behind, still runs in it; wait for it, or name another folder with --out"
+                ) from None
+            yield lock
+
+    def train(self, cell: Cell, lock: IO[str], watch: Callable[[int], None]) -> str | None:
+        """Train and test a cell in a process of its own.
+
+        Args:
+            cell: Its output goes to `log.txt` in its folder.
+            lock: That of `locked`.
+            watch: Called twice a second with the meta-steps done.
+
+        Returns:
+            What went wrong, or `None`.
+        """
+        folder = self.run_folder(cell)
+        folder.mkdir(exist_ok=True)
+        with (folder / "log.txt").open("a+", errors="replace") as log:
+            earlier_attempts = log.seek(0, SEEK_END)
+            process = subprocess.Popen(
+                self.command(cell), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
+            )
+            try:
+                while True:
+                    try:
+                        status = process.wait(SECONDS_BETWEEN_LOOKS)
+                        break
+                    except subprocess.TimeoutExpired:
+                        watch(meta_steps_done(folder))
+            except BaseException:
+                _end(process)
+                raise
+            if status == 0 and self.is_finished(cell):
+                return None
+            log.seek(earlier_attempts)
+            return f"{_last_words(log.read())} (exit status {status}; {log.name})"
+
+    def write_summary(self, failures: dict[Cell, str]) -> None:
+        """Write `tradeoff.json`: every run with its figures, their comparison, and what failed."""
+        runs = load_runs([self.folder]) if any(map(self.is_finished, self.cells)) else []
+        summary = {
+            "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
+            "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
+            "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
+        }
+        write_whole(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_words(output: str) -> str:
+    """Return what a training said last: its own error where there is one."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix("maml: error: ") for line in lines if line.startswith("maml: error: ")]
+    return [*lines[-1:], *errors[-1:]][-1] if lines else "it ended without a word"
+
+
+def meta_steps_done(folder: Path) -> int:
+    """Read how far a run is from the last line of its metrics; 0 where there is nothing to read."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        names = file.readline().decode().strip().split(",")
+        file.seek(max(file.tell(), path.stat().st_size - 20_000))
+        *_, last = [[], *(line.split(",") for line in file.read().decode().splitlines())]
+    # The table grows, and is written anew with every column that is added, while it is read here.
+    fields = dict(zip(names, last, strict=False)) if len(last) == len(names) else {}
+    return int(fields["step"]) + 1 if fields.get("step", "").isdigit() else 0
