@@ -42,7 +42,7 @@ def measure(config: Path, first_order: bool, probe_steps: int) -> None:
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.append(clock)
+            trainer.callbacks.append(clock)  # type: ignore[attr-defined]
             return trainer
 
     steps = EVERY * (probe_steps + 2)

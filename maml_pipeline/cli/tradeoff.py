@@ -2,7 +2,6 @@
 
 import argparse
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -10,13 +9,13 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
+from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.training import quieten
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
-from maml_pipeline.tools.comparison import Row, compare, headers
+from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.grid import Cell, make_grid
 from maml_pipeline.tools.grid_progress import GridProgress
 from maml_pipeline.tools.report import write_report
@@ -52,7 +51,9 @@ def run(arguments: Sequence[str]) -> None:
         settings.seeds or [values["seed_everything"]],
     )
     if values["trainer"]["max_steps"] < 1:
-        raise UserError("trainer.max_steps is -1; a trade-off ends its trainings after so many meta-steps")
+        raise UserError(
+            "trainer.max_steps is -1; a trade-off ends its trainings after so many meta-steps"
+        )
     folder = settings.out or Path("runs") / f"{values['run']['experiment']}-tradeoff"
     tradeoff = Tradeoff(folder, cells)
     shared = _shared_config(tradeoff, values, cells)
@@ -63,7 +64,9 @@ def run(arguments: Sequence[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out {folder} cannot be made ({error.strerror}); name a writable folder") from error
+        raise UserError(
+            f"out {folder} cannot be made ({error.strerror}); name a writable folder"
+        ) from error
     with tradeoff.locked() as lock:
         if not tradeoff.config.exists():
             write_whole(tradeoff.config, yaml.safe_dump(shared, sort_keys=False))
@@ -72,7 +75,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = OneLineErrors(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--out DIR] [--dry_run] [--KEY VALUE ...]",
@@ -88,7 +91,6 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
     add("--out", type=Path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
     add("--dry_run", action="store_true", help="list the cells, and run nothing")
-    parser.error = _refuse  # type: ignore[method-assign]
     settings, fit_arguments = parser.parse_known_args(arguments)
     for argument in fit_arguments:
         key = argument.partition("=")[0].removeprefix("--")
@@ -106,10 +108,6 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a number, nor numbers with commas between"
         ) from None
-
-
-def _refuse(message: str) -> Any:
-    raise UserError(message.removeprefix("argument "))
 
 
 def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
@@ -151,7 +149,8 @@ def _differences(here: Any, there: Any, key: str = "") -> list[tuple[str, Any, A
 
 def _list(tradeoff: Tradeoff) -> None:
     for cell in tradeoff.cells:
-        print(f"{tradeoff.run_folder(cell)}: {'finished' if tradeoff.is_finished(cell) else 'to be trained'}")
+        state = "finished" if tradeoff.is_finished(cell) else "to be trained"
+        print(f"{tradeoff.run_folder(cell)}: {state}")
 
 
 def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
@@ -170,14 +169,16 @@ def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
     try:
         with progress.bars:
             for cell in missing:
-                progress.start(cell, meta_steps_done(tradeoff.run_folder(cell)))
+                progress.start(meta_steps_done(tradeoff.run_folder(cell)))
                 failure = tradeoff.train(cell, lock, progress.watch)
                 progress.end(failure)
                 if failure:
                     failures[cell] = failure
                 tradeoff.write_summary(failures)
     except KeyboardInterrupt:
-        raise UserError(f"stopped in {progress.cell.name}; the same command goes on from there") from None
+        raise UserError(
+            f"stopped in {progress.cell.name}; the same command goes on from there"
+        ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     return failures
@@ -198,15 +199,6 @@ def _show(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
     if failures:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))
-        raise UserError(f"{len(failures)} of {len(tradeoff.cells)} cells failed ({names}); the first: {first}")
-
-
-def print_comparison(experiment: str, rows: list[Row]) -> None:
-    """Print an experiment's rows as a table."""
-    table = Table(title=experiment)
-    for header in headers(rows):
-        table.add_column(header, justify="left" if header == "order" else "right")
-    for row in rows:
-        table.add_row(*row.cells())
-    # Off a terminal there is no width to keep to: a table that is cut says nothing.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        raise UserError(
+            f"{len(failures)} of {len(tradeoff.cells)} cells failed ({names}); the first: {first}"
+        )

@@ -81,7 +81,7 @@ def _highest(profiler: profile) -> int:
     events = (event for event in results.events() if event.name() == "[memory]")
     held = highest = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # type: ignore[attr-defined]  # not in its stub
         highest = max(highest, held)
     return highest
 

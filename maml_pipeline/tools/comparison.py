@@ -1,10 +1,15 @@
 """The orders side by side: runs that differ by their seed alone are one row."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import Any
+
+from matplotlib.ticker import EngFormatter
+from rich.console import Console
+from rich.table import Table
 
 from maml_pipeline.tools.runs import Measure, Run
 
@@ -89,9 +94,9 @@ class Row:
             str(self.inner_steps),
             ", ".join(str(run.seed) for run in self.runs),
             self._result_text(),
-            self._cost_text("peak_bytes", 1e6, "MB"),
-            self._cost_text("meta_step_ms", 1, "ms"),
-            self._cost_text("flops", 1e9, "GFLOP"),
+            self._cost_text("peak_bytes", 1, "B"),
+            self._cost_text("meta_step_ms", 1e-3, "s"),
+            self._cost_text("flops", 1, "FLOP"),
             "-" if cosine is None else f"{cosine:.3f}",
         )
 
@@ -104,11 +109,12 @@ class Row:
             text += " ({:.4f} to {:.4f})".format(*self.spread)
         return text if result.split == "test" else f"{text}, validation"
 
-    def _cost_text(self, figure: str, unit: float, name: str) -> str:
+    def _cost_text(self, figure: str, scale: float, unit: str) -> str:
         value, ratio = self.mean(figure), self.ratio(figure)
         if value is None:
             return "-"
-        return f"{value / unit:.3g} {name}" + ("" if ratio is None else f" ({ratio:.2f}×)")
+        text = EngFormatter(unit, places=2)(value * scale)
+        return text if ratio is None else f"{text} ({ratio:.2f}x)"
 
 
 def headers(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -139,3 +145,38 @@ def compare(runs: Iterable[Run]) -> dict[str, list[Row]]:
                 first = row
             experiments.setdefault(experiment, []).append(row)
     return experiments
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """Say in a sentence what each order bought over first order, and what it cost."""
+    sentences = []
+    for row in rows:
+        if row.first is None or row.result is None or row.first.result is None:
+            continue
+        own, other = row.result, row.first.result
+        if own.split != other.split:
+            continue
+        costs = [
+            f"{ratio:.2f} times the {name}"
+            for name, figure in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
+            if (ratio := row.ratio(figure)) is not None
+        ]
+        order = {"second": "second order", "checkpointed": "checkpointed second order"}[row.order]
+        steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
+        sentences.append(
+            f"With {steps} in training, {order} reached a {own.split} {row.runs[0].measure} of "
+            f"{own.mean:.4f} where first order reached {other.mean:.4f}"
+            + (f", for {' and '.join(costs)}." if costs else ".")
+        )
+    return sentences
+
+
+def print_comparison(experiment: str, rows: list[Row]) -> None:
+    """Print an experiment's rows as a table."""
+    table = Table(title=experiment)
+    for header in headers(rows):
+        table.add_column(header, justify="left" if header == "order" else "right")
+    for row in rows:
+        table.add_row(*row.cells())
+    # Off a terminal there is no width to keep to: a table that is cut says nothing.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from statistics import fmean, linear_regression
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -14,8 +15,6 @@ SECONDS_BETWEEN_LINES = 60.0
 
 class GridProgress:
     """A bar on a terminal; elsewhere a line for every event, and one a minute.
-
-    The time left assumes that passes over the network take the same time in every cell.
 
     Args:
         cells: Those that are still to be trained.
@@ -35,56 +34,73 @@ class GridProgress:
         self.max_steps = max_steps
         self.console = console
         self.clock = clock
-        self.began = self.last_line = clock()
-        self.total = sum(cell.weight for cell in cells) * max_steps
-        self.passes_before = 0.0
-        self.passes_resumed = 0.0
+        self.last_line = clock()
+        self.number = -1
+        self.took: list[tuple[int, float]] = []  # weight and seconds of cells trained from their start
         self.bars = Progress(
             *(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()),
-            TextColumn("{task.fields[left]} left"),
+            TextColumn("{task.fields[left]} left for all"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self.bar = self.bars.add_task("", total=self.total, left="?")
+        self.bar = self.bars.add_task("", total=len(cells), left="?")
 
-    def start(self, cell: Cell, meta_steps: int) -> None:
-        """Say that a cell begins, or goes on from so many meta-steps."""
-        self.cell, self.cell_began, self.meta_steps = cell, self.clock(), meta_steps
-        self.passes_resumed += meta_steps * cell.weight
-        self._say(f"goes on from meta-step {meta_steps}" if meta_steps else "started")
+    @property
+    def cell(self) -> Cell:
+        """The one that is trained now."""
+        return self.cells[self.number]
+
+    def start(self, meta_steps: int) -> None:
+        """Say that the next cell begins, or goes on from so many meta-steps."""
+        self.number += 1
+        self.began, self.first_steps, self.meta_steps = self.clock(), meta_steps, meta_steps
+        self._say(f"goes on after {meta_steps:,} meta-steps" if meta_steps else "started")
 
     def watch(self, meta_steps: int) -> None:
         """Show how far the cell is."""
-        self.meta_steps = max(self.meta_steps, meta_steps)
+        self.meta_steps = min(max(self.meta_steps, meta_steps), self.max_steps)
         done = f"{self.meta_steps:,} of {self.max_steps:,} meta-steps"
-        passes = self.passes_before + self.meta_steps * self.cell.weight
-        description = f"{self._number()} {self.cell.name}: {done}"
-        self.bars.update(self.bar, completed=passes, description=description, left=self.time_left())
-        now = self.clock()
-        if not self.console.is_terminal and now - self.last_line >= SECONDS_BETWEEN_LINES:
+        self.bars.update(
+            self.bar,
+            completed=self.number + self.meta_steps / self.max_steps,
+            description=f"{self._place()} {self.cell.name}: {done}",
+            left=self.time_left(),
+        )
+        if not self.console.is_terminal and self.clock() - self.last_line >= SECONDS_BETWEEN_LINES:
             self._say(f"{done}, {self.time_left()} left for all")
 
     def end(self, failure: str | None) -> None:
-        """Say how a cell ended."""
-        self.passes_before += self.max_steps * self.cell.weight
-        took = timedelta(seconds=round(self.clock() - self.cell_began))
-        self._say(f"failed: {failure}" if failure else f"finished in {took}")
+        """Say how the cell ended."""
+        took = self.clock() - self.began
+        if failure is None and self.first_steps == 0:
+            self.took.append((self.cell.weight, took))
+        self._say(f"failed: {failure}" if failure else f"finished in {timedelta(seconds=round(took))}")
 
     def time_left(self) -> str:
         """Estimate how long all cells still take, as `h:mm:ss`; `?` while nothing is known."""
-        passes = self.passes_before + self.meta_steps * self.cell.weight
-        computed = passes - self.passes_resumed
-        if computed <= 0:
+        done = (self.meta_steps - self.first_steps) / self.max_steps
+        elapsed = self.clock() - self.began
+        weights = [weight for weight, _ in self.took]
+        if len(set(weights)) > 1:
+            line = linear_regression(weights, [seconds for _, seconds in self.took])
+            slope, start = max(line.slope, 0.0), max(line.intercept, 0.0)
+        elif self.took:
+            slope, start = fmean(seconds for _, seconds in self.took) / weights[0], 0.0
+        elif done > 0:
+            slope, start = elapsed / done / self.cell.weight, 0.0
+        else:
             return "?"
-        seconds = (self.total - passes) * (self.clock() - self.began) / computed
-        return str(timedelta(seconds=round(seconds)))
+        missing = 1 - self.first_steps / self.max_steps
+        this = max(0.0, missing * (start + slope * self.cell.weight) - elapsed)
+        later = sum(start + slope * cell.weight for cell in self.cells[self.number + 1 :])
+        return str(timedelta(seconds=round(this + later)))
 
-    def _number(self) -> str:
-        return f"[{self.cells.index(self.cell) + 1}/{len(self.cells)}]"
+    def _place(self) -> str:
+        return f"[{self.number + 1}/{len(self.cells)}]"
 
     def _say(self, what: str) -> None:
         self.last_line = self.clock()
         self.console.print(
-            f"{self._number()} {self.cell.name}: {what}", highlight=False, markup=False, soft_wrap=True
+            f"{self._place()} {self.cell.name}: {what}", highlight=False, markup=False, soft_wrap=True
         )

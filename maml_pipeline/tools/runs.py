@@ -112,7 +112,8 @@ class Run:
     @property
     def test_curve(self) -> list[Measure]:
         """The measure on the test tasks before the first inner step, and after each."""
-        name, curve = self.measure.partition("_step_")[0], []
+        name = self.measure.partition("_step_")[0]
+        curve: list[Measure] = []
         while (key := f"test/{name}_step_{len(curve)}") in self.test:
             curve.append(Measure(self.test[key], self.test[f"{key}_ci95"], "test"))
         return curve
@@ -125,7 +126,9 @@ class Run:
     @property
     def held_bytes(self) -> float | None:
         """Parameters, their gradients and the optimiser's state."""
-        parts = [self._latest(f"memory/{part}_bytes") for part in ("parameters", "gradients", "optimizer")]
+        parts = [
+            self._latest(f"memory/{part}_bytes") for part in ("parameters", "gradients", "optimizer")
+        ]
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
 
@@ -199,7 +202,9 @@ def _find(path: Path) -> Iterator[Run]:
     if path.is_file():
         yield from _from_tradeoff(path)
         return
-    folders = [file.parent for file in path.rglob("metrics.csv") if (file.parent / "config.yaml").exists()]
+    folders = [
+        file.parent for file in path.rglob("metrics.csv") if (file.parent / "config.yaml").exists()
+    ]
     yield from map(_from_folder, folders)
     # A run's folder holds W&B's log of it too, which says the same.
     strays = {
@@ -252,9 +257,7 @@ def _from_tradeoff(file: Path) -> Iterator[Run]:
         yield _checked(file / str(number), cell["config"], cell["history"], cell["test"])
 
 
-def _checked(
-    source: Path, config: dict[str, Any], history: list[Record], test: dict[str, float]
-) -> Run:
+def _checked(source: Path, config: dict[str, Any], history: list[Record], test: dict[str, float]) -> Run:
     run = Run(source, config, history, test)
     try:
         _ = run.name, run.experiment, run.monitor, run.higher_is_better, run.max_steps

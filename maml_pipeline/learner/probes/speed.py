@@ -73,7 +73,7 @@ class SpeedProbe(Probe):
 def _now(device: torch.device) -> Instant:
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
@@ -82,7 +82,7 @@ def _seconds(start: Instant, end: Instant) -> float:
     if isinstance(start, torch.cuda.Event):
         assert isinstance(end, torch.cuda.Event)
         end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return float(start.elapsed_time(end)) / 1e3
     assert not isinstance(end, torch.cuda.Event)
     return end - start
 

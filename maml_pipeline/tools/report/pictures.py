@@ -1,0 +1,261 @@
+"""The report's pictures of one experiment."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from statistics import fmean
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maml_pipeline.tools.comparison import Row
+from maml_pipeline.tools.report.style import (
+    COLOURS,
+    HEIGHT,
+    LABELS,
+    MARKERS,
+    WIDTH,
+    plain_log_axis,
+    style,
+    thousands,
+)
+from maml_pipeline.tools.runs import Run
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and what it says.
+
+    Args:
+        name: Of its file, without the ending.
+        title: In a few words.
+        caption: What is drawn, in a sentence or two.
+        figure: The drawing.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def draw_pictures(rows: Sequence[Row]) -> list[Picture]:
+    """Draw every picture for which something was logged.
+
+    Args:
+        rows: Those of one experiment, by inner steps and order.
+    """
+    with style():
+        return [picture for draw in (_costs, _by_inner_steps) for picture in draw(rows)]
+
+
+def draw_overview(experiments: dict[str, list[Row]]) -> Figure:
+    """Draw the measure against peak memory of every experiment, side by side, under one legend."""
+    with style():
+        figure = Figure(figsize=(WIDTH * len(experiments), HEIGHT + 0.4), layout="constrained")
+        axes = figure.subplots(1, len(experiments), squeeze=False)[0]
+        labelled: dict[str, Artist] = {}
+        for ax, (experiment, rows) in zip(axes, experiments.items(), strict=True):
+            draw_pareto(ax, rows, legend=False)
+            ax.set_title(experiment)
+            labelled |= {
+                label: line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+            }
+        figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=3)
+        return figure
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[Picture]:
+    """Draw what all numbers of inner steps share."""
+    if any(row.result and row.mean("peak_bytes") for row in rows):
+        yield _picture(
+            "pareto",
+            f"{rows[0].runs[0].measure.capitalize()} against peak memory",
+            f"{measure_label(rows)}, with its 95 % confidence interval over tasks, against the most "
+            "memory that a meta-step adds. A line joins the numbers of inner steps k in training; faint "
+            "marks are single seeds.",
+            partial(draw_pareto, rows=rows),
+        )
+    if any(row.mean("peak_bytes") for row in rows):
+        yield _picture(
+            "memory",
+            "Peak memory against inner steps",
+            "The most that a meta-step adds to parameters, gradients and the optimiser's state.",
+            partial(_draw_cost, rows=rows, figure="peak_bytes", label="peak memory of a meta-step, MB"),
+        )
+    if any(row.mean("meta_step_ms") for row in rows):
+        yield _picture(
+            "time",
+            "Time against inner steps",
+            "The median time of a meta-step, without drawing its tasks, on the machine that trained.",
+            partial(_draw_cost, rows=rows, figure="meta_step_ms", label="time of a meta-step, ms"),
+        )
+
+
+def _by_inner_steps(rows: Sequence[Row]) -> Iterator[Picture]:
+    """Draw, for each number of inner steps in training, how training went and how tasks adapt."""
+    monitor = rows[0].runs[0].monitor
+    for k, same_steps in groupby(rows, lambda row: row.inner_steps):
+        group = [*same_steps]
+        runs = [run for row in group for run in row.runs]
+        steps = f"{k} inner step{'' if k == 1 else 's'}"
+        if any(run.series(monitor) for run in runs):
+            yield _picture(
+                f"learning-curve-k{k}",
+                f"Validation, {steps} in training",
+                f"{monitor} while training: the mean of the seeds, and from the lowest to the highest.",
+                partial(_draw_series, rows=group, metric=monitor, label=monitor),
+            )
+        if any(run.series("order_gap/cosine") for run in runs):
+            yield _picture(
+                f"order-gap-k{k}",
+                f"Order gap, {steps} in training",
+                "Cosine between the first-order and the second-order meta-gradient of the same tasks at "
+                "the same parameters, along the training of each order; 1 is the same direction.",
+                partial(
+                    _draw_series, rows=group, metric="order_gap/cosine", label="cosine of the two orders"
+                ),
+            )
+        if any(run.test_curve for run in runs):
+            yield _picture(
+                f"adaptation-k{k}",
+                f"Adaptation at test, {steps} in training",
+                "The measure on the test tasks before the first inner step and after each, with its "
+                "95 % confidence interval over tasks; the upright line: the inner steps of training.",
+                partial(_draw_adaptation, rows=group),
+            )
+
+
+def _picture(name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Picture:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    draw(figure.subplots())
+    return Picture(name, title, caption, figure)
+
+
+def measure_label(rows: Sequence[Row]) -> str:
+    """Name what the experiment is judged by: "Test accuracy after 3 inner steps"."""
+    run = rows[0].runs[0]
+    results = [row.result for row in rows if row.result is not None]
+    split = "Test" if any(result.split == "test" for result in results) else "Validation"
+    name, _, step = run.measure.partition("_step_")
+    steps = step or max((len(run.test_curve) - 1 for row in rows for run in row.runs), default=-1)
+    return f"{split} {name}" + (f" after {steps} inner steps" if int(steps) >= 0 else "")
+
+
+def draw_pareto(ax: Axes, rows: Sequence[Row], legend: bool = True) -> None:
+    """Draw the measure against peak memory, an order a line."""
+    for order, group in _by_order(rows):
+        known = [(row, row.result, row.mean("peak_bytes")) for row in group]
+        points = [(row, result, peak) for row, result, peak in known if result and peak]
+        if not points:
+            continue
+        x, y = [peak / 1e6 for _, _, peak in points], [result.mean for _, result, _ in points]
+        colour = COLOURS[order]
+        ax.errorbar(
+            *(x, y, [result.ci95 for _, result, _ in points]),
+            color=colour,
+            marker=MARKERS[order],
+            capsize=2,
+            elinewidth=1,
+            label=LABELS[order],
+        )
+        for row, result, peak in points:
+            for run in row.runs if len(row.runs) > 1 else []:
+                if run.result is not None and run.peak_bytes is not None:
+                    ax.plot(
+                        run.peak_bytes / 1e6, run.result.mean, MARKERS[order], color=colour, alpha=0.3
+                    )
+            ax.annotate(
+                f"k={row.inner_steps}",
+                (peak / 1e6, result.mean),
+                textcoords="offset points",
+                xytext=(6, 5),
+                fontsize=8,
+                color=colour,
+            )
+    plain_log_axis(ax, "x")
+    ax.margins(x=0.15)
+    run = rows[0].runs[0]
+    ax.set_xlabel("peak memory of a meta-step, MB")
+    better = "higher" if run.higher_is_better else "lower"
+    ax.set_ylabel(f"{measure_label(rows).lower()}\n({better} is better)")
+    if legend:
+        ax.legend()
+
+
+def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str) -> None:
+    unit = 1e6 if figure == "peak_bytes" else 1
+    for order, group in _by_order(rows):
+        points = [(row.inner_steps, value / unit) for row in group if (value := row.mean(figure))]
+        if points:
+            line = ax.plot(*zip(*points, strict=True), color=COLOURS[order], marker=MARKERS[order])
+            line[0].set_label(LABELS[order])
+    ax.set_xticks(sorted({row.inner_steps for row in rows}))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("inner steps k in training")
+    ax.set_ylabel(label)
+    ax.legend()
+
+
+def _draw_series(ax: Axes, rows: Sequence[Row], metric: str, label: str) -> None:
+    for row in rows:
+        steps, means, lowest, highest = _over_seeds(row.runs, metric)
+        ax.plot(steps, means, color=COLOURS[row.order], label=LABELS[row.order])
+        if len(row.runs) > 1:
+            ax.fill_between(steps, lowest, highest, color=COLOURS[row.order], alpha=0.15, linewidth=0)
+    thousands(ax)
+    ax.set_xlabel("meta-steps")
+    ax.set_ylabel(label)
+    ax.legend()
+
+
+def _over_seeds(
+    runs: Iterable[Run], metric: str
+) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Return where a metric was logged, and there its mean, least and greatest over the runs."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        for step, value in run.series(metric):
+            values.setdefault(step, []).append(value)
+    steps = sorted(values)
+    return (
+        steps,
+        [fmean(values[step]) for step in steps],
+        [min(values[step]) for step in steps],
+        [max(values[step]) for step in steps],
+    )
+
+
+def _draw_adaptation(ax: Axes, rows: Sequence[Row]) -> None:
+    for row in rows:
+        curves = [run.test_curve for run in row.runs if run.test_curve]
+        if not curves:
+            continue
+        points = [*zip(*curves, strict=False)]
+        means = [fmean(point.mean for point in seeds) for seeds in points]
+        margins = [fmean(point.ci95 for point in seeds) for seeds in points]
+        ax.errorbar(
+            range(len(means)),
+            means,
+            margins,
+            color=COLOURS[row.order],
+            marker=MARKERS[row.order],
+            markersize=4,
+            capsize=2,
+            elinewidth=1,
+            label=LABELS[row.order],
+        )
+    ax.axvline(rows[0].inner_steps, color="#999999", linewidth=0.8)
+    ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    ax.set_xlabel("inner steps at test")
+    ax.set_ylabel(f"test {rows[0].runs[0].measure.partition('_step_')[0]}")
+    ax.legend()
+
+
+def _by_order(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for order in COLOURS:
+        group = [row for row in rows if row.order == order]
+        if group:
+            yield order, group
