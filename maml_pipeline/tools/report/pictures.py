@@ -52,19 +52,24 @@ def draw_pictures(rows: Sequence[Row]) -> list[Picture]:
 
 
 def draw_overview(experiments: dict[str, list[Row]]) -> Figure:
-    """Draw the measure against peak memory of every experiment, side by side, under one legend."""
+    """Draw the measure against peak memory of every experiment, side by side."""
     with style():
-        figure = Figure(figsize=(WIDTH * len(experiments), HEIGHT + 0.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH * len(experiments), HEIGHT), layout="constrained")
         axes = figure.subplots(1, len(experiments), squeeze=False)[0]
-        labelled: dict[str, Artist] = {}
         for ax, (experiment, rows) in zip(axes, experiments.items(), strict=True):
-            draw_pareto(ax, rows, legend=False)
+            draw_pareto(ax, rows)
             ax.set_title(experiment)
-            labelled |= {
-                label: line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
-            }
-        figure.legend(labelled.values(), labelled.keys(), loc="outside upper center", ncols=3)
+        _add_legend(figure)
         return figure
+
+
+def _add_legend(figure: Figure) -> None:
+    """Put the orders' names above all axes, where they hide nothing."""
+    labelled: dict[str, Artist] = {}
+    for ax in figure.axes:
+        lines, labels = ax.get_legend_handles_labels()
+        labelled |= dict(zip(labels, lines, strict=True))
+    figure.legend([*labelled.values()], [*labelled], loc="outside upper left", ncols=len(labelled))
 
 
 def _costs(rows: Sequence[Row]) -> Iterator[Picture]:
@@ -131,6 +136,7 @@ def _by_inner_steps(rows: Sequence[Row]) -> Iterator[Picture]:
 def _picture(name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Picture:
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     draw(figure.subplots())
+    _add_legend(figure)
     return Picture(name, title, caption, figure)
 
 
@@ -144,7 +150,7 @@ def measure_label(rows: Sequence[Row]) -> str:
     return f"{split} {name}" + (f" after {steps} inner steps" if int(steps) >= 0 else "")
 
 
-def draw_pareto(ax: Axes, rows: Sequence[Row], legend: bool = True) -> None:
+def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
     """Draw the measure against peak memory, an order a line."""
     for order, group in _by_order(rows):
         known = [(row, row.result, row.mean("peak_bytes")) for row in group]
@@ -181,8 +187,6 @@ def draw_pareto(ax: Axes, rows: Sequence[Row], legend: bool = True) -> None:
     ax.set_xlabel("peak memory of a meta-step, MB")
     better = "higher" if run.higher_is_better else "lower"
     ax.set_ylabel(f"{measure_label(rows).lower()}\n({better} is better)")
-    if legend:
-        ax.legend()
 
 
 def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str) -> None:
@@ -196,7 +200,6 @@ def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str) -> None:
     ax.set_ylim(bottom=0)
     ax.set_xlabel("inner steps k in training")
     ax.set_ylabel(label)
-    ax.legend()
 
 
 def _draw_series(ax: Axes, rows: Sequence[Row], metric: str, label: str) -> None:
@@ -208,7 +211,6 @@ def _draw_series(ax: Axes, rows: Sequence[Row], metric: str, label: str) -> None
     thousands(ax)
     ax.set_xlabel("meta-steps")
     ax.set_ylabel(label)
-    ax.legend()
 
 
 def _over_seeds(
@@ -251,7 +253,6 @@ def _draw_adaptation(ax: Axes, rows: Sequence[Row]) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     ax.set_xlabel("inner steps at test")
     ax.set_ylabel(f"test {rows[0].runs[0].measure.partition('_step_')[0]}")
-    ax.legend()
 
 
 def _by_order(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

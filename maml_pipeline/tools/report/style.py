@@ -12,9 +12,9 @@ from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 COLOURS = {"first": "#0072B2", "second": "#D55E00", "checkpointed": "#009E73"}
 MARKERS = {"first": "o", "second": "s", "checkpointed": "^"}
 LABELS = {
-    "first": "first order (FOMAML)",
-    "second": "second order (MAML)",
-    "checkpointed": "second order, checkpointed",
+    "first": "first order",
+    "second": "second order",
+    "checkpointed": "second, checkpointed",
 }
 
 WIDTH, HEIGHT = 4.2, 3.2
