@@ -34,6 +34,7 @@ from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.cli.training import quieten
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.checkpoints import LastCheckpoint
+from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.tracking import finish_tracking, run_loggers
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, build_engine
@@ -214,11 +215,12 @@ def fit_seconds(
     before = 11 if steps > 10 else 1
     timer = StepTimer(device)
     with tempfile.TemporaryDirectory() as folder:
+        last = LastCheckpoint(Path(folder), 10**6, StopOnSignal())
         trainer = Trainer(
             accelerator=device.type, devices=1, max_steps=before + steps, max_epochs=-1, logger=loggers,
             log_every_n_steps=case.log_every, limit_val_batches=0, enable_model_summary=False,
             accumulate_grad_batches=accumulate, num_sanity_val_steps=0, default_root_dir=folder,
-            callbacks=[timer, MetaStepProgressBar(), LastCheckpoint(Path(folder), 10**6)],
+            callbacks=[timer, MetaStepProgressBar(), last],
         )  # fmt: skip
         trainer.fit(module, **data)
     return [end - start for start, end in pairwise(timer.ends[before - 1 :])]

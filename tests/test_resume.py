@@ -1,18 +1,27 @@
 """A run that is killed and resumed ends as one that never was."""
 
 import csv
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
 
+from maml_pipeline.learner.checkpoints import WholeCheckpointIO
+from maml_pipeline.learner.preemption import SIGNALS
 from tests.conftest import CONFIGS
+
+Maml = Callable[..., str]
 
 RUN = (
     "fit",
@@ -33,8 +42,8 @@ RUN = (
 )
 
 
-def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    loaded = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+def checkpoint(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    loaded = torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
     moments = loaded["optimizer_states"][0]["state"]
     adam = {f"{i}.{name}": value for i, state in moments.items() for name, value in state.items()}
     weights: dict[str, torch.Tensor] = loaded["state_dict"]
@@ -42,8 +51,24 @@ def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
+    """Read the metrics, without those that tell the time."""
     with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+        table = [
+            {k: v for k, v in row.items() if "second" not in k and k != "speed/meta_step_ms"}
+            for row in csv.DictReader(file)
+        ]
+    return table
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Hold two finished runs against each other, bit by bit."""
+    for which in ("last", "best"):
+        ours, theirs = checkpoint(one, which), checkpoint(other, which)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # The metrics are those of the run that never stopped: no gap, no row twice.
+    assert rows(one) == rows(other)
+    assert (one / "test.json").read_text() == (other / "test.json").read_text()
 
 
 def kill_once_at(folder: Path, steps: int, accumulate: int) -> None:
@@ -74,13 +99,102 @@ def test_a_killed_fit_resumes_bit_for_bit(
     assert 0 < killed_at < 300
     maml(*RUN, *settings, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
 
-    whole, killed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed")
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    # The metrics are those of the run that never stopped: no gap, no row twice.
-    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
-    for name in ("test.json", "wandb_id.txt"):
-        assert (tmp_path / "killed" / name).exists()
-    assert (tmp_path / "whole" / "test.json").read_text() == (
-        tmp_path / "killed" / "test.json"
-    ).read_text()
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert (tmp_path / "killed" / "wandb_id.txt").exists()
+
+
+class SignalAt(Callback):
+    """Sends this process a signal in the middle of a meta-step, or of its validation."""
+
+    def __init__(self, meta_step: int, signum: int, hook: str = "on_before_optimizer_step") -> None:
+        self.meta_step = meta_step
+        self.signum = signum
+        setattr(self, hook, self.send)
+
+    def send(self, trainer: Trainer, *args: Any) -> None:
+        # The update that the hook comes before makes the meta-step whole.
+        if trainer.state.fn == "fit" and trainer.global_step + 1 >= self.meta_step:
+            self.meta_step = 10**9
+            os.kill(os.getpid(), self.signum)
+
+
+def stop_at(
+    maml: Maml,
+    folder: Path,
+    meta_step: int,
+    signum: int,
+    hook: str = "on_before_optimizer_step",
+    accumulate: int = 1,
+) -> int:
+    """Run until the signal, and return the exit status."""
+    arguments = {"meta_step": meta_step, "signum": int(signum), "hook": hook}
+    spy = f'{{"class_path": "tests.test_resume.SignalAt", "init_args": {json.dumps(arguments)}}}'
+    resume = ("--ckpt_path", "last") if folder.exists() else ()
+    settings = ("--trainer.accumulate_grad_batches", accumulate, "--run.dir", folder, *resume)
+    with pytest.raises(SystemExit) as stopped:
+        maml(*RUN, *settings, f"--trainer.callbacks={spy}")
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_stopped_thrice_ends_bit_for_bit_as_one_that_never_was(
+    maml: Maml, tmp_path: Path, accumulate: int
+) -> None:
+    settings = ("--trainer.accumulate_grad_batches", accumulate)
+    maml(*RUN, *settings, "--run.dir", tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    steps = sorted(random.Random(accumulate).sample(range(5, 290), 3))
+    for meta_step, signum in zip(steps, SIGNALS, strict=True):
+        assert stop_at(maml, stopped, meta_step, signum, accumulate=accumulate) == 128 + signum
+        assert checkpoint(stopped)["meta_step"] == meta_step
+        assert rows(stopped)[-1]["step"] <= str(meta_step)
+    maml(*RUN, *settings, "--run.dir", stopped, "--ckpt_path", "last")
+    assert_same(tmp_path / "whole", stopped)
+
+
+@pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_validation_batch_end"])
+def test_a_stop_at_a_validation_keeps_what_the_validation_decided(
+    maml: Maml, tmp_path: Path, hook: str
+) -> None:
+    maml(*RUN, "--run.dir", tmp_path / "whole")
+    stop_at(maml, tmp_path / "stopped", 100, signal.SIGTERM, hook)
+    assert checkpoint(tmp_path / "stopped")["meta_step"] == 100
+    assert [row["step"] for row in rows(tmp_path / "stopped") if row["val/loss"]] == ["49", "99"]
+    maml(*RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, tmp_path: Path) -> None:
+    maml(*RUN, "--run.dir", tmp_path / "whole")
+    # The signal comes in the fit's last meta-step, so that the test is the first to find it.
+    assert stop_at(maml, tmp_path / "stopped", 300, signal.SIGTERM) == 143
+    assert not (tmp_path / "stopped" / "test.json").exists()
+    maml(*RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    state = {"weights": torch.zeros(1000)}
+    WholeCheckpointIO().save_checkpoint(state, path)
+    script = f"""
+        import os, pathlib, signal
+        import torch
+        from maml_pipeline.learner.checkpoints import WholeCheckpointIO
+        # The file is written, and takes the place of the other only after this.
+        pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        WholeCheckpointIO().save_checkpoint({{"weights": torch.ones(1000)}}, {str(path)!r})
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2  # the new one lies beside, and is no checkpoint
+    assert torch.equal(torch.load(path)["weights"], state["weights"])
+
+
+def test_a_row_cut_short_by_a_kill_is_written_again(maml: Maml, tmp_path: Path) -> None:
+    maml(*RUN, "--run.dir", tmp_path / "whole")
+    stop_at(maml, tmp_path / "killed", 130, signal.SIGTERM)
+    table = tmp_path / "killed" / "metrics.csv"
+    table.write_text(table.read_text() + "0,,,,,,1")
+    maml(*RUN, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
+    assert_same(tmp_path / "whole", tmp_path / "killed")

@@ -9,6 +9,9 @@ from typing import Literal
 
 from maml_pipeline.errors import UserError
 
+JOB_FILE = "slurm_job.txt"
+"""Holds the id of the Slurm job that made the folder."""
+
 
 @dataclass
 class RunSettings:
@@ -45,7 +48,7 @@ def create(explicit: Path | None, name: str) -> Path:
         UserError: The explicit folder holds a run already, or the folder cannot be made.
     """
     if explicit is not None:
-        if checkpoint(explicit, "last").exists():
+        if checkpoint(explicit, "last").exists() or (explicit / JOB_FILE).exists():
             raise UserError(
                 f"run.dir {explicit} already holds a run; "
                 "add --ckpt_path last to go on with it, or name another folder"
@@ -71,6 +74,20 @@ def find(explicit: Path | None, name: str, which: str) -> Path:
             return folder
     tried = checkpoint(explicit or Path("runs") / name, which)
     raise UserError(f"ckpt_path is {which}, but there is no {tried}; name the run with --run.dir")
+
+
+def find_of_job(explicit: Path | None, name: str, job: str) -> Path | None:
+    """Return the folder that a Slurm job made before it was put back into the queue.
+
+    A job never goes on with another one's run, not even where both name the same folder. Of several
+    folders, from a time when Slurm had counted to the same number, the newest is meant.
+    """
+    folders = [*takewhile(Path.exists, _numbered(name))] if explicit is None else [explicit]
+    for folder in reversed(folders):
+        file = folder / JOB_FILE
+        if file.exists() and file.read_text().strip() == job:
+            return folder
+    return None
 
 
 def _numbered(name: str) -> Iterator[Path]:

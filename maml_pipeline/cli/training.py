@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -21,14 +23,17 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.cli import run_folder
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner import MetaLearner, TaskDataModule
-from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
+from maml_pipeline.files import write_whole
+from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
+from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
+from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
 from maml_pipeline.learner.tracking import finish_tracking, run_loggers
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
+NO_FOLDER = Path(os.devnull)
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -42,8 +47,25 @@ def run(command: str, arguments: Sequence[str]) -> None:
         MamlCLI(command, arguments)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except Stopped as stop:
+        finish_tracking()  # before Slurm ends the job
+        _end_stopped(stop)
     finally:
         finish_tracking()
+
+
+def _end_stopped(stop: Stopped) -> NoReturn:
+    """Put a job of Slurm back into its queue; elsewhere say how to go on, and exit as signals do."""
+    if _is_rank_zero():
+        print(f"Stopped after meta-step {stop.meta_steps:,}; its state is saved", flush=True)
+    if _is_rank_zero() and slurm.requeue():
+        print(f"Slurm job {slurm.job_id()} is requeued, and will go on from there", flush=True)
+        sys.exit()
+    if slurm.job_id() is not None:
+        sys.exit()
+    if _is_rank_zero():
+        print("To go on: the same command with --ckpt_path last")
+    sys.exit(128 + (stop.signum or signal.SIGTERM))
 
 
 def quieten() -> None:
@@ -51,7 +73,7 @@ def quieten() -> None:
     own = logging.getLogger("maml_pipeline")
     if not own.handlers:
         own.addHandler(logging.StreamHandler())
-    own.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)  # type: ignore[attr-defined]
+    own.setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
     for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(source).setLevel(logging.WARNING)
     for message in (
@@ -61,6 +83,7 @@ def quieten() -> None:
         ".*LeafSpec.*",  # Lightning's use of PyTorch
         ".*callbacks used to create the checkpoint need to be provided.*",  # not to test it
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*`srun` command is available.*",  # a short run on a login node is nobody's mistake
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -152,32 +175,51 @@ class MamlCLI(LightningCLI):
             self.settings.ckpt_path = str(run_folder.checkpoint(self.folder, wanted))
         elif wanted is not None and not Path(wanted).is_file():
             raise UserError(f"ckpt_path {wanted} does not exist; give best, last or a file's path")
+        elif wanted is None and self.command == "fit":
+            self._find_own_job(explicit)
+        if slurm.starts_processes() and self.settings.trainer.devices == "auto":
+            self.settings.trainer.devices = slurm.tasks_per_node()
+
+    def _find_own_job(self, explicit: Path | None) -> None:
+        """Go on with the run that this very Slurm job has begun, if it was requeued."""
+        job = slurm.job_id()
+        if job is None or not slurm.is_restart():
+            return
+        folder = run_folder.find_of_job(explicit, self.run_name, job)
+        if folder is not None:
+            self.folder, self.resumes = folder, True
+            last = run_folder.checkpoint(folder, "last")
+            self.settings.ckpt_path = str(last) if last.exists() else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Check, make the run's folder, and build the trainer."""
         self.check()
         wanted = self.config_init[self.command].trainer
         callbacks: list[Callback] = []
+        kwargs["logger"] = wanted.logger or False
         if self.command == "fit":
-            folder = self._open_folder()
-            callbacks += self._fit_callbacks(folder)
-            if wanted.logger is None:
-                kwargs["logger"] = run_loggers(folder, self.run_name, self.resolved_config)
-        else:
-            kwargs["logger"] = wanted.logger or False
+            self._open_folder()
+            callbacks += self._fit_callbacks()
+            if self.folder is not None and _is_rank_zero() and wanted.logger is None:
+                kwargs["logger"] = run_loggers(self.folder, self.run_name, self.resolved_config)
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder))
         return super().instantiate_trainer(
-            callbacks=[*(wanted.callbacks or []), *callbacks],
-            default_root_dir=self.folder or Path.cwd(),
+            callbacks=[*_as_list(wanted.callbacks), *callbacks],
+            # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
+            default_root_dir=self.folder or NO_FOLDER,
             enable_checkpointing=self.command == "fit",
+            plugins=[*_as_list(wanted.plugins), *_plugins()],
             **kwargs,
         )
 
     def check(self) -> None:
         """Check everything that can be checked before the run's folder is made."""
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        trainer = self.settings.trainer
+        if slurm.starts_processes() and isinstance(trainer.devices, int):
+            slurm.check_allocation(trainer.devices, trainer.num_nodes)
+        if _is_rank_zero():
             self.datamodule.prepare_data()
         self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))
         if self.settings.ckpt_path is not None:
@@ -195,35 +237,41 @@ class MamlCLI(LightningCLI):
         if monitor not in names:
             raise UserError(f"run.monitor is {monitor}; this run logs {', '.join(names)}")
 
-    def _open_folder(self) -> Path:
-        """Make or re-open the run's folder and keep the resolved config in it."""
-        rank_zero = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        if self.resumes:
-            assert self.folder is not None
-        elif not rank_zero and RUN_DIR_VARIABLE in os.environ:
-            # The processes that Lightning starts for further devices use the first one's folder.
-            self.folder = Path(os.environ[RUN_DIR_VARIABLE])
-        else:
+    def _open_folder(self) -> None:
+        """Make or re-open the run's folder and keep the resolved config in it.
+
+        Rank 0 does. The processes that Lightning starts for further devices find its folder in their
+        environment; those that `srun` starts need none, for they write nothing.
+        """
+        if not _is_rank_zero():
+            if self.folder is None and RUN_DIR_VARIABLE in os.environ:
+                self.folder = Path(os.environ[RUN_DIR_VARIABLE])
+            return
+        if not self.resumes:
             self.folder = run_folder.create(self.folder, self.run_name)
-            os.environ[RUN_DIR_VARIABLE] = str(self.folder)
+        assert self.folder is not None
+        os.environ[RUN_DIR_VARIABLE] = str(self.folder)
         self.settings.run.dir = str(self.folder)
+        if (job := slurm.job_id()) is not None:
+            write_whole(self.folder / run_folder.JOB_FILE, job + "\n")
 
         text = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.resolved_config: dict[str, Any] = yaml.safe_load(text)
-        if rank_zero:
-            (self.folder / "config.yaml").write_text(text)
-            print(f"Run folder: {self.folder}")
-        return self.folder
+        write_whole(self.folder / "config.yaml", text)
+        print(f"Run folder: {self.folder}")
 
-    def _fit_callbacks(self, folder: Path) -> list[Callback]:
-        run, checkpoints = self.settings.run, folder / "checkpoints"
+    def _fit_callbacks(self) -> list[Callback]:
+        run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / "checkpoints"
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
-        last = LastCheckpoint(checkpoints, run.checkpoint_every)
-        return [DropRepeatedRows(), *probes.callbacks(), self.best, last]
+        stop = StopOnSignal()
+        last = LastCheckpoint(checkpoints, run.checkpoint_every, stop)
+        return [DropRepeatedRows(), stop, *probes.callbacks(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""
+        # Lightning logs the test at its own count, which a run resumed from its very end lags behind.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,
@@ -238,6 +286,22 @@ class MamlCLI(LightningCLI):
         if subcommand != "fit":
             kwargs["verbose"] = False
         return kwargs
+
+
+def _is_rank_zero() -> bool:
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
+def _plugins() -> list[Any]:
+    plugins: list[Any] = [WholeCheckpointIO()]
+    if slurm.starts_processes():
+        # Lightning's own requeueing saves in the middle of a meta-step: see StopOnSignal.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

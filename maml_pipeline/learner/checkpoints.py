@@ -1,10 +1,16 @@
 """Which states of a run are kept: the best one, and the last one to go on from."""
 
+from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+from maml_pipeline.files import write_whole
+from maml_pipeline.learner.preemption import StopOnSignal
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -22,22 +28,71 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest state as `last.ckpt`, every n meta-steps and at the end of training.
+class LastCheckpoint(Checkpoint):
+    """Keep the newest state as `last.ckpt`: every n meta-steps, at the end, and before a stop.
 
-    Lightning's own `save_last` saves only when the best checkpoint changes.
+    A state is that between two meta-steps. Where a validation belongs to the meta-step, the state is
+    kept after it, with what it decided about the best checkpoint; Lightning's own callback keeps it
+    before, and a resumed run would never validate there.
 
     Args:
-        folder: Where to keep it.
+        folder: Where to keep it; that of rank 0 counts.
         every: Meta-steps between two savings.
+        stop: Asked at the end of each meta-step whether it is the last one for now.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(
-            folder, filename="last", every_n_train_steps=every, enable_version_counter=False
-        )
+    def __init__(self, folder: Path, every: int, stop: StopOnSignal) -> None:
+        self.folder = folder
+        self.every = every
+        self.stop = stop
+        self._asked_at = -1
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state, which the last multiple of `every` may have missed."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a kill in the middle of a saving has left."""
+        self._asked_at = trainer.global_step
+        if trainer.is_global_zero:
+            for unfinished in self.folder.glob(".*.ckpt.*"):
+                unfinished.unlink()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """End the meta-step, unless its validation is still to come."""
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        # Lightning's own rule, since whoever asks must get the answer that it acts on.
+        if fetcher is not None and not loop._should_check_val_fx(fetcher):
+            self._end_meta_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the meta-step that was validated."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._end_meta_step(trainer)
+
+    def _end_meta_step(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._asked_at or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        self._asked_at = step
+        stops = self.stop.is_wanted(trainer)
+        if stops or trainer.should_stop or step == trainer.max_steps or step % self.every == 0:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints so that a kill while one is saved leaves the one before as it was.
+
+    Lightning writes to the system's folder for temporary files first; from there to another file
+    system, it is copied bit by bit.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save a state in a file of its own, and let it take the place of the one before at once."""
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), buffer.getvalue())

@@ -1,12 +1,15 @@
 """metrics.csv: one table a run, also when the run was stopped and resumed."""
 
 import csv
+from io import StringIO
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
+
+from maml_pipeline.files import write_whole
 
 
 class AppendingWriter(ExperimentWriter):
@@ -17,17 +20,30 @@ class AppendingWriter(ExperimentWriter):
             with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
 
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Keep a row, without Lightning's count of epochs: there is one, and it has no end."""
+        super().log_metrics({k: v for k, v in metrics_dict.items() if k != "epoch"}, step)
+
     def drop_from(self, step: int) -> None:
         """Drop the rows of `step` and later, which a resumed run is about to write again."""
-        path = Path(self.metrics_file_path)
-        if not path.exists():
-            return
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(kept)
+        if Path(self.metrics_file_path).exists():
+            self._write([row for row in self._rows() if int(row["step"]) < step])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._write(self._rows())
+
+    def _rows(self) -> list[dict[str, str]]:
+        with open(self.metrics_file_path, newline="") as file:
+            # A kill may have cut the last row short: it has no number in every column up to the last.
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        """Replace the table at once: a kill leaves the old one or the new one."""
+        table = StringIO(newline="")
+        writer = csv.DictWriter(table, self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(Path(self.metrics_file_path), table.getvalue())
 
 
 class MetricsCSV(CSVLogger):
@@ -38,7 +54,7 @@ class MetricsCSV(CSVLogger):
 
     @property
     def experiment(self) -> AppendingWriter:
-        """The open table; on ranks above 0 it is made too, but never written."""
+        """The open table."""
         if self._experiment is None:
             self._experiment = AppendingWriter(self.log_dir)
         assert isinstance(self._experiment, AppendingWriter)

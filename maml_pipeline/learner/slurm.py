@@ -1,0 +1,80 @@
+"""Slurm, which is met here and in slurm/ alone: whose job this is, what it was given, its return."""
+
+import logging
+import os
+import subprocess
+
+from maml_pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
+"""States of a job that somebody, or its end, wants gone: it is not put back into the queue."""
+
+
+def job_id() -> str | None:
+    """Return the job's id, `<array>_<task>` for an element of an array; `None` outside of Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def is_restart() -> bool:
+    """Tell whether the job was put back into the queue, and has started again."""
+    return job_id() is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def starts_processes() -> bool:
+    """Tell whether `srun` started this process, one of a task each device."""
+    # A shell on a compute node is a job too, in which Lightning starts the processes.
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ and not interactive
+
+
+def check_allocation(devices: int, nodes: int) -> None:
+    """Refuse devices that are not those that the job was given.
+
+    Args:
+        devices: Devices of each node, by the configuration.
+        nodes: Nodes, by the configuration.
+
+    Raises:
+        UserError: The job has another number of tasks or nodes. Processes would wait for each other
+            without end.
+    """
+    job_tasks = int(os.environ["SLURM_NTASKS"])
+    job_nodes = int(os.environ.get("SLURM_NNODES", 1))
+    if (devices * nodes, nodes) != (job_tasks, job_nodes):
+        raise UserError(
+            f"trainer.devices is {devices} and trainer.num_nodes {nodes}, but the Slurm job has "
+            f"{job_tasks} tasks on {job_nodes} nodes: ask for --nodes={nodes} "
+            f"--ntasks-per-node={devices}, as `maml submit` does"
+        )
+
+
+def tasks_per_node() -> int:
+    """Return how many tasks `srun` started on each node: one a device."""
+    return int(os.environ["SLURM_NTASKS"]) // int(os.environ.get("SLURM_NNODES", 1))
+
+
+def requeue() -> bool:
+    """Put this job back into the queue, which ends it here.
+
+    Returns:
+        Whether that was done; not where there is no job, or where it is being cancelled.
+    """
+    job = job_id()
+    if job is None or _state(job) in ENDING:
+        return False
+    asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if asked.returncode:
+        logger.warning("Slurm job %s is not requeued: %s", job, asked.stderr.strip())
+    return asked.returncode == 0
+
+
+def _state(job: str) -> str:
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        logger.warning("the state of Slurm job %s is not known: %s", job, error)
+        return "COMPLETED"
