@@ -1,5 +1,6 @@
 """Memory figures from the allocator itself: exact, and the same every time."""
 
+import gc
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,6 +25,9 @@ class Peak(NamedTuple):
 class PeakMeter:
     """Measures the peak of everything between `start` and `stop`.
 
+    Python's garbage collector rests meanwhile: it would free what lay about from before at a moment
+    that depends on all that the process has done.
+
     Args:
         device: Where the tensors live.
     """
@@ -33,6 +37,8 @@ class PeakMeter:
 
     def start(self) -> None:
         """Begin; what is held now counts as nothing."""
+        self._collects_garbage = gc.isenabled()
+        gc.disable()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = self._cuda_bytes("current")
@@ -43,6 +49,8 @@ class PeakMeter:
 
     def stop(self) -> Peak:
         """End, and return the peak."""
+        if self._collects_garbage:
+            gc.enable()
         if self.device.type == "cuda":
             # The allocator works on the host, ahead of the GPU: there is nothing to wait for.
             peaks = zip(self._cuda_bytes("peak"), self._before, strict=True)

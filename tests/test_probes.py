@@ -1,0 +1,364 @@
+"""Probes: they tell the truth about a meta-step, and training is the same without them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.profilers import PyTorchProfiler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_pipeline import MetaLearner, TaskDataModule
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner.probes import MemoryProbe, OrderGapProbe, ProbeSettings, SpeedProbe
+from maml_pipeline.meta_gradient.checkpointed import longest_segment
+from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
+from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.tasks import Lines, SineWaves, Task, TaskDistribution
+from maml_pipeline.tasks.task import Split
+from tests.test_learner import trainer, weights
+
+ENGINES = ["learn2learn", "vectorized"]
+ORDERS: dict[str, dict[str, Any]] = {
+    "first": {"first_order": True},
+    "second": {},
+    "checkpointed": {"checkpoint_inner_steps": True},
+}
+FLOAT = 4
+
+Figures = dict[int, dict[str, float]]
+"""What was logged, by meta-step from 0."""
+
+
+class Kept(DummyLogger):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.figures: Figures = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        assert step is not None
+        self.figures.setdefault(step, {}).update(metrics)
+
+
+class RandomImages(TaskDistribution):
+    """One image of each of three classes, in either set."""
+
+    def task(self, seed: int, split: Split, index: int) -> Task:
+        x = torch.rand(2, 3, 1, 28, 28, generator=torch.Generator().manual_seed(index))
+        return Task(x[0], torch.arange(3), x[1], torch.arange(3))
+
+
+def train(
+    learner: MetaLearner,
+    tasks: TaskDistribution,
+    settings: ProbeSettings,
+    steps: int = 10,
+    meta_batch_size: int = 1,
+    **trainer_settings: Any,
+) -> Figures:
+    """Train for some meta-steps and return what the probes logged, by meta-step."""
+    kept = Kept()
+    lightning: Trainer = trainer(
+        max_steps=steps,
+        logger=kept,
+        callbacks=settings.callbacks(),
+        limit_val_batches=0,
+        **trainer_settings,
+    )
+    lightning.fit(learner, datamodule=TaskDataModule(tasks, meta_batch_size))
+    probed = ("memory/", "speed/", "order_gap/")
+    return {
+        step: found
+        for step, metrics in kept.figures.items()
+        if (found := {name: value for name, value in metrics.items() if name.startswith(probed)})
+    }
+
+
+def memory(
+    network: nn.Module, tasks: TaskDistribution, loss: Any = cross_entropy, **settings: Any
+) -> int:
+    """Return the peak of the tenth meta-step."""
+    learner = MetaLearner(network, loss=loss, inner_lr=0.01, **settings)
+    figures = train(learner, tasks, ProbeSettings(speed=False, order_gap=False))
+    return int(figures[9]["memory/meta_step_peak_bytes"])
+
+
+# When and whether ------------------------------------------------------------------------------
+
+
+def test_probe_steps_are_the_tenth_and_every_multiple() -> None:
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    figures = train(learner, Lines(), ProbeSettings(every=12), steps=40)
+    assert [step + 1 for step in figures] == [10, 12, 24, 36]
+    names = [{name.split("/")[0] for name in found} for found in figures.values()]
+    assert all(found == {"memory", "speed", "order_gap"} for found in names)
+
+
+@pytest.mark.parametrize("probe", ["memory", "speed", "order_gap"])
+def test_each_probe_can_be_left_out(probe: str) -> None:
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    figures = train(learner, Lines(), ProbeSettings(**{probe: False}))
+    assert {name.split("/")[0] for name in figures[9]} == {"memory", "speed", "order_gap"} - {probe}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_probes_change_nothing_that_is_trained(order: str, engine: Any, accumulate: int) -> None:
+    def trained(settings: ProbeSettings) -> Tensor:
+        torch.manual_seed(0)
+        learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, engine=engine, **ORDERS[order])
+        train(
+            *(learner, SineWaves(), settings),
+            steps=30,
+            meta_batch_size=3,
+            accumulate_grad_batches=accumulate,
+        )
+        return weights(learner)
+
+    nothing = ProbeSettings(memory=False, speed=False, order_gap=False)
+    assert torch.equal(trained(ProbeSettings(every=5)), trained(nothing))
+
+
+def test_probes_leave_buffers_and_random_numbers_alone() -> None:
+    def trained(settings: ProbeSettings) -> list[Tensor]:
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            *(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 1))
+        )
+        learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01)
+        train(learner, SineWaves(), settings, steps=12)
+        return [*network.state_dict().values()]
+
+    # Measured as often as can be, beside one measurement less.
+    states = trained(ProbeSettings(every=1)), trained(ProbeSettings(every=10**6, order_gap=False))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match=r"probes\.every is 0; it must be 1 or more"):
+        ProbeSettings(every=0)
+
+
+# Memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_first_order_meta_step_is_constant_in_the_inner_steps(engine: str) -> None:
+    network = ConvNet(ways=3, filters=8)
+    one, ten = (
+        memory(network, RandomImages(), inner_steps=k, engine=engine, first_order=True) for k in (1, 10)
+    )
+    assert ten - one <= 9 * 2 * FLOAT  # a loss a step, once in a list and once in a table
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_unrolled_meta_step_is_affine_in_the_inner_steps(engine: str) -> None:
+    network = ConvNet(ways=3, filters=8)
+    peaks = [memory(network, RandomImages(), inner_steps=k, engine=engine) for k in (2, 6, 10)]
+    theta = sum(p.numel() * FLOAT for p in network.parameters())
+    (grown, again) = [later - earlier for earlier, later in pairwise(peaks)]
+    assert grown == again > 4 * theta
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_checkpointed_meta_step_grows_by_the_parameters_that_are_kept(engine: str) -> None:
+    network = ConvNet(ways=3, filters=8)
+    theta = sum(p.numel() * FLOAT for p in network.parameters())
+
+    def peak(steps: int) -> int:
+        settings = {"inner_steps": steps, "engine": engine, "checkpoint_inner_steps": True}
+        return memory(network, RandomImages(), **settings)
+
+    base = peak(3)
+    for steps in (4, 7, 11):
+        grown = peak(steps) - base
+        segments = longest_segment(steps) - longest_segment(3)
+        assert 0 <= grown - segments * theta <= (steps - 3) * 2 * FLOAT
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_memory_is_the_same_to_the_byte_in_every_probe_step(order: str) -> None:
+    learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, inner_steps=3, **ORDERS[order])
+    figures = train(learner, SineWaves(), ProbeSettings(every=7), steps=35, meta_batch_size=4)
+    memories = [{k: v for k, v in f.items() if k.startswith("memory")} for f in figures.values()]
+    assert len(memories) == 6 and all(found == memories[0] for found in memories)
+
+
+def test_what_is_held_before_a_meta_step_is_counted_apart() -> None:
+    network = MLP()
+    theta = sum(p.numel() * FLOAT for p in network.parameters())
+    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01)  # Adam by default
+    held = train(learner, SineWaves(), ProbeSettings())[9]
+    assert held["memory/parameters_bytes"] == theta
+    assert held["memory/gradients_bytes"] == theta
+    steps = FLOAT * len([*network.parameters()])  # Adam counts for each tensor
+    assert held["memory/optimizer_bytes"] == 2 * theta + steps
+
+
+def test_memory_beside_pytorchs_profiler_is_refused() -> None:
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    profiler = PyTorchProfiler()
+    with pytest.raises(UserError, match=r"set probes\.memory to false"):
+        train(learner, Lines(), ProbeSettings(), profiler=profiler)
+    profiler.profiler = None  # Lightning's would complain of having seen nothing, whenever it goes
+
+
+def test_a_failure_in_a_probe_step_stops_measuring() -> None:
+    def fail(prediction: Tensor, target: Tensor) -> Tensor:
+        if learner.global_step == 9:
+            raise RuntimeError("broken")
+        return mse_loss(prediction, target)
+
+    learner = MetaLearner(nn.Linear(1, 1), loss=fail, inner_lr=0.1)
+    with pytest.raises(RuntimeError, match="broken"):
+        train(learner, Lines(), ProbeSettings(speed=False, order_gap=False))
+    # PyTorch has one profiler a process: a second could not start while the first still ran.
+    assert memory(nn.Linear(1, 1), Lines(), mse_loss) > 0
+
+
+# Speed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_flops_of_first_order_are_those_on_paper(engine: Any) -> None:
+    """A layer of n inputs and m outputs takes 2 n m each forward, for its weights, and for its inputs.
+
+    Nobody asks for the gradient of the first layer's inputs.
+    """
+    widths, shots, tasks, steps = (1, 40, 40, 1), 10, 3, 2
+    products = [n * m for n, m in pairwise(widths)]
+    forward_and_backward = 2 * shots * (3 * sum(products) - products[0])
+    settings = {"inner_steps": steps, "engine": engine, "first_order": True}
+    learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, **settings)
+    figures = train(
+        *(learner, SineWaves(shots=shots), ProbeSettings(memory=False, order_gap=False)),
+        meta_batch_size=tasks,
+    )[9]
+    assert figures["speed/meta_step_flops"] == tasks * (steps + 1) * forward_and_backward
+
+
+def test_second_order_takes_more_flops_and_checkpointing_more_again() -> None:
+    def flops(order: str) -> float:
+        settings = {"inner_steps": 3, "engine": "vectorized", **ORDERS[order]}
+        learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, **settings)
+        return train(learner, SineWaves(), ProbeSettings(memory=False, order_gap=False))[9][
+            "speed/meta_step_flops"
+        ]
+
+    assert flops("first") < flops("second") < flops("checkpointed")
+
+
+def test_rates_follow_from_the_time_of_a_meta_step() -> None:
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    figures = train(
+        *(learner, Lines(), ProbeSettings(memory=False, order_gap=False)),
+        meta_batch_size=5,
+        accumulate_grad_batches=2,
+    )[9]
+    seconds = figures["speed/meta_step_ms"] / 1e3
+    assert seconds > 0
+    assert figures["speed/tasks_per_second"] == pytest.approx(5 * 2 / seconds)
+    flops = figures["speed/meta_step_flops"]
+    assert figures["speed/flops_per_second"] == pytest.approx(flops / seconds)
+
+
+# Order gap -------------------------------------------------------------------------------------
+
+
+def test_the_order_gap_is_that_of_the_closed_forms() -> None:
+    """The tenth meta-step's gap, at the parameters that nine have led to, in float64."""
+    before: dict[int, Tensor] = {}
+
+    class Linear(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            before.setdefault(learner.global_step, nn.utils.parameters_to_vector(self.parameters()))
+            before[learner.global_step] = before[learner.global_step].detach().clone()
+            return super().forward(x)
+
+    class DoubleLines(Lines):
+        def task(self, seed: int, split: Split, index: int) -> Task:
+            return Task(*(tensor.double() for tensor in super().task(seed, split, index)))
+
+    learner = MetaLearner(Linear(1, 1).double(), loss=mse_loss, inner_lr=0.1, inner_steps=3)
+    figures = train(
+        *(learner, DoubleLines(), ProbeSettings(memory=False, speed=False)), meta_batch_size=4
+    )[9]
+    gradients = [
+        torch.stack(
+            [
+                linear_meta_gradient(before[9], DoubleLines().task(0, "train", i), inner)
+                for i in range(9 * 4, 10 * 4)
+            ]
+        ).mean(dim=0)
+        for inner in (replace(learner.inner, first_order=order) for order in (True, False))
+    ]
+    first, second = gradients
+    norms = first.norm() * second.norm()
+    assert figures["order_gap/cosine"] == pytest.approx((first @ second / norms).item(), rel=1e-12)
+    assert figures["order_gap/norm_ratio"] == pytest.approx(
+        (first.norm() / second.norm()).item(), rel=1e-12
+    )
+    error = (first - second).norm() / second.norm()
+    assert figures["order_gap/relative_error"] == pytest.approx(error.item(), rel=1e-11)
+    assert error > 0.01
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_without_inner_steps_there_is_no_gap(order: str, engine: Any) -> None:
+    learner = MetaLearner(
+        MLP(), loss=mse_loss, inner_lr=0.01, inner_steps=0, engine=engine, **ORDERS[order]
+    )
+    figures = train(learner, SineWaves(), ProbeSettings(memory=False, speed=False))[9]
+    overall = {name.removeprefix("order_gap/"): value for name, value in figures.items()}
+    assert overall["cosine"] == pytest.approx(1, abs=1e-12)
+    assert overall["norm_ratio"] == 1 and overall["relative_error"] == 0
+
+
+def test_layers_are_told_apart() -> None:
+    learner = MetaLearner(
+        nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)), loss=mse_loss, inner_lr=0.05
+    )
+    figures = train(learner, SineWaves(), ProbeSettings(memory=False, speed=False))[9]
+    cosines = {name for name in figures if name.startswith("order_gap/cosine")}
+    assert cosines == {"order_gap/cosine", "order_gap/cosine/0", "order_gap/cosine/2"}
+
+
+def test_all_orders_see_the_same_gap_at_the_same_parameters() -> None:
+    def gap(order: str) -> dict[str, float]:
+        torch.manual_seed(0)
+        learner = MetaLearner(
+            MLP(), loss=mse_loss, inner_lr=0.01, optimizer=lambda p: torch.optim.SGD(p, lr=0.0),
+            **ORDERS[order],
+        )  # fmt: skip
+        return train(learner, SineWaves(), ProbeSettings(memory=False, speed=False))[9]
+
+    assert gap("first") == gap("second") == gap("checkpointed")
+
+
+def test_a_first_order_run_goes_on_where_second_order_cannot_be_had(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(1, 4)), nn.Linear(4, 1))
+    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01, first_order=True)
+    figures = train(learner, SineWaves(), ProbeSettings(every=5), steps=20)
+    assert not any(name.startswith("order_gap") for found in figures.values() for name in found)
+    (record,) = [r for r in caplog.records if "order_gap is not measured" in r.getMessage()]
+    assert "weight" in record.getMessage()
+
+
+@pytest.mark.parametrize("probe", [MemoryProbe, SpeedProbe, OrderGapProbe])
+def test_a_probe_is_a_callback_for_any_trainer(probe: Any) -> None:
+    kept = Kept()
+    lightning = trainer(max_steps=10, logger=kept, callbacks=[probe(every=10)], limit_val_batches=0)
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    lightning.fit(learner, datamodule=TaskDataModule(Lines(), 2))
+    assert any("/" in name and not name.startswith("train") for name in kept.figures[9])
