@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,33 @@ def maml_error(maml: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> 
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with finished runs of both tasks of lines, as W&B leaves them offline.
+
+    Every order with one and two inner steps and two seeds; of a second experiment one run alone.
+    """
+    folder = tmp_path_factory.mktemp("trained_runs")
+    short = [
+        *("--config", str(CONFIGS / "toy.yaml"), "--trainer.enable_progress_bar", "false"),
+        *("--trainer.max_steps", "30", "--trainer.val_check_interval", "10"),
+        *("--data.val_tasks", "20", "--data.test_tasks", "20", "--probes.every", "10"),
+    ]
+    orders: dict[str, list[str]] = {
+        "first": ["--model.first_order", "true"],
+        "second": [],
+        "checkpointed": ["--model.checkpoint_inner_steps", "true"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        for (order, settings), k, seed in product(orders.items(), (1, 2), (0, 1)):
+            run = ["--run.dir", str(folder / "lines" / f"{order}-k{k}-s{seed}"), *settings]
+            main(["fit", *short, *run, "--model.inner_steps", str(k), "--seed_everything", str(seed)])
+        other = ["--run.dir", str(folder / "other" / "alone"), "--run.experiment", "other"]
+        main(["fit", *short, *other])
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,12 @@ class MetaStepProgressBar(TQDMProgressBar):
             self.drawn_at = now
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
+    def on_exception(self, trainer: Trainer, *args: object) -> None:
+        """End the bar's line, so that the error stands on one of its own."""
+        for bar in (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar):
+            if bar is not None:
+                bar.close()
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Leave out the logger's version number, which says nothing about training."""
         metrics = super().get_metrics(trainer, pl_module)

@@ -166,7 +166,8 @@ class Run:
             for record in self.history
             if kept & record.keys()
         ]
-        final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/", "step"))}
+        final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
+        final["step"] = self.meta_steps - 1  # and not that of the test, which comes after
         return {"config": self.config, "test": self.test, "history": [*thinned, final]}
 
 
@@ -221,19 +222,16 @@ def _find(path: Path) -> Iterator[Run]:
 
 def _from_folder(folder: Path) -> Run:
     with (folder / "metrics.csv").open(newline="") as file:
-        history = [_record(row) for row in csv.DictReader(file)]
+        # A run that is just writing, or was killed as it was, leaves the last row short.
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
     test_file = folder / "test.json"
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         test = json.loads(test_file.read_text()) if test_file.exists() else {}
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder} cannot be read: {str(error).splitlines()[0]}") from error
+    history = [{name: float(value) for name, value in row.items() if value} for row in rows]
     return _checked(folder, config, history, test)
-
-
-def _record(row: dict[str | None, str | None]) -> Record:
-    """Read a row; a run that is just writing leaves the last one short."""
-    return {key: float(value) for key, value in row.items() if key and value}
 
 
 def _from_wandb(logs: list[Path]) -> Run:

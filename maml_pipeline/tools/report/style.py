@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito, "Color universal design", 2008: told apart by every kind of colour vision.
 COLOURS = {"first": "#0072B2", "second": "#D55E00", "checkpointed": "#009E73"}
@@ -50,7 +50,8 @@ def style() -> Iterator[None]:
 
 
 def thousands(ax: Axes) -> None:
-    """Write meta-steps as 10,000."""
+    """Write meta-steps as 10,000, and not so many of them that they touch."""
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 

@@ -1,0 +1,154 @@
+"""Runs are read alike from wherever they lie, finished or not, and compared seed by seed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.tools.comparison import FIGURES, Row, compare, findings
+from maml_pipeline.tools.runs import Run, load_runs
+from maml_pipeline.tools.tradeoff import meta_steps_done
+
+
+def essence(run: Run) -> dict[str, object]:
+    """Return all that a report shows of a run."""
+    return {
+        **{name: getattr(run, name) for name in (*FIGURES, "name", "experiment", "test_curve")},
+        "result": run.result,
+        "curve": run.series(run.monitor),
+        "gap": run.series("order_gap/cosine"),
+        "is_finished": run.is_finished,
+        "meta_steps": run.meta_steps,
+    }
+
+
+def test_folders_are_read_in_the_order_of_the_comparison(trained_runs: Path) -> None:
+    orders = ("first", "second", "checkpointed")
+    grid = [("toy", f"{o}-k{k}-s{s}") for k in (1, 2) for o in orders for s in (0, 1)]
+    found = [(run.experiment, run.name) for run in load_runs([trained_runs])]
+    assert found == [("other", "second-k1-s0"), *grid]
+
+
+def test_a_path_named_twice_is_one_run(trained_runs: Path) -> None:
+    folder = trained_runs / "other"
+    assert len(load_runs([folder, folder / "alone", folder])) == 1
+
+
+def test_wandbs_files_alone_say_the_same_as_the_folder(trained_runs: Path, tmp_path: Path) -> None:
+    folder = trained_runs / "lines" / "second-k2-s1"
+    shutil.copytree(folder / "wandb", tmp_path / "wandb")
+    (ours,), (theirs,) = load_runs([folder]), load_runs([tmp_path])
+    assert {key: theirs.config[key] for key in ours.config} == ours.config
+    assert essence(theirs) == essence(ours)
+
+
+def test_a_tradeoff_json_alone_says_the_same_as_the_folder(trained_runs: Path, tmp_path: Path) -> None:
+    runs = load_runs([trained_runs / "lines"])
+    file = tmp_path / "tradeoff.json"
+    file.write_text(json.dumps({"cells": [run.to_json() for run in runs]}))
+    for theirs, ours in zip(load_runs([file]), runs, strict=True):
+        assert essence(theirs) == essence(ours)
+
+
+def test_an_unfinished_run_has_its_latest_validation_for_a_result(
+    trained_runs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unfinished"
+    shutil.copytree(trained_runs / "other" / "alone", folder)
+    (folder / "test.json").unlink()
+    table = folder / "metrics.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    # It is writing its next row just now.
+    table.write_text("".join(line for line in lines[:-1]) + lines[-1][:9])
+    (run,) = load_runs([folder])
+    assert not run.is_finished and run.result is not None and run.result.split == "val"
+    assert run.result.mean == run.series("val/loss")[-1][1]
+    assert run.meta_steps == 30
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "holds no run: a run has config.yaml and metrics.csv"),
+        ({"metrics.csv": "step\n", "config.yaml": "a: 1\n"}, "is not a run of this program"),
+        ({"metrics.csv": "step\n", "config.yaml": "[1"}, "cannot be read"),
+        ({"metrics.csv": "step\n", "config.yaml": "a: 1\n", "test.json": "{"}, "cannot be read"),
+        ({"tradeoff.json": "[]"}, "is not a tradeoff.json"),
+        ({"wandb/run-abc.wandb": "no log"}, "is not a run of this program"),
+    ],
+)
+def test_what_is_no_run_is_named(content: dict[str, str], message: str, tmp_path: Path) -> None:
+    for name, text in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=str(tmp_path)) as error:
+        load_runs([tmp_path])
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_path_that_does_not_exist_is_named(maml_error: Callable[..., str]) -> None:
+    assert "nowhere does not exist" in maml_error("report", "nowhere")
+    assert "RUN_DIR" in maml_error("report")
+
+
+# The comparison ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows(trained_runs: Path) -> list[Row]:
+    return compare(load_runs([trained_runs / "lines"]))["toy"]
+
+
+def test_runs_that_differ_by_their_seed_are_one_row(rows: list[Row]) -> None:
+    assert [(row.order, row.inner_steps, len(row.runs)) for row in rows] == [
+        (order, k, 2) for k in (1, 2) for order in ("first", "second", "checkpointed")
+    ]
+    for row in rows:
+        results = [run.test["test/loss"] for run in row.runs]
+        assert row.result is not None and row.spread == (min(results), max(results))
+        assert row.result.mean == pytest.approx(sum(results) / 2)
+
+
+def test_ratios_are_to_first_order_with_the_same_inner_steps(rows: list[Row]) -> None:
+    for row in rows:
+        first = next(r for r in rows if (r.order, r.inner_steps) == ("first", row.inner_steps))
+        for figure in ("peak_bytes", "flops", "meta_step_ms"):
+            own, other = row.mean(figure), first.mean(figure)
+            assert own is not None and other is not None
+            assert row.ratio(figure) == (None if row is first else pytest.approx(own / other))
+    second = rows[1]
+    assert (second.ratio("peak_bytes") or 0) > 1 and (second.ratio("flops") or 0) > 1
+
+
+def test_findings_name_result_memory_and_time(rows: list[Row]) -> None:
+    sentences = findings(rows)
+    assert len(sentences) == 4  # of each row that is not first order
+    assert all("times the peak memory and" in text and "times the time" in text for text in sentences)
+    second = rows[1].result
+    assert second is not None and f"{second.mean:.4f}" in sentences[0]
+
+
+def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> None:
+    (row,) = compare(load_runs([trained_runs / "other"]))["other"]
+    assert row.first is None and row.ratio("peak_bytes") is None
+    assert row.to_json()["peak_bytes_to_first_order"] is None
+    assert not findings([row])
+
+
+def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[Row]) -> None:
+    for row in rows:
+        text = json.dumps(row.to_json(), allow_nan=False)
+        assert json.loads(text)["order"] == row.order
+
+
+def test_meta_steps_of_a_table_that_grows(tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    assert meta_steps_done(tmp_path) == 0
+    for text, steps in (("", 0), ("step,a\n", 0), ("step,a\n4,1\n", 5), ("step,a\n4,1\n17", 0)):
+        table.write_text(text)
+        assert meta_steps_done(tmp_path) == steps
+    table.write_text("step,a\n" + "".join(f"{step},1.5\n" for step in range(50_000)))
+    assert meta_steps_done(tmp_path) == 50_000

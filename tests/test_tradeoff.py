@@ -1,0 +1,205 @@
+"""`maml tradeoff`: every cell once, whatever happens on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import StringIO
+from itertools import count
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from torch import Tensor, nn
+
+from maml_pipeline.tools.grid import Cell, make_grid
+from maml_pipeline.tools.grid_progress import GridProgress
+from maml_pipeline.tools.tradeoff import meta_steps_done
+from tests.conftest import CONFIGS
+
+ROOT = CONFIGS.parent
+TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")
+SHORT = ("--trainer.max_steps", 40, "--trainer.val_check_interval", 20, "--data.test_tasks", 20)
+
+Maml = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _trainings_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+class Dropout(nn.Module):
+    """Trains in first order; checkpointed inner steps would draw other numbers each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.1), nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        prediction: Tensor = self.layers(x)
+        return prediction
+
+
+# Training ---------------------------------------------------------------------------------------
+
+
+def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> None:
+    grid = (*TOY, "--orders", "first,second", "--run.checkpoint_every", 50, "--data.test_tasks", 20)
+    long = (*grid, "--trainer.max_steps", 1500, "--trainer.val_check_interval", 500)
+    command = [sys.executable, "-m", "maml_pipeline", *map(str, long)]
+    folder = tmp_path / "runs" / "toy-tradeoff"
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 180
+        while meta_steps_done(folder / "second-k1-s0") < 100 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    killed_at = meta_steps_done(folder / "second-k1-s0")
+    assert 100 <= killed_at < 1500
+    finished = (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns
+
+    printed = maml(*long)
+    assert "2 cells, 1 finished" in printed and "goes on after" in printed
+    assert (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns == finished
+    log = (folder / "second-k1-s0" / "log.txt").read_text()
+    assert log.count("Run folder:") == 2
+
+    # Each cell is what `maml fit` makes of its settings, killed or not.
+    fit = ("fit", *long[1:3], *long[5:], "--run.dir", tmp_path / "alone")
+    maml(*fit, "--trainer.enable_progress_bar", "false")
+    alone, cell = (json.loads((path / "test.json").read_text()) for path in (
+        tmp_path / "alone", folder / "second-k1-s0"
+    ))  # fmt: skip
+    assert alone == cell
+
+    summary = json.loads((folder / "tradeoff.json").read_text())
+    assert [row["order"] for row in summary["comparison"]] == ["first", "second"]
+    assert [cell["folder"] for cell in summary["cells"]] == ["first-k1-s0", "second-k1-s0"]
+    assert summary["failed"] == []
+    for row in summary["comparison"]:
+        assert f"{row['mean']:.4f} ± {row['ci95']:.4f}" in printed
+    assert {"report.html", "report.md", "overview.png"} <= {p.name for p in folder.glob("report/*")}
+    # Nothing is left to do.
+    assert "2 cells, 2 finished" in maml(*long)
+
+
+def test_a_failed_cell_is_reported_and_stops_nothing(
+    maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    network = ("--model.network", "tests.test_tradeoff.Dropout", "--out", tmp_path / "grid")
+    error = maml_error(*TOY, *SHORT, *network, "--orders", "checkpointed,first")
+    assert "1 of 2 cells failed (checkpointed-k1-s0); the first:" in error
+    assert "set checkpoint_inner_steps to false" in error
+    assert (tmp_path / "grid" / "first-k1-s0" / "test.json").exists()
+    (failed,) = json.loads((tmp_path / "grid" / "tradeoff.json").read_text())["failed"]
+    assert failed["folder"] == "checkpointed-k1-s0" and "log.txt" in failed["reason"]
+
+
+def test_a_polite_stop_ends_the_training_at_hand_with_its_state_kept(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "maml_pipeline", *map(str, TOY), "--orders", "first"]
+    command += ["--trainer.max_steps", "100000", "--out", str(tmp_path / "grid")]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        cell = tmp_path / "grid" / "first-k1-s0"
+        deadline = time.monotonic() + 180
+        while meta_steps_done(cell) < 50 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"stopped in first-k1-s0; the same command goes on from there" in error
+    assert "Stopped after meta-step" in (cell / "log.txt").read_text()
+    assert (cell / "checkpoints" / "last.ckpt").exists()
+
+
+# Before anything is trained ---------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path) -> None:
+    printed = maml(*TOY, "--seeds", "0,1", "--inner_steps", "1,2", "--dry_run")
+    lines = printed.strip().splitlines()
+    assert len(lines) == 12 and all(line.endswith(": to be trained") for line in lines)
+    assert lines[0].startswith("runs/toy-tradeoff/first-k1-s0")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--orders", "first,third"],
+            "orders has third; an order is one of first, second, checkpointed",
+        ),
+        (["--seeds", "0,0"], "seeds has 0 more than once"),
+        (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),
+        (["--inner_steps", "many"], "--inner_steps: 'many' is not a number"),
+        (["--model.first_order", "true"], "--model.first_order is what a trade-off sets for each cell"),
+        (["--seed_everything", "1"], "use --seeds"),
+        (["--ckpt_path", "last"], "--ckpt_path has no place here"),
+        (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),
+        (["--model.inner_rate", "1"], "model.inner_rate"),
+        (["--out", "/dev/null/grid"], "out /dev/null/grid cannot be made"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    assert message in maml_error(*TOY, *arguments)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str], tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "grid", "--orders", "first")
+    maml(*TOY, *SHORT, *out)
+    error = maml_error(*TOY, *SHORT, *out, "--model.inner_lr", 0.5)
+    assert "holds a trade-off in which model.inner_lr is 0.1, not 0.5" in error
+    lock = (tmp_path / "grid" / ".lock").open("w")
+    script = "import fcntl, sys; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        other.send_signal(signal.SIGSTOP)
+        try:
+            assert "is in use" in maml_error(*TOY, *SHORT, *out)
+        finally:
+            other.kill()
+
+
+def test_the_grid_is_seed_by_seed_and_every_cell_once() -> None:
+    grid = make_grid(["first", "second"], [1, 5], [0, 1])
+    assert len({cell.name for cell in grid}) == len(grid) == 8
+    assert [cell.seed for cell in grid] == [0] * 4 + [1] * 4
+
+
+# Progress ---------------------------------------------------------------------------------------
+
+
+def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
+    grid = make_grid(["first", "second"], [1, 5], [0])
+    clock = count(0, 0)
+    now = [0.0]
+    out = StringIO()
+    progress = GridProgress(grid, 100, Console(file=out), clock=lambda: now[0] + next(clock))
+
+    def seconds(cell: Cell) -> float:
+        return 10 + 2 * cell.weight
+
+    for cell in grid[:2]:
+        progress.start(0)
+        now[0] += seconds(cell)
+        progress.end(None)
+    progress.start(0)
+    now[0] += seconds(grid[2]) / 2
+    progress.watch(50)
+    left = sum(map(seconds, grid[2:])) - seconds(grid[2]) / 2
+    hours, minutes, rest = map(int, progress.time_left().split(":"))
+    assert 3600 * hours + 60 * minutes + rest == round(left)
+    assert "[3/4] first-k5-s0: started" in out.getvalue()
