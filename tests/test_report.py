@@ -1,0 +1,139 @@
+"""`maml report`: one page that holds all it shows, on any screen and without a network."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from maml_pipeline.tools.comparison import compare
+from maml_pipeline.tools.report import write_report
+from maml_pipeline.tools.report.pictures import draw_pictures
+from maml_pipeline.tools.runs import load_runs
+
+Maml = Callable[..., str]
+
+PICTURES = [
+    *("pareto", "memory", "time"),
+    *(f"{name}-k{k}" for k in (1, 2) for name in ("learning-curve", "order-gap", "adaptation")),
+]
+
+
+@pytest.fixture(scope="module")
+def report(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(load_runs([trained_runs]), folder)
+
+
+def test_the_command_reports_what_lies_below_the_folders(
+    maml: Maml, trained_runs: Path, tmp_path: Path
+) -> None:
+    printed = maml("report", trained_runs / "lines", trained_runs / "other", "--out", "mine")
+    assert "Report: mine/report.html" in printed
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert "13 of 13 runs finished" in page
+    for rows in compare(load_runs([trained_runs])).values():
+        for row in rows:
+            # Off a terminal the table keeps its whole width.
+            assert all(cell in printed and cell in page for cell in row.cells())
+
+
+def test_every_picture_is_there_in_three_forms(report: Path) -> None:
+    page, markdown = report.read_text(), (report.parent / "report.md").read_text()
+    for name in [f"toy-{picture}" for picture in PICTURES] + ["other-pareto"]:
+        assert f'<figure id="{name}">' in page
+        assert f"]({name}.png)" in markdown
+        with Image.open(report.parent / f"{name}.png") as png:
+            assert png.width >= 800
+    linked = set(re.findall(r"\]\(([^)]+\.png)\)", markdown))
+    assert linked == {path.name for path in report.parent.glob("*.png")}
+
+
+def test_the_page_asks_nothing_of_the_network(report: Path) -> None:
+    page = report.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
+    assert sources and all(source.startswith(("data:", "../")) for source in sources)
+    assert "<script" not in page
+
+
+def test_links_lead_to_the_configs(report: Path) -> None:
+    for file in ("report.html", "report.md"):
+        text = (report.parent / file).read_text()
+        links = set(re.findall(r'["(]([^"(]+config\.yaml)[")]', text))
+        assert len(links) == 13
+        assert all((report.parent / link).is_file() for link in links)
+
+
+def test_the_same_runs_give_the_same_pictures(trained_runs: Path, tmp_path: Path) -> None:
+    runs = load_runs([trained_runs / "other"])
+    for name in ("one", "two"):
+        write_report(runs, tmp_path / name)
+    for picture in (tmp_path / "one").glob("*.png"):
+        assert picture.read_bytes() == (tmp_path / "two" / picture.name).read_bytes()
+
+
+def test_a_run_without_probes_and_before_its_first_validation_is_reported(
+    maml: Maml, trained_runs: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "started"
+    folder.mkdir()
+    shutil.copy(trained_runs / "other" / "alone" / "config.yaml", folder)
+    (folder / "metrics.csv").write_text("step,train/loss\n0,1.5\n")
+    printed = maml("report", folder)
+    assert "other" in printed
+    assert "0 of 1 runs finished" in (tmp_path / "report" / "report.html").read_text()
+    ((rows),) = compare(load_runs([folder])).values()
+    assert draw_pictures(rows) == []
+
+
+def test_a_report_that_cannot_be_written_is_one_line(
+    maml_error: Callable[..., str], trained_runs: Path
+) -> None:
+    assert "out /dev/null/report cannot be made" in maml_error(
+        "report", trained_runs / "other", "--out", "/dev/null/report"
+    )
+
+
+# In a browser -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium: install Debian's package chromium")
+    with sync_playwright() as playwright:
+        # --no-sandbox: as root, as continuous integration often is, there is none.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: int) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.goto(report.as_uri())
+    assert complaints == []
+
+    images = page.locator("figure img")
+    assert images.count() == len(PICTURES) + 6  # the other experiment has one number of inner steps
+    for image in images.all():
+        assert image.evaluate("i => i.complete && i.naturalWidth > 0")
+        box = image.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
+        assert box["width"] >= 360  # so small, and their letters would be hard to read
+    # Wide tables scroll by themselves; the page does not, and no text is small.
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    smallest = "Math.min(...[...document.querySelectorAll('p, td, th, li, figcaption')].map("
+    assert page.evaluate(smallest + "e => parseFloat(getComputedStyle(e).fontSize)))") >= 14
+    page.locator("details summary").first.click()
+    assert page.locator("details a").first.is_visible()
+    page.close()
