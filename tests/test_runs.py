@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_an_unfinished_run_has_its_latest_validation_for_a_result(
     assert run.meta_steps == 30
 
 
+def test_wandbs_file_of_a_run_that_goes_on_is_read_as_far_as_it_is_written(
+    trained_runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained_runs / "other" / "alone" / "wandb", tmp_path / "wandb")
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    whole = log.read_bytes()
+    (before,) = load_runs([tmp_path])
+    log.write_bytes(whole[: whole.index(b"test/loss")])
+    (run,) = load_runs([tmp_path])
+    assert not run.is_finished and run.series("val/loss") == before.series("val/loss")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -129,6 +142,24 @@ def test_findings_name_result_memory_and_time(rows: list[Row]) -> None:
     assert all("times the peak memory and" in text and "times the time" in text for text in sentences)
     second = rows[1].result
     assert second is not None and f"{second.mean:.4f}" in sentences[0]
+
+
+def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
+    runs = load_runs([trained_runs / "lines"])
+    model = runs[0].config["model"]
+    faster = [
+        replace(run, config=run.config | {"model": run.config["model"] | {"inner_lr": 0.2}})
+        for run in runs
+    ]
+    groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.order)))
+    assert [*groups] == [f"toy, model.inner_lr {lr}" for lr in (model["inner_lr"], 0.2)]
+    assert all(len(row.runs) == 2 for rows in groups.values() for row in rows)
+    # Where a run's data lie, and how they are read, does not matter.
+    moved = [
+        replace(run, config=run.config | {"data": run.config["data"] | {"num_workers": 3}})
+        for run in runs
+    ]
+    assert [*compare(moved[:1] + runs[1:])] == ["toy"]
 
 
 def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> None:

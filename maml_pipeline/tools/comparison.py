@@ -1,7 +1,7 @@
 """The orders side by side: runs that differ by their seed alone are one row."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
@@ -130,21 +130,40 @@ def headers(rows: Sequence[Row]) -> tuple[str, ...]:
 def compare(runs: Iterable[Run]) -> dict[str, list[Row]]:
     """Group runs by what they have in common.
 
+    Runs of one experiment that differ by more than order, inner steps and seed, say in their inner
+    learning rate, are told apart: a mean over them would be of nothing.
+
     Args:
         runs: In the order of `load_runs`.
 
     Returns:
-        By experiment, the rows by inner steps and order.
+        By experiment, and what tells it from others of its name, the rows by inner steps and order.
     """
-    experiments: dict[str, list[Row]] = {}
-    for (experiment, _), same_steps in groupby(runs, lambda run: (run.experiment, run.inner_steps)):
+    by_name = groupby(runs, lambda run: run.experiment)
+    groups = {name: alike for _, group in by_name for name, alike in _alike([*group]).items()}
+    return {name: [*_rows(group)] for name, group in groups.items()}
+
+
+def _rows(runs: Iterable[Run]) -> Iterator[Row]:
+    for _, same_steps in groupby(runs, lambda run: run.inner_steps):
         first: Row | None = None
         for order, same_order in groupby(same_steps, lambda run: run.order):
             row = Row([*same_order], first)
             if order == "first":
                 first = row
-            experiments.setdefault(experiment, []).append(row)
-    return experiments
+            yield row
+
+
+def _alike(runs: list[Run]) -> dict[str, list[Run]]:
+    """Split runs of one experiment by the settings in which they differ."""
+    settings = [run.settings for run in runs]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
+    groups: dict[str, list[Run]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        told_apart = (f"{key} {own.get(key)}" for key in differing)
+        groups.setdefault(", ".join((run.experiment, *told_apart)), []).append(run)
+    return groups
 
 
 def findings(rows: Sequence[Row]) -> list[str]:

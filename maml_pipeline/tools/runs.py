@@ -21,6 +21,13 @@ ORDERS = ("first", "second", "checkpointed")
 SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
 
 
+NOT_SETTINGS = {
+    *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
+    *("data.num_workers", "data.tasks.init_args.root", "data.tasks.init_args.cache_dir"),
+}
+"""Keys of `model` and `data` by which runs may differ and still be of one comparison."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """A measure's mean with its 95 % confidence interval over tasks, and where it was taken."""
@@ -68,6 +75,13 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.order}-k{self.inner_steps}-s{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What was trained, by key, but for order, inner steps and seed; and not where or how often."""
+        trained = {key: self.config.get(key) or {} for key in ("model", "data")}
+        trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
+        return {key: value for key, value in _leaves(trained) if key not in NOT_SETTINGS}
 
     @property
     def max_steps(self) -> int:
@@ -169,6 +183,14 @@ class Run:
         final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
         final["step"] = self.meta_steps - 1  # and not that of the test, which comes after
         return {"config": self.config, "test": self.test, "history": [*thinned, final]}
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,11 @@ class Section:
     headers: tuple[str, ...]
     findings: list[str]
     pictures: list[Picture]
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file's name."""
+        return re.sub(r"[^\w.]+", "-", self.name)
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> Path:
@@ -58,7 +64,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
     write_whole(folder / "overview.png", rendered(overview, "png"))
     for section in sections:
         for picture in section.pictures:
-            write_whole(folder / f"{section.name}-{picture.name}.png", rendered(picture.figure, "png"))
+            write_whole(folder / f"{section.slug}-{picture.name}.png", rendered(picture.figure, "png"))
 
     environment = Environment(
         loader=PackageLoader("maml_pipeline.tools.report", "."),
