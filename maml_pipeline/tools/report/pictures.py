@@ -14,6 +14,7 @@ from maml_pipeline.tools.comparison import Row
 from maml_pipeline.tools.report.style import (
     COLOURS,
     HEIGHT,
+    LABEL_OFFSETS,
     LABELS,
     MARKERS,
     WIDTH,
@@ -177,7 +178,8 @@ def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
                 f"k={row.inner_steps}",
                 (peak / 1e6, result.mean),
                 textcoords="offset points",
-                xytext=(6, 5),
+                xytext=LABEL_OFFSETS[order],
+                ha="left" if LABEL_OFFSETS[order][0] > 0 else "right",
                 fontsize=8,
                 color=colour,
             )

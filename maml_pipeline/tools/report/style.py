@@ -17,6 +17,9 @@ LABELS = {
     "checkpointed": "second, checkpointed",
 }
 
+LABEL_OFFSETS = {"first": (-6, 5), "second": (6, 5), "checkpointed": (6, -11)}
+"""Points from a mark to its label: those of orders that do alike do not cover each other."""
+
 WIDTH, HEIGHT = 4.2, 3.2
 """Inches: at 96 pixels each a picture fits a phone without being made smaller."""
 
