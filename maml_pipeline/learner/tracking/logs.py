@@ -32,6 +32,11 @@ def is_synced(log: Path) -> bool:
     return log.with_suffix(".wandb.synced").exists()
 
 
+def is_empty(log: Path) -> bool:
+    """Tell whether a log has no record: its process was killed before W&B had written its first block."""
+    return log.stat().st_size < 64
+
+
 def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Read a W&B run that was never uploaded, also one that still goes on.
 
@@ -68,10 +73,7 @@ def last_logged(folder: Path, run_id: str) -> int | None:
     """
     logs = [log for run in wandb_logs(folder).values() for log in run if log.stem == f"run-{run_id}"]
     for log in reversed(logs):
-        try:
-            _, history = read_wandb_log(log)
-        except UserError:  # it was killed before it had written anything
-            continue
+        _, history = read_wandb_log(log)
         if history:
             return int(history[-1]["step"])
     return -1 if logs else None

@@ -1,25 +1,29 @@
 """The W&B session of this process: begun with a stable id, online where that can be, and ended."""
 
+import fcntl
 import logging
 import netrc
 import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+import requests
+
 from maml_pipeline.learner.tracking.description import Description
-from maml_pipeline.learner.tracking.logs import is_offline, is_synced, wandb_logs
+from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
 
 if TYPE_CHECKING:
     import wandb
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_ANSWER = 5
 SECONDS_TO_BEGIN = 30
 SECONDS_TO_END = 60
-"""A network that does not answer costs a run no more than these, at its begin and at its end."""
+"""W&B costs a run no more than these: until it answers at all, until a run has begun, and to end it."""
 
 ID_FILE = "wandb_id.txt"
 
@@ -30,6 +34,25 @@ def wandb_id(folder: Path, renew: bool = False) -> str:
     if renew or not file.exists():
         file.write_text(secrets.token_hex(4) + "\n")
     return file.read_text().strip()
+
+
+def hold(folder: Path) -> IO[str]:
+    """Mark a folder as one whose run goes on, for as long as the returned file is open."""
+    file = (folder / ID_FILE).open()
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether some process holds a folder; the system lets go for one that was killed."""
+    try:
+        with (folder / ID_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # a log that was copied without its folder
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def wanted_mode(folder: Path) -> str:
@@ -51,10 +74,13 @@ def wanted_mode(folder: Path) -> str:
         log
         for logs in wandb_logs(folder / "wandb").values()
         for log in logs
-        if is_offline(log) and not is_synced(log)
+        if is_offline(log) and not is_synced(log) and not is_empty(log)
     ]
     if waiting:
         logger.warning("W&B: the run goes on offline, as it began; `maml sync %s` uploads it", folder)
+        return "offline"
+    if not _answers(str(_settings().base_url)):
+        _warn_offline("no answer", folder)
         return "offline"
     return "online"
 
@@ -96,11 +122,9 @@ def begin(folder: Path, run_id: str, mode: str, about: Description, config: dict
     except Exception as error:
         if not online:
             raise
-        logger.warning(
-            "W&B cannot be reached (%s): the run is kept offline; `maml sync %s` uploads it later",
-            _first_line(error),
-            folder,
-        )
+        _warn_offline(_first_line(error), folder)
+        # The session that failed still holds the id.
+        wandb.teardown()
         return begin(folder, run_id, "offline", about, config)
 
 
@@ -135,6 +159,23 @@ def _settings() -> Any:
     import wandb
 
     return wandb.setup().settings
+
+
+def _answers(url: str) -> bool:
+    """Tell whether a server can be reached, whatever it says: many a compute node has no network."""
+    try:
+        requests.head(url, timeout=SECONDS_TO_ANSWER)
+    except requests.RequestException:
+        return False
+    return True
+
+
+def _warn_offline(reason: str, folder: Path) -> None:
+    logger.warning(
+        "W&B cannot be reached (%s): the run is kept offline; `maml sync %s` uploads it later",
+        reason,
+        folder,
+    )
 
 
 def _first_line(error: Exception) -> str:
