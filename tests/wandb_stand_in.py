@@ -53,29 +53,29 @@ class StandIn:
         named = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = named[1] if named else ""
         self.operations.append((name, variables))
-        answer = getattr(self, f"_{name}", None)
+        answer = getattr(self, f"_answer_{_snake(name)}", None)
         return answer(variables) if answer else _nothing(query)
 
-    def _Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _answer_viewer(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": _viewer()}
 
-    def _GetViewer(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _answer_get_viewer(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": _viewer()}
 
-    def _GetDefaultEntity(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _answer_get_default_entity(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": _viewer()}
 
-    def _ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _answer_server_features_query(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
 
-    def _UpsertBucket(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_upsert_bucket(self, variables: dict[str, Any]) -> dict[str, Any]:
         is_new = variables["name"] not in self.runs
         run = self.runs.setdefault(variables["name"], StoredRun())
         run.fields |= {key: value for key, value in variables.items() if value is not None}
         bucket = self._bucket(variables["name"]) | {"project": _project(run.fields["project"])}
         return {"upsertBucket": {"bucket": bucket, "inserted": is_new}}
 
-    def _RunResumeStatus(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_run_resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
         known = variables["name"] in self.runs
         bucket = self._bucket(variables["name"]) if known else None
         return {"model": _project(variables["project"]) | {"bucket": bucket}}
@@ -100,11 +100,13 @@ class StandIn:
             "wandbConfig": json.dumps({"t": 1}),
         }
 
-    def _CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_run_files(self, variables: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
-        return {"createRunFiles": {"runID": f"id-{variables['run']}", "uploadHeaders": [], "files": files}}
+        return {
+            "createRunFiles": {"runID": f"id-{variables['run']}", "uploadHeaders": [], "files": files}
+        }
 
-    def _CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         asked = variables["input"]
         name = asked["artifactCollectionName"]
         self.artifacts.append((asked["artifactTypeName"], name))
@@ -112,15 +114,15 @@ class StandIn:
         artifact = {"id": f"artifact-{name}", "state": "PENDING", "artifactSequence": sequence}
         return {"createArtifact": {"artifact": artifact}}
 
-    def _CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_artifact_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
         file = {"id": "file", "uploadUrl": f"{self.url}/upload", "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
 
-    def _UpdateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_update_artifact_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
         file = {"id": "file", "uploadUrl": f"{self.url}/upload", "uploadHeaders": []}
         return {"updateArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
 
-    def _CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_create_artifact_files(self, variables: dict[str, Any]) -> dict[str, Any]:
         nodes = [
             {
                 "storagePath": file["name"],
@@ -133,13 +135,13 @@ class StandIn:
         ]
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
-    def _CommitArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_commit_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "digest"}}}
 
-    def _upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_upsert_view(self, variables: dict[str, Any]) -> dict[str, Any]:
         return self._upsert(variables)
 
-    def _UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:
+    def _answer_upsert_view2(self, variables: dict[str, Any]) -> dict[str, Any]:
         return self._upsert(variables)
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -148,11 +150,18 @@ class StandIn:
             known = {"id": f"view{len(self.views)}"}
             self.views.append(known)
         known |= {key: value for key, value in variables.items() if key != "id"}
-        view = {**known, "project": _project(known["projectName"]), "updatedAt": _TIME, "createdAt": _TIME}
+        view = {
+            **known,
+            "project": _project(known["projectName"]),
+            "updatedAt": _TIME,
+            "createdAt": _TIME,
+        }
         return {"upsertView": {"view": view, "inserted": True}}
 
-    def _View(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {"project": {"allViews": {"edges": self._edges(variables["viewType"], variables["viewName"])}}}
+    def _answer_view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "project": {"allViews": {"edges": self._edges(variables["viewType"], variables["viewName"])}}
+        }
 
     def _edges(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
         return [
@@ -172,6 +181,10 @@ class StandIn:
 
 
 _TIME = "2026-01-01T00:00:00"
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
 
 
 def _viewer() -> dict[str, Any]:
@@ -218,7 +231,9 @@ def stand_in() -> Iterator[StandIn]:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
             with server_state.lock:
                 if self.path == "/graphql":
-                    self._reply(200, {"data": server_state.answer(body["query"], body.get("variables") or {})})
+                    self._reply(
+                        200, {"data": server_state.answer(body["query"], body.get("variables") or {})}
+                    )
                 elif match := re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
                     server_state.add_lines(match[1], body.get("files") or {})
                     self._reply(200, {})

@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
-    """Return the logs to upload: first the first part of every run, then every second part, and so on."""
+    """Return the logs to upload: the first part of every run, then every second part, and so on."""
     runs: dict[str, list[Path]] = {}
     for path in paths:
         if not path.exists():
@@ -79,6 +79,7 @@ def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     failed = next((log for log in logs if not is_synced(log)), None)
     if failed is not None or done.returncode:
-        words = [line.removeprefix("wandb: ").strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in reversed(words) if "ERROR" in line), (words or ["no reason"])[-1])
+        lines = [line.removeprefix("wandb: ").strip() for line in done.stderr.splitlines()]
+        words = [line for line in lines if line] or ["no reason"]
+        reason = next((line for line in reversed(words) if "ERROR" in line), words[-1])
         raise UserError(f"{(failed or logs[0]).parent} was not uploaded: {reason}")

@@ -1,6 +1,5 @@
 """How a run is called, and what it is compared by: its group, order, tags and surroundings."""
 
-import os
 import platform
 import re
 import subprocess
@@ -11,13 +10,13 @@ from typing import Any
 
 import torch
 
+from maml_pipeline.learner import slurm
+
 ORDERS = ("first", "second", "checkpointed")
 """Gradient orders; `checkpointed` is second order with checkpointed inner steps."""
 
 PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
 """Packages that a result depends on; W&B keeps the versions of all others in `requirements.txt`."""
-
-SLURM = ("JOB_ID", "JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
 
 
 def gradient_order(config: dict[str, Any]) -> str:
@@ -77,14 +76,13 @@ def _experiment(config: dict[str, Any]) -> str:
 
 def surroundings(device: torch.device, world_size: int) -> dict[str, Any]:
     """Return what a run was made with and where: code, packages, device and Slurm's job."""
-    slurm = {key.lower(): os.environ.get(f"SLURM_{key}") for key in SLURM}
     parts = {
         "git": git_state(Path.cwd()),
         "packages": {package: version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "device": _device_name(device),
         "world_size": world_size,
-        "slurm": {key: value for key, value in slurm.items() if value},
+        "slurm": slurm.ids(),
     }
     return {key: value for key, value in parts.items() if value}
 

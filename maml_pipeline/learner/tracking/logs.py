@@ -33,7 +33,7 @@ def is_synced(log: Path) -> bool:
 
 
 def is_empty(log: Path) -> bool:
-    """Tell whether a log has no record: its process was killed before W&B had written its first block."""
+    """Tell whether a log has no record: it was killed before W&B had written its first block."""
     return log.stat().st_size < 64
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 import requests
 
+from maml_pipeline.learner.preemption import Stopped
 from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
 
@@ -85,7 +86,9 @@ def wanted_mode(folder: Path) -> str:
     return "online"
 
 
-def begin(folder: Path, run_id: str, mode: str, about: Description, config: dict[str, Any]) -> "wandb.Run":
+def begin(
+    folder: Path, run_id: str, mode: str, about: Description, config: dict[str, Any]
+) -> "wandb.Run":
     """Start a W&B run, or go on with it; offline with a warning where W&B cannot be reached.
 
     Args:
@@ -134,6 +137,8 @@ def finish_tracking() -> None:
     if run is None:
         return
     try:
+        if isinstance(sys.exc_info()[1], Stopped):
+            run.mark_preempting()
         run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
     except Exception as error:  # a training that is done is done, whatever W&B says
         logger.warning(
