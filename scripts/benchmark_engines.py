@@ -323,7 +323,7 @@ def main() -> None:
         "results": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        loggers = run_loggers(Path(folder), "benchmark", {})
+        loggers = run_loggers(Path(folder), {})
         for case in cases(omniglot=not arguments.case.startswith("sine")):
             if not case.name.startswith(arguments.case):
                 continue

@@ -14,6 +14,8 @@ COMMANDS = {
     "test": "measure a checkpoint on the test tasks",
     "tradeoff": "train with every gradient order, inner steps and seeds, and compare",
     "report": "show what runs have come to: a page with pictures",
+    "sync": "upload runs that were kept offline to W&B",
+    "dashboard": "make the comparison of the orders ready in W&B",
     "derive": "work out both orders' meta-gradients on one task, and draw their graphs",
 }
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Late: Lightning takes seconds to import, `maml --help` must not.
     try:
         match parsed.command:
-            case "derive" | "tradeoff" | "report" as name:
+            case "derive" | "tradeoff" | "report" | "sync" | "dashboard" as name:
                 import_module(f"maml_pipeline.cli.{name}").run(parsed.arguments)
             case name:
                 import_module("maml_pipeline.cli.training").run(name, parsed.arguments)

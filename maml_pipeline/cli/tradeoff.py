@@ -15,11 +15,12 @@ from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.training import quieten
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
+from maml_pipeline.learner.tracking import ORDERS
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.grid import Cell, make_grid
 from maml_pipeline.tools.grid_progress import GridProgress
 from maml_pipeline.tools.report import write_report
-from maml_pipeline.tools.runs import ORDERS, load_runs
+from maml_pipeline.tools.runs import load_runs
 from maml_pipeline.tools.tradeoff import Tradeoff, meta_steps_done
 
 VARIED = {

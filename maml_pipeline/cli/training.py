@@ -30,7 +30,7 @@ from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
-from maml_pipeline.learner.tracking import finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)
@@ -201,7 +201,7 @@ class MamlCLI(LightningCLI):
             self._open_folder()
             callbacks += self._fit_callbacks()
             if self.folder is not None and _is_rank_zero() and wanted.logger is None:
-                kwargs["logger"] = run_loggers(self.folder, self.run_name, self.resolved_config)
+                kwargs["logger"] = run_loggers(self.folder, self.resolved_config)
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder))
@@ -266,7 +266,7 @@ class MamlCLI(LightningCLI):
         probes: ProbeSettings = self.config_init[self.command].probes
         stop = StopOnSignal()
         last = LastCheckpoint(checkpoints, run.checkpoint_every, stop)
-        return [DropRepeatedRows(), stop, *probes.callbacks(), self.best, last]
+        return [DropRepeatedRows(), BeginTracking(), stop, *probes.callbacks(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

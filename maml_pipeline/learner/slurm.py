@@ -18,6 +18,13 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def ids() -> dict[str, str]:
+    """Return what tells the job apart, for its run's record: ids of job and array, and restarts."""
+    names = ("JOB_ID", "JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
+    known = {name.lower(): os.environ.get(f"SLURM_{name}") for name in names}
+    return {name: value for name, value in known.items() if value}
+
+
 def is_restart() -> bool:
     """Tell whether the job was put back into the queue, and has started again."""
     return job_id() is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.tools.runs import ORDERS
+from maml_pipeline.learner.tracking import ORDERS
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from typing import Any
 import yaml
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking import read_wandb_log, wandb_logs
+from maml_pipeline.learner.tracking import ORDERS, gradient_order, read_wandb_log, wandb_logs
 
 Record = dict[str, float]
 """What was logged at one meta-step, by metric; `step` is the meta-step, from 0."""
 
-ORDERS = ("first", "second", "checkpointed")
 SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
 
 
@@ -60,9 +59,7 @@ class Run:
     @property
     def order(self) -> str:
         """One of `ORDERS`; `checkpointed` is second order with checkpointed inner steps."""
-        if self.config["model"]["first_order"]:
-            return "first"
-        return "checkpointed" if self.config["model"]["checkpoint_inner_steps"] else "second"
+        return gradient_order(self.config)
 
     @property
     def inner_steps(self) -> int:

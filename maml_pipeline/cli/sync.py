@@ -1,0 +1,85 @@
+"""`maml sync`: upload runs that were kept offline, with W&B's own `wandb sync`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner.tracking import logged_in
+from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
+from maml_pipeline.learner.tracking.session import is_held
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Upload what has not been uploaded, the parts of a resumed run in order.
+
+    Args:
+        arguments: Those after `maml sync`.
+
+    Raises:
+        UserError: The person can put it right.
+    """
+    parser = OneLineErrors(
+        prog="maml sync",
+        description="Upload runs that were kept offline to W&B. What was uploaded already is left out.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", metavar="RUN_DIR", nargs="+", type=Path, help="a run's folder, or a folder of them")
+    add("--entity", help="team or user (default: yours)")
+    add("--project", help="project (default: the one that the run was made for)")
+    settings = parser.parse_args(arguments)
+    rounds = _rounds(settings.runs)
+    if not rounds:
+        print("Nothing to upload: every run has been uploaded, or was online")
+        return
+    if not logged_in():
+        raise UserError("W&B has no API key here; run `wandb login`, or set WANDB_API_KEY")
+    options = [f"--{key}={value}" for key in ("entity", "project") if (value := getattr(settings, key))]
+    for number, logs in enumerate(rounds):
+        _upload(logs, options, resumes=number > 0)
+    print(f"Uploaded: {len({log.stem for log in chain(*rounds)})} runs")
+
+
+def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
+    """Return the logs to upload: the first part of every run, then every second part, and so on."""
+    runs: dict[str, list[Path]] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give a run's folder, or one that holds runs")
+        found = wandb_logs(path)
+        if not found:
+            raise UserError(f"{path} holds no W&B run; give a run's folder, or one that holds runs")
+        runs |= found
+    waiting: list[list[Path | None]] = []
+    for logs in runs.values():
+        folder = logs[0].parent.parent.parent
+        if is_held(folder):
+            print(f"{folder} is still being trained: upload it once that has ended")
+            continue
+        logs = [log for log in logs if not is_empty(log)]
+        # A part that is uploaded keeps its place, for only the first part begins the run.
+        waiting.append([None if is_synced(log) or not is_offline(log) else log for log in logs])
+    rounds = [[log for log in part if log is not None] for part in zip_longest(*waiting)]
+    while rounds and not rounds[-1]:
+        rounds.pop()
+    return rounds
+
+
+def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None:
+    if not logs:
+        return
+    command = [sys.executable, "-m", "wandb", "sync", *options, *(str(log.parent) for log in logs)]
+    # Without it W&B puts the second part of a run in the place of the first.
+    environment = {**os.environ, "WANDB_RESUME": "allow"} if resumes else None
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    failed = next((log for log in logs if not is_synced(log)), None)
+    if failed is not None or done.returncode:
+        lines = [line.removeprefix("wandb: ").strip() for line in done.stderr.splitlines()]
+        words = [line for line in lines if line] or ["no reason"]
+        reason = next((line for line in reversed(words) if "ERROR" in line), words[-1])
+        raise UserError(f"{(failed or logs[0]).parent} was not uploaded: {reason}")

@@ -1,0 +1,38 @@
+"""Where metrics go: a table in the run's folder, and W&B, which is met in this folder alone."""
+
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from maml_pipeline.learner.metrics_csv import MetricsCSV
+from maml_pipeline.learner.tracking.description import ORDERS, gradient_order
+from maml_pipeline.learner.tracking.logs import read_wandb_log, wandb_logs
+from maml_pipeline.learner.tracking.session import finish_tracking, logged_in
+from maml_pipeline.learner.tracking.tracker import BeginTracking, WandbTracker
+
+__all__ = [
+    "ORDERS",
+    "BeginTracking",
+    "WandbTracker",
+    "finish_tracking",
+    "gradient_order",
+    "logged_in",
+    "read_wandb_log",
+    "run_loggers",
+    "wandb_logs",
+]
+
+
+def run_loggers(folder: Path, config: dict[str, Any]) -> list[Logger]:
+    """Build a run's loggers: `metrics.csv` and W&B, offline unless the person is logged in.
+
+    Args:
+        folder: The run's folder; W&B's files lie in it too.
+        config: The whole resolved config.
+    """
+    loggers: list[Logger] = [MetricsCSV(folder)]
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        loggers.append(WandbTracker(folder, config))
+    return loggers

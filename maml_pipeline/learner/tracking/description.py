@@ -1,0 +1,117 @@
+"""How a run is called, and what it is compared by: its group, order, tags and surroundings."""
+
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maml_pipeline.learner import slurm
+
+ORDERS = ("first", "second", "checkpointed")
+"""Gradient orders; `checkpointed` is second order with checkpointed inner steps."""
+
+PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
+"""Packages that a result depends on; W&B keeps the versions of all others in `requirements.txt`."""
+
+
+def gradient_order(config: dict[str, Any]) -> str:
+    """Return which of `ORDERS` a resolved config trains with."""
+    if config["model"]["first_order"]:
+        return "first"
+    return "checkpointed" if config["model"]["checkpoint_inner_steps"] else "second"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What W&B groups and names a run by.
+
+    Args:
+        group: The experiment: runs in it differ by order and seed alone, such as `omniglot-5w1s-k1`.
+        job_type: The gradient order.
+        name: Such as `omniglot-5w1s-second-s0`, with the inner steps where they are not one.
+        tags: Engine, `checkpointed`, `compiled` and the number of devices.
+    """
+
+    group: str
+    job_type: str
+    name: str
+    tags: tuple[str, ...]
+
+
+def describe(config: dict[str, Any], world_size: int) -> Description:
+    """Describe a run.
+
+    Args:
+        config: Its whole resolved config.
+        world_size: Devices that train it.
+    """
+    model, order = config["model"], gradient_order(config)
+    steps = model["inner_steps"]
+    name = f"{config['run']['experiment']}-{order}" + ("" if steps == 1 else f"-k{steps}")
+    flags = {"checkpointed": order == "checkpointed", "compiled": model["compile"]}
+    tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
+    return Description(
+        group=f"{_experiment(config)}-k{steps}",
+        job_type=order,
+        name=f"{name}-s{config['seed_everything']}",
+        tags=(*tags, f"world-size-{world_size}"),
+    )
+
+
+def _experiment(config: dict[str, Any]) -> str:
+    """Return the experiment's name with what tasks it has: ways and shots, unless it says so itself."""
+    tasks = config["data"]["tasks"]
+    settings = tasks.get("init_args") or {}
+    name = str(config["run"]["experiment"])
+    if name == "run":  # nobody has named it
+        name = str(tasks["class_path"]).rpartition(".")[2].lower()
+    size = "".join(f"{settings[key]}{key[0]}" for key in ("ways", "shots") if key in settings)
+    return name if not size or re.search(rf"(?<!\d){size}", name) else f"{name}-{size}"
+
+
+def surroundings(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Return what a run was made with and where: code, packages, device and Slurm's job."""
+    parts = {
+        "git": git_state(Path.cwd()),
+        "packages": {package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "device": _device_name(device),
+        "world_size": world_size,
+        "slurm": slurm.ids(),
+    }
+    return {key: value for key, value in parts.items() if value}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit that a folder is at, and whether tracked files differ from it.
+
+    Returns:
+        `None` where there is no git, no repository, or no commit.
+    """
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        is_dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": is_dirty}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    # A repository on a network drive may take its time; a training does not wait for it.
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")
+    if device.type == "cpu" and cpu_info.exists():
+        named = re.search(r"^model name\s*:\s*(.+)$", cpu_info.read_text(), re.MULTILINE)
+        return named[1] if named else platform.machine()
+    return platform.processor() or device.type

@@ -1,0 +1,79 @@
+"""W&B's logs as they lie in a run's folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from maml_pipeline.errors import UserError
+
+AXIS = "meta_step"
+"""Every metric's axis: the number of the meta-step, from 0."""
+
+
+def wandb_logs(folder: Path) -> dict[str, list[Path]]:
+    """Return W&B's logs in or below a folder by run, those of a resumed run in order."""
+    logs: dict[str, list[Path]] = {}
+    # .../wandb/offline-run-20261124_030330-f76e1feb/run-f76e1feb.wandb: by the time in the name.
+    found = {path.resolve() for path in folder.rglob("run-*.wandb")}
+    for log in sorted(found, key=lambda log: (log.parent.name.removeprefix("offline-"), log)):
+        logs.setdefault(str(log.parent.parent / log.stem), []).append(log)
+    return logs
+
+
+def is_offline(log: Path) -> bool:
+    """Tell whether a log was written without a connection."""
+    return log.parent.name.startswith("offline-")
+
+
+def is_synced(log: Path) -> bool:
+    """Tell whether W&B has marked a log as uploaded."""
+    return log.with_suffix(".wandb.synced").exists()
+
+
+def is_empty(log: Path) -> bool:
+    """Tell whether a log has no record: it was killed before W&B had written its first block."""
+    return log.stat().st_size < 64
+
+
+def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Read a W&B run that was never uploaded, also one that still goes on.
+
+    Args:
+        log: Its `run-<id>.wandb`.
+
+    Returns:
+        The config, and what was logged with the meta-step under `step`, in order.
+
+    Raises:
+        UserError: W&B's own reader cannot read it.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{log} cannot be read: {(done.stderr.strip() or 'no reason').splitlines()[-1]}")
+    config: dict[str, Any] = {}
+    history = []
+    for record in map(json.loads, done.stdout.splitlines()):
+        if record["type"] == "run":
+            config = record["run"]["config"]["update"]
+        elif record["type"] == "history":
+            item = record["history"]["item"]
+            if AXIS in item:
+                logged = {k: v for k, v in item.items() if k[0] != "_" and not isinstance(v, str)}
+                history.append({**logged, "step": logged.pop(AXIS)})
+    return config, history
+
+
+def last_logged(folder: Path, run_id: str) -> int | None:
+    """Return the last meta-step that the logs of a run hold; `None` where there is no log at all.
+
+    A process that was killed has written less than it had handed to W&B, so the log is asked.
+    """
+    logs = [log for run in wandb_logs(folder).values() for log in run if log.stem == f"run-{run_id}"]
+    for log in reversed(logs):
+        _, history = read_wandb_log(log)
+        if history:
+            return int(history[-1]["step"])
+    return -1 if logs else None

@@ -1,0 +1,187 @@
+"""The W&B session of this process: begun with a stable id, online where that can be, and ended."""
+
+import fcntl
+import logging
+import netrc
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+import requests
+
+from maml_pipeline.learner.preemption import Stopped
+from maml_pipeline.learner.tracking.description import Description
+from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+
+SECONDS_TO_ANSWER = 5
+SECONDS_TO_BEGIN = 30
+SECONDS_TO_END = 60
+"""W&B costs a run no more than these: until it answers at all, until a run has begun, and to end it."""
+
+ID_FILE = "wandb_id.txt"
+
+
+def wandb_id(folder: Path, renew: bool = False) -> str:
+    """Return the id of a folder's W&B run: drawn once, kept in the folder, and never a job's number."""
+    file = folder / ID_FILE
+    if renew or not file.exists():
+        file.write_text(secrets.token_hex(4) + "\n")
+    return file.read_text().strip()
+
+
+def hold(folder: Path) -> IO[str]:
+    """Mark a folder as one whose run goes on, for as long as the returned file is open."""
+    file = (folder / ID_FILE).open()
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether some process holds a folder; the system lets go for one that was killed."""
+    try:
+        with (folder / ID_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:  # a log that was copied without its folder
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def wanted_mode(folder: Path) -> str:
+    """Return `online`, `offline` or `disabled`: what `WANDB_MODE` says, else online if logged in.
+
+    A run whose earlier part was never uploaded goes on offline, so that its parts arrive in order.
+    """
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or _settings().mode
+    mode = "offline" if mode == "dryrun" else mode
+    if mode in ("offline", "disabled"):
+        return mode
+    if not logged_in():
+        if os.environ.get("WANDB_MODE"):
+            logger.warning("W&B has no API key (`wandb login`): the run is kept offline in %s", folder)
+        return "offline"
+    waiting = [
+        log
+        for logs in wandb_logs(folder / "wandb").values()
+        for log in logs
+        if is_offline(log) and not is_synced(log) and not is_empty(log)
+    ]
+    if waiting:
+        logger.warning("W&B: the run goes on offline, as it began; `maml sync %s` uploads it", folder)
+        return "offline"
+    if not _answers(str(_settings().base_url)):
+        _warn_offline("no answer", folder)
+        return "offline"
+    return "online"
+
+
+def begin(
+    folder: Path, run_id: str, mode: str, about: Description, config: dict[str, Any]
+) -> "wandb.Run":
+    """Start a W&B run, or go on with it; offline with a warning where W&B cannot be reached.
+
+    Args:
+        folder: The run's folder, in which W&B's files lie.
+        run_id: Its id.
+        mode: `online` or `offline`.
+        about: What it is called and grouped by, unless W&B's environment variables say otherwise.
+        config: All that is to be known of it.
+    """
+    import wandb  # late: it takes a second to import
+
+    settings = _settings()
+    online = mode == "online"
+    try:
+        return wandb.init(
+            project=settings.project or "maml_pipeline",
+            group=settings.run_group or about.group,
+            job_type=settings.run_job_type or about.job_type,
+            name=settings.run_name or about.name,
+            tags=settings.run_tags or about.tags,
+            id=run_id,
+            dir=folder,
+            config=config,
+            mode="online" if online else "offline",
+            resume="allow" if online else None,  # `maml sync` resumes what is written offline
+            settings=wandb.Settings(
+                silent=not online,
+                console="off",
+                init_timeout=SECONDS_TO_BEGIN,
+                finish_timeout=SECONDS_TO_END,
+                finish_timeout_raises=True,
+            ),
+        )
+    except Exception as error:
+        if not online:
+            raise
+        _warn_offline(_first_line(error), folder)
+        # The session that failed still holds the id.
+        wandb.teardown()
+        return begin(folder, run_id, "offline", about, config)
+
+
+def finish_tracking() -> None:
+    """End the W&B run of this process, where there is one; as failed while an error is raised."""
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is None:
+        return
+    try:
+        if isinstance(sys.exc_info()[1], Stopped):
+            run.mark_preempting()
+        run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
+    except Exception as error:  # a training that is done is done, whatever W&B says
+        logger.warning(
+            "W&B has not got the whole run (%s); `wandb sync %s` uploads it",
+            _first_line(error),
+            Path(run.dir).parent,
+        )
+
+
+def logged_in() -> bool:
+    """Tell whether W&B has an API key, in the environment or in the netrc file, without network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _settings() -> Any:
+    """Return W&B's own settings, from the environment and from the files that `wandb init` writes."""
+    import wandb
+
+    return wandb.setup().settings
+
+
+def _answers(url: str) -> bool:
+    """Tell whether a server can be reached, whatever it says: many a compute node has no network."""
+    try:
+        requests.head(url, timeout=SECONDS_TO_ANSWER)
+    except requests.RequestException:
+        return False
+    return True
+
+
+def _warn_offline(reason: str, folder: Path) -> None:
+    logger.warning(
+        "W&B cannot be reached (%s): the run is kept offline; `maml sync %s` uploads it later",
+        reason,
+        folder,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

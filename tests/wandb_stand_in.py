@@ -1,0 +1,263 @@
+"""A stand-in for W&B's server on loopback: it keeps what the real client sends, and answers like one."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+API_KEY = "feedfacefeedfacefeedfacefeedfacefeedface"
+"""Recognisable, and of the length of a real one."""
+
+ENTITY = "someone"
+
+
+@dataclass
+class StoredRun:
+    """A run as the server has it: the fields last sent, and the lines of its history."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+@dataclass
+class StandIn:
+    """What has arrived.
+
+    Args:
+        url: For `WANDB_BASE_URL`.
+        operations: Name and variables of every GraphQL request, in order.
+        runs: By id.
+        views: Saved workspaces and reports, in the order in which they were made.
+        artifacts: Type and collection of every artifact.
+    """
+
+    url: str
+    operations: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    runs: dict[str, StoredRun] = field(default_factory=dict)
+    views: list[dict[str, Any]] = field(default_factory=list)
+    artifacts: list[tuple[str, str]] = field(default_factory=list)
+    keys_accepted: tuple[str, ...] = (API_KEY,)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Answer a GraphQL request, and keep it."""
+        named = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        name = named[1] if named else ""
+        self.operations.append((name, variables))
+        answer = getattr(self, f"_answer_{_snake(name)}", None)
+        return answer(variables) if answer else _nothing(query)
+
+    def _answer_viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": _viewer()}
+
+    def _answer_get_viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": _viewer()}
+
+    def _answer_get_default_entity(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": _viewer()}
+
+    def _answer_server_features_query(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"serverInfo": {"features": []}}
+
+    def _answer_upsert_bucket(self, variables: dict[str, Any]) -> dict[str, Any]:
+        is_new = variables["name"] not in self.runs
+        run = self.runs.setdefault(variables["name"], StoredRun())
+        run.fields |= {key: value for key, value in variables.items() if value is not None}
+        bucket = self._bucket(variables["name"]) | {"project": _project(run.fields["project"])}
+        return {"upsertBucket": {"bucket": bucket, "inserted": is_new}}
+
+    def _answer_run_resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
+        known = variables["name"] in self.runs
+        bucket = self._bucket(variables["name"]) if known else None
+        return {"model": _project(variables["project"]) | {"bucket": bucket}}
+
+    def _bucket(self, name: str) -> dict[str, Any]:
+        run = self.runs[name]
+        return {
+            "id": f"id-{name}",
+            "name": name,
+            "displayName": run.fields.get("displayName"),
+            "description": None,
+            "sweepName": None,
+            "notes": None,
+            "tags": run.fields.get("tags") or [],
+            "config": run.fields.get("config") or "{}",
+            "summaryMetrics": json.dumps(run.summary),
+            "historyLineCount": len(run.lines),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps(run.lines[-1:]),
+            "eventsTail": "[]",
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+
+    def _answer_create_run_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
+        return {
+            "createRunFiles": {"runID": f"id-{variables['run']}", "uploadHeaders": [], "files": files}
+        }
+
+    def _answer_create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        asked = variables["input"]
+        name = asked["artifactCollectionName"]
+        self.artifacts.append((asked["artifactTypeName"], name))
+        sequence = {"id": name, "name": name, "latestArtifact": None}
+        artifact = {"id": f"artifact-{name}", "state": "PENDING", "artifactSequence": sequence}
+        return {"createArtifact": {"artifact": artifact}}
+
+    def _answer_create_artifact_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        file = {"id": "file", "uploadUrl": f"{self.url}/upload", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
+
+    def _answer_update_artifact_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        file = {"id": "file", "uploadUrl": f"{self.url}/upload", "uploadHeaders": []}
+        return {"updateArtifactManifest": {"artifactManifest": {"id": "manifest", "file": file}}}
+
+    def _answer_create_artifact_files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        nodes = [
+            {
+                "storagePath": file["name"],
+                "uploadUrl": f"{self.url}/upload",
+                "uploadHeaders": [],
+                "uploadMultipartUrls": None,
+                "artifact": {"id": file["artifactID"]},
+            }
+            for file in variables["input"]["artifactFiles"]
+        ]
+        return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+
+    def _answer_commit_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "digest"}}}
+
+    def _answer_upsert_view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return self._upsert(variables)
+
+    def _answer_upsert_view2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return self._upsert(variables)
+
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        known = next((view for view in self.views if view["id"] == variables.get("id")), None)
+        if known is None:
+            known = {"id": f"view{len(self.views)}"}
+            self.views.append(known)
+        known |= {key: value for key, value in variables.items() if key != "id"}
+        view = {
+            **known,
+            "project": _project(known["projectName"]),
+            "updatedAt": _TIME,
+            "createdAt": _TIME,
+        }
+        return {"upsertView": {"view": view, "inserted": True}}
+
+    def _answer_view(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "project": {"allViews": {"edges": self._edges(variables["viewType"], variables["viewName"])}}
+        }
+
+    def _edges(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
+        return [
+            {"node": {**view, "project": _project(view["projectName"])}, "cursor": view["id"]}
+            for view in self.views
+            if view["type"] == kind and name in (None, view["name"])
+        ]
+
+    def add_lines(self, name: str, files: dict[str, Any]) -> None:
+        """Keep a part of a run's stream: W&B's clients say at which line it belongs."""
+        run = self.runs.setdefault(name, StoredRun())
+        if history := files.get("wandb-history.jsonl"):
+            start = history["offset"]
+            run.lines[start : start + len(history["content"])] = history["content"]
+        if summary := files.get("wandb-summary.json"):
+            run.summary = json.loads(summary["content"][-1])
+
+
+_TIME = "2026-01-01T00:00:00"
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def _viewer() -> dict[str, Any]:
+    teams = {"edges": [{"node": {"name": ENTITY}}]}
+    person = {"id": "person", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "email": "a@b.c"}
+    return {**person, "flags": "{}", "teams": teams, "admin": False, "deletedAt": None}
+
+
+def _project(name: str) -> dict[str, Any]:
+    entity = {"id": ENTITY, "name": ENTITY}
+    return {"id": "project", "internalId": "17", "name": name, "entityName": ENTITY, "entity": entity}
+
+
+def _nothing(query: str) -> dict[str, Any]:
+    """Answer what this server has nothing of: each field that was asked for is null."""
+    top = re.search(r"\{\s*(\w+)", query)
+    return {top[1]: None} if top else {}
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A server whose clients may hang up without a word, as W&B's do."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """Serve on a free port of loopback until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._reply(200, {})
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._reply(200, {})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            with server_state.lock:
+                if self.path == "/graphql":
+                    self._reply(
+                        200, {"data": server_state.answer(body["query"], body.get("variables") or {})}
+                    )
+                elif match := re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+                    server_state.add_lines(match[1], body.get("files") or {})
+                    self._reply(200, {})
+                else:
+                    self._reply(404, {})
+
+        def _reply(self, status: int, content: dict[str, Any]) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            """Keep the terminal clean."""
+
+    server = QuietServer(("127.0.0.1", 0), Handler)
+    server_state = StandIn(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server_state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
