@@ -253,7 +253,7 @@ class MamlCLI(LightningCLI):
         os.environ[RUN_DIR_VARIABLE] = str(self.folder)
         self.settings.run.dir = str(self.folder)
         if (job := slurm.job_id()) is not None:
-            write_whole(self.folder / run_folder.JOB_FILE, job + "\n")
+            write_whole(self.folder / slurm.JOB_FILE, job + "\n")
 
         text = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.resolved_config: dict[str, Any] = yaml.safe_load(text)
