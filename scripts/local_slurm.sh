@@ -5,7 +5,7 @@
 #   bash scripts/local_slurm.sh down      # cancel its jobs, end its daemons, remove its files
 # For root on Debian or Ubuntu; `up` installs slurm-wlm and munge where they are missing. All files lie
 # in MAML_LOCAL_SLURM (default: maml-local-slurm in TMPDIR), all ports from MAML_LOCAL_SLURM_PORT
-# (default: 17000) on the loopback interface. Nodes n1 and n2 have 4 CPUs and 2 GPUs each, in name.
+# (default: 17000) on the loopback interface. Nodes n1 and n2 have 16 CPUs and 2 GPUs each, in name.
 # A job of the partition `urgent` takes the nodes from jobs of `batch`, which are sent SIGTERM and
 # requeued after a grace time of 30 s.
 set -euo pipefail
@@ -114,8 +114,8 @@ PreemptMode=REQUEUE
 # More CPUs than this machine may have.
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=4 Gres=gpu:2
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=4 Gres=gpu:2
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=16 Gres=gpu:2
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=16 Gres=gpu:2
 PartitionName=batch Nodes=n[1-2] Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 CONFIG

@@ -58,8 +58,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="maml submit",
         usage="maml submit [--tradeoff] [--dry_run] --config FILE [--KEY VALUE ...] "
         "[-- --SBATCH_FLAG ...]",
-        description="Submit slurm/train.sbatch, or with --tradeoff slurm/tradeoff.sbatch as an array and "
-        "a report after it. Nodes, tasks and GPUs are those of the config's trainer.num_nodes, "
+        description="Submit slurm/train.sbatch, or with --tradeoff slurm/tradeoff.sbatch as an array "
+        "and a report after it. Nodes, tasks and GPUs are those of the config's trainer.num_nodes, "
         "trainer.devices and trainer.accelerator. Further keys are those of `maml fit` or `maml "
         "tradeoff`; what comes after -- are flags of sbatch, such as --partition, --account, --time. "
         "slurm/cluster.env keeps those that never change.",
