@@ -37,21 +37,33 @@ launch() {
     export WANDB_MODE=${WANDB_MODE:-offline} MAML_OFFLINE=1
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
-    # shellcheck disable=SC2086  # several words each
+    # shellcheck disable=SC2016,SC2086  # of its task; several words each
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
-        ${MAML_COMMAND:-"$repository/.venv/bin/maml"} "$@" || status=$?
-    if ((status > 128)); then requeue "$status"; fi
+        bash -c "$TASK" task ${MAML_COMMAND:-"$repository/.venv/bin/maml"} "$@" || status=$?
+    # 143 alone: a process ended with an error by itself, and srun the others by SIGTERM.
+    if ((status > 128 && status != 143)); then requeue; fi
     exit "$status"
 }
+
+# One process of maml. srun returns the largest status of all, so that the one that was killed must have
+# it: more than the 143 of those that srun ends for it. Slurm's signals reach this shell too, which waits.
+TASK='trap : USR1 TERM
+"$@"
+status=$?
+if ((status > 128 && status != 143)); then
+    echo "slurm: the process of rank $SLURM_PROCID was killed by signal $((status - 128))" >&2
+    status=200
+fi
+exit $status'
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0}
     # A cancelled job, or one past its time limit, is not to come back.
     [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || return 0
     if ((restarts >= MAX_RESTARTS)); then
-        echo "slurm: a process was killed (status $1) after $restarts restarts; not again" >&2
+        echo "slurm: a process was killed after $restarts restarts; not again" >&2
     else
-        echo "slurm: a process was killed (status $1); requeued, restart $((restarts + 1))" >&2
+        echo "slurm: a process was killed; the job is requeued, restart $((restarts + 1))" >&2
         scontrol requeue "$SLURM_JOB_ID"
     fi
 }

@@ -19,6 +19,7 @@ SET_BY_CONFIG = {
 }
 """Flags of sbatch that the configuration speaks for, and the key that does."""
 
+WHATEVER_THERE_IS = ("auto", "-1")
 CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
 
 
@@ -69,10 +70,10 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
     on_cpu = accelerator in CPU
     if not gpus_per_node.isdigit() or int(gpus_per_node) < 1:
         raise UserError(f"MAML_GPUS_PER_NODE is {gpus_per_node}; it must be a number from 1")
-    if str(devices) in ("auto", "-1"):
+    if str(devices) in WHATEVER_THERE_IS:
         number = 1 if on_cpu else int(gpus_per_node)
     else:
-        number = _number_of(devices)
+        number = count_devices(devices)
     flags: tuple[str, ...] = () if str(devices) == str(number) else ("--trainer.devices", str(number))
     if accelerator == "auto":
         # A GPU that fails is to stop the job, and not to leave it to a CPU.
@@ -81,13 +82,17 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
     return Allocation(trainer["num_nodes"], number, gpus, flags)
 
 
-def _number_of(devices: Any) -> int:
-    """Count what Lightning takes for devices: 2, "2", [0, 1] or "0,1"."""
+def count_devices(devices: Any) -> int:
+    """Count what Lightning takes for devices: 2, "2", [0, 1] or "0,1".
+
+    Raises:
+        UserError: It is nothing of the kind.
+    """
     if isinstance(devices, list):
         return len(devices)
     text = str(devices)
-    count = len([part for part in text.split(",") if part]) if "," in text else text
-    if not str(count).isdigit() or int(count) < 1:
+    count = str(len([part for part in text.split(",") if part])) if "," in text else text
+    if not count.isdigit() or int(count) < 1:
         raise UserError(f"trainer.devices is {devices}; give the number of devices of a node")
     return int(count)
 
