@@ -13,6 +13,8 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation tasks",
     "test": "measure a checkpoint on the test tasks",
     "tradeoff": "train with every gradient order, inner steps and seeds, and compare",
+    "submit": "put a training or a trade-off into the queue of a Slurm cluster",
+    "prepare": "download and pack a data set, before jobs read it where there is no network",
     "report": "show what runs have come to: a page with pictures",
     "sync": "upload runs that were kept offline to W&B",
     "dashboard": "make the comparison of the orders ready in W&B",
@@ -43,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Late: Lightning takes seconds to import, `maml --help` must not.
     try:
         match parsed.command:
-            case "derive" | "tradeoff" | "report" | "sync" | "dashboard" as name:
-                import_module(f"maml_pipeline.cli.{name}").run(parsed.arguments)
-            case name:
+            case "fit" | "validate" | "test" as name:
                 import_module("maml_pipeline.cli.training").run(name, parsed.arguments)
+            case name:
+                import_module(f"maml_pipeline.cli.{name}").run(parsed.arguments)
     except UserError as error:
         sys.exit(f"maml: error: {error}")

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from maml_pipeline.errors import UserError
-
-JOB_FILE = "slurm_job.txt"
-"""Holds the id of the Slurm job that made the folder."""
+from maml_pipeline.learner.slurm import JOB_FILE
 
 
 @dataclass

@@ -43,43 +43,80 @@ def run(arguments: Sequence[str]) -> None:
         UserError: The person can put it right, or a cell failed.
     """
     quieten()
-    settings, fit_arguments = _parse(arguments)
-    base = ResolvedConfig(fit_arguments)
-    values = base.values
-    cells = make_grid(
-        settings.orders or ORDERS,
-        settings.inner_steps or [values["model"]["inner_steps"]],
-        settings.seeds or [values["seed_everything"]],
-    )
-    if values["trainer"]["max_steps"] < 1:
-        raise UserError(
-            "trainer.max_steps is -1; a trade-off ends its trainings after so many meta-steps"
-        )
-    folder = settings.out or Path("runs") / f"{values['run']['experiment']}-tradeoff"
-    tradeoff = Tradeoff(folder, cells)
-    shared = _shared_config(tradeoff, values, cells)
-    if settings.dry_run:
+    plan = Plan(arguments)
+    tradeoff, cell = plan.tradeoff, plan.settings.cell
+    if plan.settings.dry_run:
         _list(tradeoff)
         return
+    if plan.settings.report:
+        failures = tradeoff.failures()
+        tradeoff.write_summary(failures)
+        _show(tradeoff, failures)
+        return
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"out {folder} cannot be made ({error.strerror}); name a writable folder"
-        ) from error
+    plan.open_folder()
+    if cell is not None:
+        tradeoff.become(tradeoff.cells[cell])
+        return
     with tradeoff.locked() as lock:
-        if not tradeoff.config.exists():
-            write_whole(tradeoff.config, yaml.safe_dump(shared, sort_keys=False))
-        failures = _train(tradeoff, lock, shared["trainer"]["max_steps"])
+        failures = _train(tradeoff, lock, plan.shared["trainer"]["max_steps"])
     _show(tradeoff, failures)
+
+
+class Plan:
+    """What a trade-off's arguments ask for, checked, and with nothing done yet.
+
+    Args:
+        arguments: Those after `maml tradeoff`.
+
+    Raises:
+        UserError: The person can put it right.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.settings, self.fit_arguments = _parse(arguments)
+        values = ResolvedConfig(self.fit_arguments).values
+        cells = make_grid(
+            self.settings.orders or ORDERS,
+            self.settings.inner_steps or [values["model"]["inner_steps"]],
+            self.settings.seeds or [values["seed_everything"]],
+        )
+        if values["trainer"]["max_steps"] < 1:
+            raise UserError(
+                "trainer.max_steps is -1; a trade-off ends its trainings after so many meta-steps"
+            )
+        if (cell := self.settings.cell) is not None and cell not in range(len(cells)):
+            raise UserError(f"cell is {cell}; the cells of this trade-off are 0 to {len(cells) - 1}")
+        folder = self.settings.out or Path("runs") / f"{values['run']['experiment']}-tradeoff"
+        self.experiment: str = values["run"]["experiment"]
+        self.tradeoff = Tradeoff(folder, cells)
+        if self.settings.report:
+            if not self.tradeoff.config.exists():
+                raise UserError(f"out {folder} holds no trade-off; train its cells first")
+        else:
+            self.shared = _shared_config(self.tradeoff, values, cells)
+
+    def open_folder(self) -> None:
+        """Make the folder, and keep in it the configuration that all cells share.
+
+        Cells that start at once may each write it: the same, and whole at every moment.
+        """
+        folder, config = self.tradeoff.folder, self.tradeoff.config
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"out {folder} cannot be made ({error.strerror}); name a writable folder"
+            ) from error
+        if not config.exists():
+            write_whole(config, yaml.safe_dump(self.shared, sort_keys=False))
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = OneLineErrors(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
-        "[--out DIR] [--dry_run] [--KEY VALUE ...]",
+        "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
         description="Train and test every gradient order with every number of inner steps and every "
         "seed, on the same tasks and each in a process of its own; then compare them: "
         "accuracy or loss, memory, time, FLOPs and order gap. The same command goes on after it was "
@@ -91,7 +128,12 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
     add("--out", type=Path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
-    add("--dry_run", action="store_true", help="list the cells, and run nothing")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--dry_run", action="store_true", help="list the cells, and run nothing")
+    alone.add_argument(
+        "--cell", type=int, help="train this one of the cells, counted from 0, and no other"
+    )
+    alone.add_argument("--report", action="store_true", help="compare what is there, and train nothing")
     settings, fit_arguments = parser.parse_known_args(arguments)
     for argument in fit_arguments:
         key = argument.partition("=")[0].removeprefix("--")

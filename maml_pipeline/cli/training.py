@@ -31,6 +31,7 @@ from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.tools.submission import WHATEVER_THERE_IS, count_devices
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)
@@ -177,7 +178,7 @@ class MamlCLI(LightningCLI):
             raise UserError(f"ckpt_path {wanted} does not exist; give best, last or a file's path")
         elif wanted is None and self.command == "fit":
             self._find_own_job(explicit)
-        if slurm.starts_processes() and self.settings.trainer.devices == "auto":
+        if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
     def _find_own_job(self, explicit: Path | None) -> None:
@@ -217,8 +218,8 @@ class MamlCLI(LightningCLI):
     def check(self) -> None:
         """Check everything that can be checked before the run's folder is made."""
         trainer = self.settings.trainer
-        if slurm.starts_processes() and isinstance(trainer.devices, int):
-            slurm.check_allocation(trainer.devices, trainer.num_nodes)
+        if slurm.starts_processes():
+            slurm.check_allocation(count_devices(trainer.devices), trainer.num_nodes)
         if _is_rank_zero():
             self.datamodule.prepare_data()
         self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))
@@ -253,7 +254,7 @@ class MamlCLI(LightningCLI):
         os.environ[RUN_DIR_VARIABLE] = str(self.folder)
         self.settings.run.dir = str(self.folder)
         if (job := slurm.job_id()) is not None:
-            write_whole(self.folder / run_folder.JOB_FILE, job + "\n")
+            write_whole(self.folder / slurm.JOB_FILE, job + "\n")
 
         text = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.resolved_config: dict[str, Any] = yaml.safe_load(text)

@@ -8,6 +8,9 @@ from maml_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+JOB_FILE = "slurm_job.txt"
+"""Holds, in a run's folder, the id of the Slurm job that made it."""
+
 ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
 """States of a job that somebody, or its end, wants gone: it is not put back into the queue."""
 
@@ -28,6 +31,11 @@ def ids() -> dict[str, str]:
 def is_restart() -> bool:
     """Tell whether the job was put back into the queue, and has started again."""
     return job_id() is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process of rank 0, or no job at all."""
+    return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def starts_processes() -> bool:

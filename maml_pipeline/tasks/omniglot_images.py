@@ -19,6 +19,7 @@ from maml_pipeline.errors import UserError
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
 HALVES = ("images_background", "images_evaluation")
 ROOT_VARIABLE = "MAML_OMNIGLOT_ROOT"
+OFFLINE_VARIABLE = "MAML_OFFLINE"
 
 
 def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.ndarray:
@@ -35,9 +36,7 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.n
     Raises:
         UserError: The data are missing, cannot be downloaded, or are incomplete or damaged.
     """
-    root = root or Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
-    halves = find_halves(root) or download_halves(root)
-    cache = (cache_dir or user_cache_path("maml_pipeline")) / f"omniglot-{fingerprint(halves)}.npz"
+    halves, cache = find_images(root, cache_dir)
     try:
         # Reading an .npz verifies the checksum, so a damaged cache is found out and packed anew.
         with cache.open("rb") as file, np.load(file) as archive:
@@ -47,6 +46,22 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.n
         images = pack(halves)
         write_atomically(cache, images)
         return images
+
+
+def find_images(root: Path | None = None, cache_dir: Path | None = None) -> tuple[list[Path], Path]:
+    """Return the two halves, downloaded where there are none, and where their cache is or will be.
+
+    Args:
+        root: As in `Omniglot`.
+        cache_dir: As in `Omniglot`.
+
+    Raises:
+        UserError: The data are missing and cannot be downloaded.
+    """
+    root = root or Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
+    halves = find_halves(root) or download_halves(root)
+    cache_dir = cache_dir or user_cache_path("maml_pipeline")
+    return halves, cache_dir / f"omniglot-{fingerprint(halves)}.npz"
 
 
 def find_halves(root: Path) -> list[Path] | None:
@@ -67,6 +82,11 @@ def find_halves(root: Path) -> list[Path] | None:
 
 def download_halves(root: Path) -> list[Path]:
     """Download Omniglot into `root` through torchvision and return its two halves."""
+    if os.environ.get(OFFLINE_VARIABLE):
+        raise UserError(
+            f"root {root} holds no Omniglot, and with {OFFLINE_VARIABLE} set nothing is downloaded; "
+            f"run `maml prepare omniglot` first, or name its folder in {ROOT_VARIABLE}"
+        )
     from torchvision.datasets import Omniglot  # late: torchvision takes a while to import
 
     try:

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +15,12 @@ from typing import IO
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
+from maml_pipeline.learner import slurm
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
 from maml_pipeline.tools.runs import load_runs
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_END = 20
@@ -71,6 +76,58 @@ class Tradeoff:
                     "behind, still runs in it; wait for it, or name another folder with --out"
                 ) from None
             yield lock
+
+    def become(self, cell: Cell) -> None:
+        """Turn this process into the training of one cell, beside those of other cells.
+
+        Started by `srun` for every device. A job that is put back into its queue comes here again and
+        goes on from its own last checkpoint. It returns only where the cell is finished.
+
+        Raises:
+            UserError: Another one trains it.
+        """
+        if self.is_finished(cell):
+            print(f"{cell.name} is finished")
+            return
+        folder = self.run_folder(cell)
+        folder.mkdir(exist_ok=True)
+        if slurm.is_first_process():
+            self._claim(cell)
+            print(f"{cell.name}: its output goes to {folder / 'log.txt'}", flush=True)
+        with (folder / "log.txt").open("a") as log:
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
+        os.execv(sys.executable, self.command(cell))
+
+    def _claim(self, cell: Cell) -> None:
+        """Lock the folder against a whole trade-off, and the cell against any other training of it."""
+        folder = self.run_folder(cell)
+        for path, lock in ((self.folder, fcntl.LOCK_SH), (folder, fcntl.LOCK_EX)):
+            # Never closed: the locks end with the training.
+            descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            os.set_inheritable(descriptor, True)
+            try:
+                fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{path} is in use: another training or trade-off runs in it; wait for it, or name "
+                    "another folder with --out"
+                ) from None
+            except OSError as error:  # a file system without locks
+                logger.warning("%s cannot be locked (%s): see to it that one job uses it", path, error)
+        # An earlier job was killed before it had saved anything: this one begins anew.
+        if not (folder / "checkpoints" / "last.ckpt").exists():
+            (folder / slurm.JOB_FILE).unlink(missing_ok=True)
+
+    def failures(self) -> dict[Cell, str]:
+        """Return the cells that are not finished, with what the training of each said last."""
+        return {cell: self._reason(cell) for cell in self.cells if not self.is_finished(cell)}
+
+    def _reason(self, cell: Cell) -> str:
+        log = self.run_folder(cell) / "log.txt"
+        if not log.exists():
+            return "it was never started"
+        return f"{_last_words(log.read_text(errors='replace'))} ({log})"
 
     def train(self, cell: Cell, lock: IO[str], watch: Callable[[int], None]) -> str | None:
         """Train and test a cell in a process of its own.

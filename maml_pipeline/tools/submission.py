@@ -1,0 +1,121 @@
+"""What a training asks a Slurm cluster for: nodes, one task a device, and GPUs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from maml_pipeline.errors import UserError
+
+SET_BY_CONFIG = {
+    "--nodes": "trainer.num_nodes",
+    "-N": "trainer.num_nodes",
+    **dict.fromkeys(
+        (
+            *("--ntasks", "-n", "--ntasks-per-node", "--ntasks-per-gpu", "--tasks-per-node"),
+            *("--gpus", "-G", "--gpus-per-node", "--gpus-per-task"),
+        ),
+        "trainer.devices",
+    ),
+}
+"""Flags of sbatch that the configuration speaks for, and the key that does."""
+
+WHATEVER_THERE_IS = ("auto", "-1")
+CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a job asks for.
+
+    Args:
+        nodes: How many.
+        devices: On each node: as many tasks.
+        gpus: On each node, as sbatch takes it: `4`, `a100:4`, or `0`.
+        fit_flags: Flags of `maml fit` for what its configuration leaves to the machine.
+    """
+
+    nodes: int
+    devices: int
+    gpus: str
+    fit_flags: tuple[str, ...] = ()
+
+    @property
+    def sbatch_flags(self) -> list[str]:
+        return [
+            f"--nodes={self.nodes}",
+            f"--ntasks-per-node={self.devices}",
+            f"--gpus-per-node={self.gpus}",
+        ]
+
+    def __str__(self) -> str:
+        one, more = ("CPU process", "CPU processes") if self.gpus == "0" else ("GPU", "GPUs")
+        of_node = f"{self.devices} {one if self.devices == 1 else more}"
+        return of_node if self.nodes == 1 else f"{self.nodes} nodes with {of_node} each"
+
+
+def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
+    """Work out what the `trainer` of a configuration needs.
+
+    Args:
+        trainer: That part of the resolved configuration.
+        gpus_per_node: What to take where it says `auto` or -1; as a person wrote it.
+        gpu_type: Of the GPUs; empty for any.
+
+    Raises:
+        UserError: It cannot run in a job, or a value is not a number.
+    """
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if accelerator not in (*CPU, *GPU):
+        raise UserError(f"trainer.accelerator is {accelerator}; a job takes cpu or gpu")
+    on_cpu = accelerator in CPU
+    if not gpus_per_node.isdigit() or int(gpus_per_node) < 1:
+        raise UserError(f"MAML_GPUS_PER_NODE is {gpus_per_node}; it must be a number from 1")
+    if str(devices) in WHATEVER_THERE_IS:
+        number = 1 if on_cpu else int(gpus_per_node)
+    else:
+        number = count_devices(devices)
+    flags: tuple[str, ...] = () if str(devices) == str(number) else ("--trainer.devices", str(number))
+    if accelerator == "auto":
+        # A GPU that fails is to stop the job, and not to leave it to a CPU.
+        flags += ("--trainer.accelerator", "gpu")
+    gpus = "0" if on_cpu else f"{gpu_type}:{number}" if gpu_type else str(number)
+    return Allocation(trainer["num_nodes"], number, gpus, flags)
+
+
+def count_devices(devices: Any) -> int:
+    """Count what Lightning takes for devices: 2, "2", [0, 1] or "0,1".
+
+    Raises:
+        UserError: It is nothing of the kind.
+    """
+    if isinstance(devices, list):
+        return len(devices)
+    text = str(devices)
+    count = str(len([part for part in text.split(",") if part])) if "," in text else text
+    if not count.isdigit() or int(count) < 1:
+        raise UserError(f"trainer.devices is {devices}; give the number of devices of a node")
+    return int(count)
+
+
+def check_sbatch_flags(flags: Sequence[str], is_array: bool) -> None:
+    """Refuse flags of sbatch that could disagree with the configuration.
+
+    Args:
+        flags: As they are typed.
+        is_array: Whether `--array` and `--dependency` have a use already.
+
+    Raises:
+        UserError: There is one.
+    """
+    if flags and not flags[0].startswith("-"):
+        raise UserError(f"{flags[0]} stands after --; only flags of sbatch have their place there")
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name not in SET_BY_CONFIG and flag[:1] == "-" and flag[1:2] != "-":
+            name = flag[:2]  # -N2
+        if key := SET_BY_CONFIG.get(name):
+            raise UserError(f"{name} follows from {key}; set that key before the --")
+        if name == "--gres" and "gpu" in flag:
+            raise UserError("--gres follows from trainer.devices; set that key before the --")
+        if name in ("--array", "-a") or (is_array and name in ("--dependency", "-d")):
+            raise UserError(f"{name} is what `maml submit --tradeoff` sets itself")

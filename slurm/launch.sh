@@ -1,0 +1,69 @@
+# What the job scripts share. They source it in the repository's folder.
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+repository=${MAML_REPOSITORY:-$SLURM_SUBMIT_DIR}
+# shellcheck source=cluster.env
+source "$repository/slurm/cluster.env"
+
+MAX_RESTARTS=5
+
+fail() {
+    echo "slurm: error: $*" >&2
+    exit 2
+}
+
+# Set `devices` to the flags that make `maml` use the whole allocation. A config that says something
+# else has the last word, and `maml` refuses it.
+take_allocation() {
+    local tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-}
+    if [ -n "$gpus" ] && [ "$gpus" != "$tasks" ]; then
+        fail "this job has $gpus GPUs but $tasks tasks on a node; submit it with" \
+            "--gpus-per-node=$gpus --ntasks-per-node=$gpus"
+    fi
+    devices=(--trainer.devices "$tasks" --trainer.num_nodes "$SLURM_NNODES")
+}
+
+# Run `maml ARGUMENTS` once for every device, and let Slurm start the job again where a process was
+# killed: by the kernel for its memory, by a dying GPU, by a person. A program that ends by itself,
+# also with an error, is not started again.
+launch() {
+    local first status=0
+    read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # The address that Slurm itself uses: names need not resolve, and nodes may share a machine.
+    MASTER_ADDR=$(scontrol --oneliner show node "$first" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
+    MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
+    export MASTER_ADDR MASTER_PORT
+    # Compute nodes often have no network.
+    export WANDB_MODE=${WANDB_MODE:-offline} MAML_OFFLINE=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+    # shellcheck disable=SC2016,SC2086  # of its task; several words each
+    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
+        bash -c "$TASK" task ${MAML_COMMAND:-"$repository/.venv/bin/maml"} "$@" || status=$?
+    # 143 alone: a process ended with an error by itself, and srun the others by SIGTERM.
+    if ((status > 128 && status != 143)); then requeue; fi
+    exit "$status"
+}
+
+# One process of maml. srun returns the largest status of all, so that the one that was killed must have
+# it: more than the 143 of those that srun ends for it. Slurm's signals reach this shell too, which waits.
+TASK='trap : USR1 TERM
+"$@"
+status=$?
+if ((status > 128 && status != 143)); then
+    echo "slurm: the process of rank $SLURM_PROCID was killed by signal $((status - 128))" >&2
+    status=200
+fi
+exit $status'
+
+requeue() {
+    local restarts=${SLURM_RESTART_COUNT:-0}
+    # A cancelled job, or one past its time limit, is not to come back.
+    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || return 0
+    if ((restarts >= MAX_RESTARTS)); then
+        echo "slurm: a process was killed after $restarts restarts; not again" >&2
+    else
+        echo "slurm: a process was killed; the job is requeued, restart $((restarts + 1))" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+}

@@ -1,0 +1,125 @@
+"""The local Slurm of scripts/local_slurm.sh, and jobs on it."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CONFIGS
+
+REPOSITORY = CONFIGS.parent
+SCRIPT = REPOSITORY / "scripts" / "local_slurm.sh"
+
+
+class Cluster:
+    """A Slurm of two nodes, up while the tests run.
+
+    Args:
+        state: The folder of its files, which does not exist.
+        port: The first of three free ports.
+    """
+
+    def __init__(self, state: Path, port: int) -> None:
+        self.state = state
+        # Nothing of a job that this process may itself run in.
+        outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+        self.environment = {
+            **outside,
+            "MAML_LOCAL_SLURM": str(state),
+            "MAML_LOCAL_SLURM_PORT": str(port),
+            "MAML_REPOSITORY": str(REPOSITORY),
+            "MAML_COMMAND": f"{sys.executable} -m maml_pipeline",
+            "SLURM_CONF": str(state / "slurm.conf"),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def up(self) -> None:
+        """Start it, or skip the tests with the reason."""
+        done = self._script("up")
+        if done.returncode:
+            pytest.skip((done.stderr.strip().splitlines() or ["no Slurm, and no reason"])[-1])
+
+    def down(self) -> None:
+        done = self._script("down")
+        assert not done.returncode, done.stderr
+        assert not self.state.exists()
+
+    def _script(self, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(SCRIPT), command], env=self.environment, capture_output=True, text=True
+        )
+
+    def run(self, folder: Path, *command: object, **variables: str) -> str:
+        """Run a client of Slurm in a folder, and return what it printed."""
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=folder,
+            env={**self.environment, "WANDB_MODE": "disabled", **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert not done.returncode, done.stderr
+        return done.stdout.strip()
+
+    def train(self, folder: Path, flags: list[str], *arguments: object, **variables: str) -> str:
+        """Submit slurm/train.sbatch from a folder, and return the job's id."""
+        script = REPOSITORY / "slurm" / "train.sbatch"
+        flags = ["--gpus-per-node=0", "--cpus-per-task=1", *flags]
+        return self.run(folder, "sbatch", "--parsable", *flags, script, *arguments, **variables)
+
+    def show(self, job: str) -> dict[str, str]:
+        """Return what Slurm knows of a job; of an array, of its first element."""
+        words = self.run(self.state, "scontrol", "--oneliner", "show", "job", job).split("\n")[0]
+        return dict(re.findall(r"(\w+)=(\S*)", words))
+
+    def wait(self, *jobs: str, seconds: float = 150) -> dict[str, str]:
+        """Wait until jobs have left the queue, and return what Slurm knows of the last one."""
+        wait_for(lambda: not self._queued(jobs), f"jobs {jobs} to end", seconds)
+        return self.show(jobs[-1])
+
+    def _queued(self, jobs: tuple[str, ...]) -> str:
+        return self.run(self.state, "squeue", "--noheader", f"--jobs={','.join(jobs)}")
+
+    def processes(self, job: str, node: str) -> list[int]:
+        """Return the pids of a job's step on a node, of Python alone."""
+        table = self.run(self.state, "scontrol", "listpids", f"{job}.0", node)
+        pids = [int(line.split()[0]) for line in table.splitlines()[1:]]
+        return [
+            pid for pid in pids if b"maml_pipeline" in command_line(pid)[1:2] + command_line(pid)[2:3]
+        ]
+
+
+def command_line(pid: int) -> list[bytes]:
+    """Return the words of a process's command; none where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Look again and again until something is the case, for so long and no longer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def free_ports(count: int) -> int:
+    """Return the first of some neighbouring ports that nobody listens on."""
+    for first in range(17000, 30000, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")

@@ -1,0 +1,193 @@
+"""Jobs on a real Slurm: any number of nodes, preempted, killed, in arrays, and asked for wrongly."""
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from maml_pipeline.learner.tracking import read_wandb_log, wandb_logs
+from maml_pipeline.tools.tradeoff import meta_steps_done
+from tests.conftest import CONFIGS
+from tests.slurm_cluster import Cluster, free_ports, wait_for
+from tests.test_resume import assert_same, checkpoint, rows
+
+pytestmark = pytest.mark.slurm
+
+TOY = (
+    *("--config", CONFIGS / "toy.yaml", "--trainer.enable_progress_bar", "false"),
+    *("--probes.memory", "false", "--probes.speed", "false"),
+    *("--data.val_tasks", 20, "--data.test_tasks", 20),
+)
+TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
+LONG = 6000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "state", free_ports(3))
+    cluster.up()
+    yield cluster
+    cluster.down()
+
+
+def log(folder: Path, job: str) -> str:
+    return (folder / f"slurm-{job}.out").read_text()
+
+
+def wait_for_meta_step(run: Path, meta_step: int) -> None:
+    wait_for(lambda: meta_steps_done(run) > meta_step, f"meta-step {meta_step} of {run}", 90)
+
+
+def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Path) -> None:
+    double = (*TOY, "--trainer.precision", "64-true", "--trainer.max_steps", 60)
+    two = cluster.train(tmp_path, TWO_NODES, *double, "--run.dir", "two")
+    one = cluster.train(tmp_path, [], *double, "--run.dir", "one")
+    assert cluster.wait(two)["JobState"] == "COMPLETED", log(tmp_path, two)
+    assert cluster.wait(one)["JobState"] == "COMPLETED", log(tmp_path, one)
+    weights = [checkpoint(tmp_path / run) for run in ("one", "two")]
+    assert weights[0]["network.weight"].dtype == torch.float64
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-9)
+    # Rank 0 alone writes: one folder a run.
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"one", "two"}
+
+
+def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000)
+    whole = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "whole", WANDB_MODE="offline")
+    assert cluster.wait(whole)["JobState"] == "COMPLETED", log(tmp_path, whole)
+
+    folder = tmp_path / "preempted"
+    job = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "preempted", WANDB_MODE="offline")
+    meta_steps = sorted(random.sample(range(100, LONG - 1500), 3))
+    print(f"preempted at about {meta_steps}")
+    saved = []
+    for count, meta_step in enumerate(meta_steps, 1):
+        wait_for_meta_step(folder, meta_step)
+        if count < 3:
+            cluster.run(tmp_path, "scancel", "--signal=USR1", job)
+        else:
+            # As another partition's job does that has more right to the nodes.
+            urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"]
+            cluster.run(tmp_path, "sbatch", *urgent, "--output=/dev/null")
+        wait_for(lambda count=count: int(cluster.show(job)["Restarts"]) == count, "the requeueing")  # type: ignore[misc]
+        saved.append(int(checkpoint(folder)["meta_step"]))
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "3"), log(tmp_path, job)
+    # Not at a multiple of checkpoint_every: each was saved because it was asked to stop.
+    assert all(a > b for a, b in zip(saved, meta_steps, strict=True)) and saved[-1] < LONG
+    assert log(tmp_path, job).count("its state is saved") == 3
+    assert_same(tmp_path / "whole", folder)
+
+    logs = wandb_logs(folder)
+    assert len(logs) == 1, "W&B goes on with one id"
+    steps = [[row["step"] for row in read_wandb_log(part)[1]] for part in next(iter(logs.values()))]
+    assert len(steps) == 4
+    recorded = [step for part in steps for step in part]
+    (whole_log,) = next(iter(wandb_logs(tmp_path / "whole").values()))
+    assert recorded == [row["step"] for row in read_wandb_log(whole_log)[1]]
+
+
+def test_a_killed_rank_fails_its_job_fast_which_is_requeued_and_goes_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    run = (*TOY, "--trainer.max_steps", 1500, "--run.checkpoint_every", 100)
+    whole = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "whole")
+    cluster.wait(whole)
+    job = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "killed")
+    wait_for_meta_step(folder, 350)
+    (pid,) = cluster.processes(job, "n2")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: cluster.show(job)["Restarts"] == "1", "the requeueing")
+    assert int(checkpoint(folder)["meta_step"]) % 100 == 0
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(tmp_path, job)
+    assert "rank 1 was killed by signal 9" in log(tmp_path, job)
+    assert_same(tmp_path / "whole", folder)
+
+
+def test_a_job_that_is_killed_again_and_again_stays_away_at_last(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # As one that needs more memory than there is: five restarts, and no more.
+    (tmp_path / "dies.sh").write_text("kill -9 $$")
+    dies = f"bash {tmp_path}/dies.sh"
+    job = cluster.train(tmp_path, [], MAML_COMMAND=dies, SLURM_RESTART_COUNT="5")
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("FAILED", "0")
+    assert "killed after 5 restarts; not again" in log(tmp_path, job)
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "message"),
+    [
+        (["--ntasks-per-node=2"], (), "trainer.devices is 1 and trainer.num_nodes 1, but the Slurm job"),
+        (TWO_NODES, ("--trainer.num_nodes", 1), "has 2 tasks on 2 nodes"),
+        (["--gpus-per-node=2"], (), "this job has 2 GPUs but 1 tasks on a node; submit it with --gpus"),
+    ],
+)
+def test_devices_that_disagree_with_the_allocation_are_an_error_at_once(
+    cluster: Cluster, tmp_path: Path, flags: list[str], key: tuple[object, ...], message: str
+) -> None:
+    job = cluster.train(tmp_path, flags, *TOY, *key, "--run.dir", "run")
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("FAILED", "0")
+    assert message in log(tmp_path, job)
+    assert "Traceback" not in log(tmp_path, job)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster, tmp_path: Path) -> None:
+    maml = (sys.executable, "-m", "maml_pipeline")
+    grid = (
+        *TOY,
+        "--trainer.max_steps",
+        200,
+        "--orders",
+        "first,second",
+        "--seeds",
+        "0,1",
+        "--out",
+        "grid",
+    )
+    printed = cluster.run(tmp_path, *maml, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
+    array, report = (line.split(":")[0].split()[-1] for line in printed.splitlines())
+    assert "4 cells of grid" in printed
+    end = cluster.wait(array, report)
+    assert end["JobState"] == "COMPLETED", log(tmp_path, report)
+    grid_folder = tmp_path / "grid"
+    assert (grid_folder / "report" / "report.html").exists()
+    summary = json.loads((grid_folder / "tradeoff.json").read_text())
+    names = {f"{order}-k1-s{seed}" for order in ("first", "second") for seed in (0, 1)}
+    assert {cell["folder"] for cell in summary["cells"]} == names and not summary["failed"]
+    # No two elements share a folder or an id.
+    jobs = {(grid_folder / name / "slurm_job.txt").read_text() for name in names}
+    assert jobs == {f"{array}_{element}\n" for element in range(4)}
+
+    # What `maml tradeoff` trains itself, without Slurm, is the same to the last bit.
+    local = (*grid[:-1], "local", "--orders", "second", "--seeds", "1")
+    cluster.run(tmp_path, *maml, "tradeoff", *local)
+    assert_same(grid_folder / "second-k1-s1", tmp_path / "local" / "second-k1-s1")
+
+
+def test_the_report_names_cells_that_failed(cluster: Cluster, tmp_path: Path) -> None:
+    maml = (sys.executable, "-m", "maml_pipeline")
+    grid = (*TOY, "--trainer.max_steps", 20, "--orders", "first", "--seeds", "0,1", "--out", "grid")
+    (tmp_path / "grid" / "first-k1-s1").mkdir(parents=True)
+    (tmp_path / "grid" / "first-k1-s1" / "checkpoints").write_text("in the way")
+    printed = cluster.run(tmp_path, *maml, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
+    array, report = (line.split(":")[0].split()[-1] for line in printed.splitlines())
+    assert cluster.wait(array, report)["JobState"] == "FAILED"
+    assert "1 of 2 cells failed (first-k1-s1)" in log(tmp_path, report)
+    assert "run.dir grid/first-k1-s1 cannot be made" in log(tmp_path, report)
+    assert (tmp_path / "grid" / "report" / "report.html").exists()
+    assert len(rows(tmp_path / "grid" / "first-k1-s0"))
