@@ -1,6 +1,10 @@
 """A run computes the same on any number of devices: here on 1, 2 and 4 CPU processes, in float64."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests import world_size_runs as runs
+from tests.conftest import CONFIGS
 from tests.ranks import on_every_rank
 
 WORLDS = (1, 2, 4)
@@ -140,6 +145,13 @@ def test_the_memory_of_the_rank_that_takes_most_is_logged(worlds: Worlds, folder
         assert all(a < b for peaks in zip(*by_rank, strict=True) for a, b in pairwise(peaks))
 
 
+def test_one_rank_that_cannot_compare_the_orders_stops_no_other(worlds: Worlds) -> None:
+    for world_size in WORLDS:
+        assert [f["one rank out of memory"] for f in worlds[world_size]] == [
+            runs.META_STEPS
+        ] * world_size
+
+
 def test_rank_zero_alone_writes(worlds: Worlds, folder: Path) -> None:
     for world_size in WORLDS:
         names = {path.name for path in (folder / str(world_size) / "run").rglob("*")}
@@ -151,6 +163,52 @@ def test_devices_that_do_not_divide_the_meta_batch_are_refused_by_every_rank(wor
         reasons = {found["refused"] for found in worlds[world_size]}
         message = "meta_batch_size is 6, which 4 devices do not divide; each device takes an equal share"
         assert reasons == {f"{message} of a meta-step's tasks" if world_size == 4 else ""}
+
+
+def fit_on(devices: int, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run the command, which starts the other processes itself."""
+    command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(CONFIGS / "toy.yaml")]
+    wanted = {
+        "trainer.devices": devices,
+        "trainer.strategy": "ddp",
+        "run.dir": folder / "run",
+    } | settings
+    command += [str(text) for key, value in wanted.items() for text in (f"--{key}", value)]
+    quiet = {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | quiet | {"WANDB_MODE": "offline"}
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_the_command_keeps_one_run_of_two_devices(tmp_path: Path) -> None:
+    steps = {"trainer.max_steps": 30, "trainer.val_check_interval": 10}
+    done = fit_on(2, tmp_path, **steps, **{"data.val_tasks": 1, "data.test_tasks": 9})
+    assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
+    run = tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(list((run / "wandb").glob("*run-*"))) == 1
+    assert json.loads((run / "test.json").read_text())["meta_step"] == 30
+    with (run / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    validated = [int(row["step"]) for row in table if row["val/loss"]]
+    assert validated == [9, 19, 29]
+    logged = [int(row["step"]) for row in table if row["train/loss"]]
+    assert logged == [9, 19, 29]
+
+
+def test_devices_that_do_not_divide_the_meta_batch_are_refused_without_a_traceback(
+    tmp_path: Path,
+) -> None:
+    done = fit_on(3, tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    errors = {line for line in done.stderr.splitlines() if "error" in line}
+    assert errors == {
+        "maml: error: meta_batch_size is 8, which 3 devices do not divide; each device takes an equal "
+        "share of a meta-step's tasks"
+    }
 
 
 @pytest.mark.slow

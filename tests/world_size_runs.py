@@ -17,7 +17,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.metrics_csv import MetricsCSV
-from maml_pipeline.learner.probes import ProbeSettings
+from maml_pipeline.learner.probes import ProbeSettings, order_gap
 from maml_pipeline.meta_gradient.memory import Peak, PeakMeter
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import SineWaves
@@ -130,6 +130,7 @@ def uncompiled(folder: Path) -> dict[str, Any]:
     for engine in ("learn2learn", "vectorized"):
         results |= {f"{engine}, evaluation of {n}": evaluate(engine, n) for n in EVALUATED}
     results["whole run"] = whole_run(folder)
+    results["one rank out of memory"] = one_rank_out_of_memory()
     results["refused"] = refused()
     return results
 
@@ -271,6 +272,21 @@ class Ballast(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         """Hold it for a moment."""
         torch.empty(10**6 * (trainer.global_rank + 1), dtype=torch.uint8)
+
+
+def one_rank_out_of_memory() -> int:
+    """Return the meta-steps that are taken although the last rank cannot compare the orders."""
+
+    def out_of_memory(learner: MetaLearner, batch: Any) -> Any:
+        if learner.global_rank == learner.trainer.world_size - 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return both_orders(learner, batch)
+
+    both_orders = order_gap.both_orders
+    lightning = trainer(callbacks=[order_gap.OrderGapProbe(every=5)])
+    with mock.patch.object(order_gap, "both_orders", out_of_memory):
+        lightning.fit(build(Case({})), datamodule=TaskDataModule(SineWaves(shots=5), META_BATCH))
+    return lightning.global_step
 
 
 def refused() -> str:
