@@ -94,12 +94,12 @@ class TaskDataModule(LightningDataModule):
     def _loader(
         self, split: Split, seed: int, start: int = 0, stop: int | None = None
     ) -> DataLoader[TaskBatch]:
-        share = self.meta_batch_size // self.world_size
         stream = TaskStream(
             draw=partial(self.tasks.batch, seed, split),
-            first=start + self.rank * share,
-            share=share,
-            stride=self.meta_batch_size,
+            batch_size=self.meta_batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=start,
             stop=stop,
         )
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -107,37 +107,45 @@ class TaskDataModule(LightningDataModule):
 
 
 class TaskStream(IterableDataset[TaskBatch]):
-    """One device's share of consecutive meta-batches.
+    """One device's share of consecutive batches of tasks.
 
-    Batch b holds the tasks from `first + b * stride`, `share` of them, cut off at `stop`. An
-    iterable dataset, so that Lightning does not put a sampler of its own between the two.
+    Batch b holds the tasks from `start + b * batch_size`, cut off at `stop`, and each device takes an
+    equal part of it, or as nearly so as the last batch allows. Every device sees every batch, also
+    one without a task for it, as T = 0 tasks: Lightning stops a run whose devices do not see equally
+    many. An iterable dataset, so that Lightning does not put a sampler of its own between the two.
     """
 
     def __init__(
         self,
         draw: Callable[[Sequence[int]], TaskBatch],
-        first: int,
-        share: int,
-        stride: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        start: int,
         stop: int | None,
     ) -> None:
         self.draw = draw
-        self.first = first
-        self.share = share
-        self.stride = stride
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
         self.stop = stop
 
     def __iter__(self) -> Iterator[TaskBatch]:
         # The loader collects from its workers in turn, so that every W-th batch is a worker's.
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for start in count(self.first + worker * self.stride, workers * self.stride):
-            end = start + self.share if self.stop is None else min(start + self.share, self.stop)
-            if start >= end:
+        for start in count(self.start + worker * self.batch_size, workers * self.batch_size):
+            tasks = self.batch_size if self.stop is None else min(self.batch_size, self.stop - start)
+            if tasks <= 0:
                 return
-            yield self.draw(range(start, end))
+            first, end = (tasks * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            if first < end:
+                yield self.draw(range(start + first, start + end))
+            else:
+                yield TaskBatch(*(tensor[:0] for tensor in self.draw([start])))
 
     def __len__(self) -> int:
         if self.stop is None:
             raise TypeError("an endless stream of tasks has no length")
-        return max(0, -(-(self.stop - self.first) // self.stride))
+        return -(-(self.stop - self.start) // self.batch_size)

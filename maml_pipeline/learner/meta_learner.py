@@ -10,7 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import CatMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.loss_with_gradient import LossWithGradient
@@ -109,9 +109,7 @@ class MetaLearner(LightningModule):
         self.measures: dict[str, Loss] = {"loss": loss}
         if metric is not None:
             self.measures[_name(metric)] = metric
-        # Per-task curves of an evaluation, gathered from every device by torchmetrics.
-        self.curves = {name: CatMetric(nan_strategy="disable") for name in self.measures}
-        self._registered_curves = nn.ModuleDict(self.curves)
+        self._curves: dict[str, list[Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""
@@ -199,29 +197,45 @@ class MetaLearner(LightningModule):
         every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         return self.global_step < 10 or (every > 0 and (self.global_step + 1) % every == 0)
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin with no task measured."""
+        self._forget_curves()
+
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Adapt to each task and keep its query measures after every inner step."""
         self._evaluate(batch, "validation after")
-
-    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
-        """Adapt to each task and keep its query measures after every inner step."""
-        self._evaluate(batch, "test after")
-
-    def _evaluate(self, batch: TaskBatch, when: str) -> None:
-        curves = self.engine.adaptation_curves(
-            self.network, self.measures, self.loss, batch, self.eval_inner
-        )
-        check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
-        for name, curve in curves.items():
-            self.curves[name].update(curve)
 
     def on_validation_epoch_end(self) -> None:
         """Log every measure's mean and 95 % confidence interval over the validation tasks."""
         self._log_curves("val")
 
+    def on_test_epoch_start(self) -> None:
+        """Begin with no task measured."""
+        self._forget_curves()
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to each task and keep its query measures after every inner step."""
+        self._evaluate(batch, "test after")
+
     def on_test_epoch_end(self) -> None:
         """Log every measure's mean and 95 % confidence interval over the test tasks."""
         self._log_curves("test")
+
+    def _forget_curves(self) -> None:
+        # A type that all devices choose alike, also those without a task.
+        dtype = torch.promote_types(torch.float32, next(self.network.parameters()).dtype)
+        no_task = torch.empty(0, self.eval_inner.steps + 1, dtype=dtype, device=self.device)
+        self._curves = {name: [no_task] for name in self.measures}
+
+    def _evaluate(self, batch: TaskBatch, when: str) -> None:
+        if len(batch.support_x) == 0:
+            return  # fewer tasks than devices, and none for this one
+        curves = self.engine.adaptation_curves(
+            self.network, self.measures, self.loss, batch, self.eval_inner
+        )
+        check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
+        for name, curve in curves.items():
+            self._curves[name].append(curve.to(self._curves[name][0].dtype))
 
     def evaluation_names(self, split: str) -> list[str]:
         """Return the names under which an evaluation of `split` logs its results."""
@@ -230,17 +244,20 @@ class MetaLearner(LightningModule):
         return [f"{measure}{suffix}" for measure in measures for suffix in ("", "_ci95")]
 
     def _log_curves(self, split: str) -> None:
-        for name, gathered in self.curves.items():
-            curves: Tensor = gathered.compute()
-            gathered.reset()
+        for name, batches in self._curves.items():
+            curves = _gathered(torch.cat(batches))
             mean = curves.mean(dim=0)
             # Normal approximation; with one task alone there is no spread to speak of.
             ci95 = 1.96 * curves.std(dim=0) / len(curves) ** 0.5 if len(curves) > 1 else mean * 0
             for step in range(len(mean)):
-                self.log(f"{split}/{name}_step_{step}", mean[step], rank_zero_only=True)
-                self.log(f"{split}/{name}_step_{step}_ci95", ci95[step], rank_zero_only=True)
-            self.log(f"{split}/{name}", mean[-1], prog_bar=split == "val")
-            self.log(f"{split}/{name}_ci95", ci95[-1])
+                self._log_equal(f"{split}/{name}_step_{step}", mean[step])
+                self._log_equal(f"{split}/{name}_step_{step}_ci95", ci95[step])
+            self._log_equal(f"{split}/{name}", mean[-1], prog_bar=split == "val")
+            self._log_equal(f"{split}/{name}_ci95", ci95[-1])
+
+    def _log_equal(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        """Log what is equal on every device already; the largest of equals is exact."""
+        self.log(name, value, prog_bar=prog_bar, reduce_fx="max", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Build the outer optimiser and, where asked for, its schedule."""
@@ -292,6 +309,12 @@ class MetaLearner(LightningModule):
                     f"the checkpoint is of another network: {name} is {saved_shape} there and "
                     f"{own_shape} here; use the config that lies beside the checkpoint"
                 )
+
+
+def _gathered(curves: Tensor) -> Tensor:
+    """Return the curves of every device, which may have measured unequally many tasks."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.cat(gather_all_tensors(curves)) if is_distributed else curves
 
 
 def _name(measure: Loss) -> str:

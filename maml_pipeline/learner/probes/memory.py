@@ -24,9 +24,12 @@ class MemoryProbe(Probe):
         UserError: Lightning's PyTorch profiler would run at the same time, on the CPU.
     """
 
+    def __init__(self, every: int = 500) -> None:
+        super().__init__(every)
+        self._meter: PeakMeter | None = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what cannot be measured."""
-        self._meter: PeakMeter | None = None
         if isinstance(trainer.profiler, PyTorchProfiler) and pl_module.device.type == "cpu":  # type: ignore[attr-defined]
             raise UserError(
                 "trainer.profiler is pytorch, beside which memory cannot be measured on the CPU: "

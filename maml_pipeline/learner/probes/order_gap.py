@@ -40,18 +40,28 @@ class OrderGapProbe(Probe):
         if self._is_off or is_later_batch or not self.is_probe_step(trainer):
             return
         self._probed_step = trainer.global_step
-        try:
-            with (
-                left_as_it_is(pl_module.network, pl_module.device),
-                trainer.precision_plugin.forward_context(),
-            ):
-                first, second = both_orders(pl_module, batch)
-        except (UserError, torch.OutOfMemoryError) as error:
+        gradients, reason = _both_or_why_not(trainer, pl_module, batch)
+        # The memory of one device may not do where that of the others does: all compare, or none.
+        if trainer.strategy.reduce_boolean_decision(gradients is None, all=False) or gradients is None:
             self._is_off = True
-            logger.warning("order_gap is not measured: %s", str(error).splitlines()[0])
+            logger.warning("order_gap is not measured: %s", reason or "another device says why")
             return
+        first, second = gradients
         gaps = order_gaps(_mean(trainer, first), _mean(trainer, second))
         self.log_exactly(trainer, _figures(gaps), trainer.global_step)
+
+
+def _both_or_why_not(
+    trainer: Trainer, learner: MetaLearner, batch: TaskBatch
+) -> tuple[tuple[Parameters, Parameters] | None, str]:
+    try:
+        with (
+            left_as_it_is(learner.network, learner.device),
+            trainer.precision_plugin.forward_context(),
+        ):
+            return both_orders(learner, batch), ""
+    except (UserError, torch.OutOfMemoryError) as error:
+        return None, str(error).splitlines()[0]
 
 
 def both_orders(learner: MetaLearner, batch: TaskBatch) -> tuple[Parameters, Parameters]:

@@ -1,0 +1,218 @@
+"""A run computes the same on any number of devices: here on 1, 2 and 4 CPU processes, in float64."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import world_size_runs as runs
+from tests.conftest import CONFIGS
+from tests.ranks import on_every_rank
+
+WORLDS = (1, 2, 4)
+SEVERAL = (2, 4)
+UNCOMPILED = [name for name, _ in runs.cases(runs.ENGINES)]
+Worlds = dict[int, list[dict[str, Any]]]
+"""By world size, what every rank found."""
+HELD = "memory/meta_step_peak_bytes"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture(scope="module")
+def worlds(folder: Path) -> Worlds:
+    """Run every case once a world size."""
+    return {n: on_every_rank(runs.uncompiled, n, folder / str(n), seconds=300) for n in WORLDS}
+
+
+def difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Compare every parameter by itself; those that are zero but for rounding, by the largest."""
+    assert actual.keys() == expected.keys()
+    largest = max(value.norm() for value in expected.values())
+    differences = [
+        ((actual[name] - value).norm() / torch.clamp(value.norm(), min=1e-3 * largest)).item()
+        for name, value in expected.items()
+    ]
+    return float(max(differences))
+
+
+def check_case(worlds: Worlds, name: str) -> None:
+    alone: runs.Trained = worlds[1][0][name]
+    assert all(value.dtype == torch.float64 for value in alone.weights.values())
+    for world_size in SEVERAL:
+        for found in worlds[world_size]:
+            trained: runs.Trained = found[name]
+            assert difference(trained.gradient, alone.gradient) < 1e-12
+            assert difference(trained.weights, alone.weights) < 1e-9
+            # One reduction a meta-step: the networks fit into one bucket of DDP's.
+            by_batch = [0, 1] if "accumulated" in name else [1]
+            assert trained.in_backward == by_batch * runs.META_STEPS
+            # Before each batch but the first one that is counted, Lightning itself asks whether to stop.
+            meta_steps = runs.META_STEPS - runs.LOGGED_FOR_THE_BAR
+            assert trained.collectives == meta_steps + len(by_batch) * meta_steps - 1
+
+
+@pytest.mark.parametrize("name", UNCOMPILED)
+def test_the_meta_gradient_and_the_weights_are_the_same_and_reduced_once(
+    worlds: Worlds, name: str
+) -> None:
+    check_case(worlds, name)
+
+
+def test_ranks_agree_to_the_bit(worlds: Worlds) -> None:
+    for world_size in SEVERAL:
+        first, *others = worlds[world_size]
+        for name in UNCOMPILED:
+            for key, value in first[name].weights.items():
+                assert all(torch.equal(value, other[name].weights[key]) for other in others)
+
+
+def test_the_ways_of_training_do_what_they_say(worlds: Worlds) -> None:
+    found = worlds[1][0]
+    name = "one inner step"
+    weights = {way: found[name + way].weights for way in ("", ", accumulated", ", clipped")}
+    # Twice 4 tasks are the 8 tasks of the whole meta-batch; clipping has something to clip.
+    assert difference(weights[", accumulated"], weights[""]) < 1e-9
+    assert difference(weights[", clipped"], weights[""]) > 1e-3
+    annealed = found["vectorized, annealed"].weights
+    for order in ("first", "second"):
+        assert difference(annealed, found[f"vectorized, {order} order"].weights) > 1e-6
+    assert not any(
+        found["vectorized, partly"].gradient[name].any() for name in ("unused", "without_effect")
+    )
+
+
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+@pytest.mark.parametrize("tasks", runs.EVALUATED)
+def test_every_task_is_evaluated_once_and_the_figures_are_the_same(
+    worlds: Worlds, engine: str, tasks: int
+) -> None:
+    name = f"{engine}, evaluation of {tasks}"
+    expected, whole = worlds[1][0][name]
+    assert len(set(whole)) == tasks
+    assert all(figure.dtype == torch.float64 for figure in expected.values())
+    for world_size in SEVERAL:
+        results = [found[name] for found in worlds[world_size]]
+        assert sorted(task for _, seen in results for task in seen) == sorted(whole)
+        for figures, _ in results:
+            assert figures.keys() == expected.keys()
+            assert all(
+                figures[key].item() == pytest.approx(value.item(), rel=1e-12, abs=1e-15)
+                for key, value in expected.items()
+            )
+
+
+def rows(folder: Path, world_size: int) -> list[dict[str, float]]:
+    with (folder / str(world_size) / "run" / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+TIMES = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
+
+
+def test_metrics_are_written_once_with_the_same_figures(worlds: Worlds, folder: Path) -> None:
+    alone = rows(folder, 1)
+    names = {name for row in alone for name in row}
+    # Validations, the probes' figures and the mean training loss are all among them.
+    assert {"val/loss_ci95", "order_gap/cosine", "speed/meta_step_flops", "train/loss"} <= names
+    for world_size in SEVERAL:
+        several = rows(folder, world_size)
+        assert [row.keys() for row in several] == [row.keys() for row in alone]
+        for row, expected in zip(several, alone, strict=True):
+            for name in row.keys() - set(TIMES):
+                if not name.startswith("memory/meta_step"):
+                    assert row[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
+
+
+def test_the_memory_of_the_rank_that_takes_most_is_logged(worlds: Worlds, folder: Path) -> None:
+    for world_size in SEVERAL:
+        by_rank = [found["whole run"]["peaks"] for found in worlds[world_size]]
+        logged = [row["memory/meta_step_peak_bytes"] for row in rows(folder, world_size) if HELD in row]
+        assert len(logged) == 4  # of the meta-steps 5, 10, 15 and 20
+        assert logged == [max(peaks) for peaks in zip(*by_rank, strict=True)]
+        # The last rank alone holds its ballast, so that the largest is not the first one's.
+        assert all(a < b for peaks in zip(*by_rank, strict=True) for a, b in pairwise(peaks))
+
+
+def test_one_rank_that_cannot_compare_the_orders_stops_no_other(worlds: Worlds) -> None:
+    for world_size in WORLDS:
+        assert [f["one rank out of memory"] for f in worlds[world_size]] == [
+            runs.META_STEPS
+        ] * world_size
+
+
+def test_rank_zero_alone_writes(worlds: Worlds, folder: Path) -> None:
+    for world_size in WORLDS:
+        names = {path.name for path in (folder / str(world_size) / "run").rglob("*")}
+        assert names == {"metrics.csv", "checkpoints", "best.ckpt", "last.ckpt"}
+
+
+def test_devices_that_do_not_divide_the_meta_batch_are_refused_by_every_rank(worlds: Worlds) -> None:
+    for world_size in WORLDS:
+        reasons = {found["refused"] for found in worlds[world_size]}
+        message = "meta_batch_size is 6, which 4 devices do not divide; each device takes an equal share"
+        assert reasons == {f"{message} of a meta-step's tasks" if world_size == 4 else ""}
+
+
+def fit_on(devices: int, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run the command, which starts the other processes itself."""
+    command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(CONFIGS / "toy.yaml")]
+    wanted = {
+        "trainer.devices": devices,
+        "trainer.strategy": "ddp",
+        "run.dir": folder / "run",
+    } | settings
+    command += [str(text) for key, value in wanted.items() for text in (f"--{key}", value)]
+    quiet = {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | quiet | {"WANDB_MODE": "offline"}
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_the_command_keeps_one_run_of_two_devices(tmp_path: Path) -> None:
+    steps = {"trainer.max_steps": 30, "trainer.val_check_interval": 10}
+    done = fit_on(2, tmp_path, **steps, **{"data.val_tasks": 1, "data.test_tasks": 9})
+    assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
+    run = tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(list((run / "wandb").glob("*run-*"))) == 1
+    assert json.loads((run / "test.json").read_text())["meta_step"] == 30
+    with (run / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    validated = [int(row["step"]) for row in table if row["val/loss"]]
+    assert validated == [9, 19, 29]
+    logged = [int(row["step"]) for row in table if row["train/loss"]]
+    assert logged == [9, 19, 29]
+
+
+def test_devices_that_do_not_divide_the_meta_batch_are_refused_without_a_traceback(
+    tmp_path: Path,
+) -> None:
+    done = fit_on(3, tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    errors = {line for line in done.stderr.splitlines() if "error" in line}
+    assert errors == {
+        "maml: error: meta_batch_size is 8, which 3 devices do not divide; each device takes an equal "
+        "share of a meta-step's tasks"
+    }
+
+
+@pytest.mark.slow
+def test_compiled_engines_too(tmp_path: Path) -> None:
+    found = {n: on_every_rank(runs.compiled, n, tmp_path / str(n), seconds=1200) for n in WORLDS}
+    for name, _ in runs.cases(runs.COMPILED):
+        check_case(found, name)

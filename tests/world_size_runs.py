@@ -1,0 +1,298 @@
+"""What every rank of a world runs for the laws of `tests/test_world_size.py`."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_pipeline import MetaLearner, Task, TaskDataModule, TaskDistribution
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner import accuracy
+from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
+from maml_pipeline.learner.metrics_csv import MetricsCSV
+from maml_pipeline.learner.probes import ProbeSettings, order_gap
+from maml_pipeline.meta_gradient.memory import Peak, PeakMeter
+from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.tasks import SineWaves
+from maml_pipeline.tasks.task import Split, random_generator
+from tests.ranks import WORLD_SIZE_VARIABLE
+
+META_STEPS = 20
+META_BATCH = 8
+LOGGED_FOR_THE_BAR = 10  # the first meta-steps, whose losses are averaged over the ranks, too
+EVALUATED = (1, 2, 5, 8, 13)  # test tasks: fewer than ranks, not divisible, one batch, more than one
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "learn2learn": {"engine": "learn2learn"},
+    "learn2learn checkpointed": {"engine": "learn2learn", "checkpoint_inner_steps": True},
+    "vectorized": {"engine": "vectorized"},
+    "vectorized in chunks": {"engine": "vectorized", "tasks_per_chunk": 3},
+    "vectorized checkpointed": {"engine": "vectorized", "checkpoint_inner_steps": True},
+}
+SLOW_ON_IMAGES = ("learn2learn checkpointed", "vectorized in chunks")
+COMPILED: dict[str, dict[str, Any]] = {
+    "vectorized compiled": {"engine": "vectorized", "compile": True},
+    "vectorized checkpointed compiled": {
+        "engine": "vectorized",
+        "checkpoint_inner_steps": True,
+        "compile": True,
+    },
+}
+
+
+class RandomImages(TaskDistribution):
+    """Tell three random images of 8 x 8 pixels apart, each seen through noise."""
+
+    def task(self, seed: int, split: Split, index: int) -> Task:
+        random = random_generator(seed, split, index)
+        images = random.random((1, 3, 1, 8, 8)) + 0.3 * random.random((4, 3, 1, 8, 8))
+        x, y = torch.from_numpy(images).float(), torch.arange(3).repeat(2)
+        return Task(x[:2].flatten(0, 1), y, x[2:].flatten(0, 1), y)
+
+
+class Partly(nn.Module):
+    """A network with a frozen layer, a parameter that nothing uses, and one of zero gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = MLP(hidden_features=[8])
+        self.frozen = nn.Linear(1, 1).requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.without_effect = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x) + self.frozen(x) + 0 * self.without_effect.sum()
+        return y
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+@dataclass
+class Case:
+    """One short training."""
+
+    learner: dict[str, Any]
+    network: Callable[[], nn.Module] = lambda: MLP(hidden_features=[8, 8])
+    trainer: dict[str, Any] = field(default_factory=dict)
+    meta_batch_size: int = META_BATCH
+    images: bool = False
+
+
+class Trained(NamedTuple):
+    """The first meta-gradient, before it is clipped, the last weights, and how often ranks communicated.
+
+    `in_backward` has a number for every batch; `collectives` counts all of the meta-steps that nothing
+    is logged of.
+    """
+
+    gradient: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    in_backward: list[int]
+    collectives: int
+
+
+def cases(engines: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Case]]:
+    """Yield every case, named by its engine, gradient order and way of training."""
+    accumulated, clipped = {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}
+    descent = {"optimizer": sgd}  # under Adam, clipping would not change much
+    for engine, settings in engines.items():
+        for order, first_order in (("first order", True), ("second order", False)):
+            learner = {"first_order": first_order, **settings}
+            yield f"{engine}, {order}", Case(learner)
+            both = Case(learner | descent, trainer=accumulated | clipped, meta_batch_size=4)
+            yield f"{engine}, {order}, accumulated and clipped", both
+            if engine not in SLOW_ON_IMAGES:
+                yield f"{engine}, {order}, images", Case(learner, small_convnet, images=True)
+        yield f"{engine}, annealed", Case({"first_order_steps": 15, **settings})
+        yield f"{engine}, partly", Case(settings, Partly)
+    settings = {"engine": "vectorized", "inner_steps": 1, **descent}
+    yield "one inner step", Case(settings)
+    yield "one inner step, accumulated", Case(settings, trainer=accumulated, meta_batch_size=4)
+    yield "one inner step, clipped", Case(settings, trainer=clipped)
+
+
+def small_convnet() -> nn.Module:
+    return ConvNet(ways=3, filters=3)
+
+
+def uncompiled(folder: Path) -> dict[str, Any]:
+    """Train every case that is not compiled, evaluate, and train once as `maml fit` does."""
+    results: dict[str, Any] = {name: train(case) for name, case in cases(ENGINES)}
+    for engine in ("learn2learn", "vectorized"):
+        results |= {f"{engine}, evaluation of {n}": evaluate(engine, n) for n in EVALUATED}
+    results["whole run"] = whole_run(folder)
+    results["one rank out of memory"] = one_rank_out_of_memory()
+    results["refused"] = refused()
+    return results
+
+
+def compiled(folder: Path) -> dict[str, Any]:
+    """Train every case that is compiled."""
+    return {name: train(case) for name, case in cases(COMPILED)}
+
+
+def train(case: Case) -> Trained:
+    """Train for a few meta-steps."""
+    learner, recorder = build(case), Recorder()
+    tasks = RandomImages() if case.images else SineWaves(shots=5)
+    trainer(callbacks=[recorder], **case.trainer).fit(
+        learner, datamodule=TaskDataModule(tasks, case.meta_batch_size)
+    )
+    weights = learner.network.state_dict()
+    return Trained(recorder.gradient, weights, recorder.in_backward, recorder.collectives)
+
+
+def build(case: Case) -> MetaLearner:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"inner_steps": 2, "loss": mse_loss, "inner_lr": 0.02}
+    if case.images:
+        # A bias before a normalisation has a gradient of rounding alone, which Adam magnifies.
+        settings |= {"loss": cross_entropy, "inner_lr": 0.3, "metric": accuracy, "optimizer": sgd}
+    return MetaLearner(case.network(), **(settings | case.learner))
+
+
+def trainer(**settings: Any) -> Trainer:
+    """Build a trainer of all ranks in float64, with Lightning's own DDP where there are several."""
+    world_size = int(os.environ[WORLD_SIZE_VARIABLE])
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": world_size,
+        "strategy": "ddp" if world_size > 1 else "auto",
+        "precision": "64-true",
+        "max_steps": META_STEPS,
+        "max_epochs": -1,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**(defaults | settings))
+
+
+class Recorder(Callback):
+    """Keeps the first meta-gradient, and counts how often ranks communicate."""
+
+    def __init__(self) -> None:
+        self.before_listening: int | None = None
+        self.in_backward: list[int] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, learner: Any, *args: Any) -> None:
+        """Remember the gradient, which is not clipped yet."""
+        if trainer.global_step == 0:
+            named = learner.network.named_parameters()
+            self.gradient = {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Begin to count once nothing is logged any more."""
+        if trainer.global_step == LOGGED_FOR_THE_BAR and self.before_listening is None:
+            self.before_listening = collectives()
+
+    def on_before_backward(self, *args: Any) -> None:
+        """Begin to count those of one backward pass."""
+        self.before_backward = collectives()
+
+    def on_after_backward(self, *args: Any) -> None:
+        """Count them."""
+        self.in_backward.append(collectives() - self.before_backward)
+
+    def on_train_end(self, *args: Any) -> None:
+        """Count those of all the meta-steps that nothing is logged of."""
+        assert self.before_listening is not None
+        self.collectives = collectives() - self.before_listening
+
+
+def collectives() -> int:
+    """Return how many collectives this rank has taken part in: reductions, barriers and others."""
+    group: Any = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+    return int(group._get_sequence_number_for_group()) if group else 0
+
+
+def evaluate(engine: str, tasks: int) -> tuple[dict[str, Tensor], list[float]]:
+    """Test an untrained network: the figures, and this rank's tasks, by their first support input."""
+    learner, seen = build(Case({"engine": engine, "eval_inner_steps": 3})), Seen()
+    data = TaskDataModule(SineWaves(shots=5), META_BATCH, test_tasks=tasks)
+    lightning = trainer(callbacks=[seen])
+    lightning.test(learner, datamodule=data, verbose=False)
+    return dict(lightning.callback_metrics), seen.tasks
+
+
+class Seen(Callback):
+    """Keeps the first support input of every task that this rank evaluates."""
+
+    def __init__(self) -> None:
+        self.tasks: list[float] = []
+
+    def on_test_batch_start(self, trainer: Trainer, learner: Any, batch: Any, *args: Any) -> None:
+        """Remember the batch's tasks."""
+        self.tasks += batch.support_x[:, 0, 0].tolist()
+
+
+def whole_run(folder: Path) -> dict[str, Any]:
+    """Train with everything that `maml fit` puts beside it, validating fewer tasks than ranks."""
+    probes, checkpoints = ProbeSettings(every=5).callbacks(), folder / "run" / "checkpoints"
+    lightning = trainer(
+        logger=MetricsCSV(folder / "run"),
+        callbacks=[
+            Ballast(),
+            *probes,
+            BestCheckpoint(checkpoints, "val/loss", "min"),
+            LastCheckpoint(checkpoints, 5),
+        ],
+        enable_checkpointing=True,
+        val_check_interval=5,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=4,
+    )
+    peaks: list[int] = []
+    stop = PeakMeter.stop
+
+    def remembering(meter: PeakMeter) -> Peak:
+        peaks.append((peak := stop(meter)).requested)
+        return peak
+
+    learner = build(Case({"engine": "vectorized"}))
+    with mock.patch.object(PeakMeter, "stop", remembering):
+        lightning.fit(learner, datamodule=TaskDataModule(SineWaves(shots=5), META_BATCH, val_tasks=3))
+    return {"peaks": peaks, "weights": learner.network.state_dict()}
+
+
+class Ballast(Callback):
+    """Makes the last rank hold a megabyte more than the others when a meta-step ends."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        """Hold it for a moment."""
+        torch.empty(10**6 * (trainer.global_rank + 1), dtype=torch.uint8)
+
+
+def one_rank_out_of_memory() -> int:
+    """Return the meta-steps that are taken although the last rank cannot compare the orders."""
+
+    def out_of_memory(learner: MetaLearner, batch: Any) -> Any:
+        if learner.global_rank == learner.trainer.world_size - 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return both_orders(learner, batch)
+
+    both_orders = order_gap.both_orders
+    lightning = trainer(callbacks=[order_gap.OrderGapProbe(every=5)])
+    with mock.patch.object(order_gap, "both_orders", out_of_memory):
+        lightning.fit(build(Case({})), datamodule=TaskDataModule(SineWaves(shots=5), META_BATCH))
+    return lightning.global_step
+
+
+def refused() -> str:
+    """Return why a meta-batch of 6 tasks cannot be trained on these ranks, if it cannot."""
+    try:
+        trainer(max_steps=1).fit(build(Case({})), datamodule=TaskDataModule(SineWaves(shots=5), 6))
+    except UserError as error:
+        return str(error)
+    return ""
