@@ -25,7 +25,7 @@ TOY = (
     *("--data.val_tasks", 20, "--data.test_tasks", 20),
 )
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
-LONG = 6000
+LONG = 2000
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Pat
 def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000)
+    run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000, "--data.num_workers", 1)
     whole = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "whole", WANDB_MODE="offline")
     assert cluster.wait(whole)["JobState"] == "COMPLETED", log(tmp_path, whole)
 
     folder = tmp_path / "preempted"
     job = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "preempted", WANDB_MODE="offline")
-    meta_steps = sorted(random.sample(range(100, LONG - 1500), 3))
+    meta_steps = sorted(random.sample(range(100, LONG - 700), 3))
     print(f"preempted at about {meta_steps}")
     saved = []
     for count, meta_step in enumerate(meta_steps, 1):
@@ -182,12 +182,15 @@ def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster,
 def test_the_report_names_cells_that_failed(cluster: Cluster, tmp_path: Path) -> None:
     maml = (sys.executable, "-m", "maml_pipeline")
     grid = (*TOY, "--trainer.max_steps", 20, "--orders", "first", "--seeds", "0,1", "--out", "grid")
-    (tmp_path / "grid" / "first-k1-s1").mkdir(parents=True)
-    (tmp_path / "grid" / "first-k1-s1" / "checkpoints").write_text("in the way")
+    checkpoints = tmp_path / "grid" / "first-k1-s1" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").write_text("damaged")
     printed = cluster.run(tmp_path, *maml, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
     array, report = (line.split(":")[0].split()[-1] for line in printed.splitlines())
     assert cluster.wait(array, report)["JobState"] == "FAILED"
     assert "1 of 2 cells failed (first-k1-s1)" in log(tmp_path, report)
-    assert "run.dir grid/first-k1-s1 cannot be made" in log(tmp_path, report)
+    assert "first-k1-s1/checkpoints/last.ckpt is not a checkpoint of this program, or damaged" in log(
+        tmp_path, report
+    )
     assert (tmp_path / "grid" / "report" / "report.html").exists()
     assert len(rows(tmp_path / "grid" / "first-k1-s0"))

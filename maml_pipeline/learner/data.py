@@ -1,5 +1,6 @@
 """Tasks as a LightningDataModule: which tasks a meta-step sees, and which share a device takes."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -8,6 +9,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.preemption import SIGNALS
 from maml_pipeline.tasks import Split, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.task import check_at_least
 
@@ -103,7 +105,18 @@ class TaskDataModule(LightningDataModule):
             stop=stop,
         )
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, pin_memory=on_cuda)
+        return DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=on_cuda,
+            worker_init_fn=_outlive_signals,
+        )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Block what asks a run to stop: Slurm sends it to all processes, and a worker would end at once."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 class TaskStream(IterableDataset[TaskBatch]):

@@ -1,0 +1,199 @@
+"""`maml submit` and `maml prepare`: a job asks for what its config says, and errors come at once."""
+
+import os
+import re
+import shlex
+import subprocess
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE, load_images
+from tests.conftest import CONFIGS
+
+TOY = ("--config", CONFIGS / "toy.yaml")
+SINE = ("--config", CONFIGS / "sine.yaml")
+SLURM = CONFIGS.parent / "slurm"
+
+Maml = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def _login_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAML_GPUS_PER_NODE", "MAML_GPU_TYPE", "MAML_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put an sbatch into the path that notes its arguments, a line a call, and counts jobs from 7."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    calls = tmp_path / "calls.txt"
+    program = folder / "sbatch"
+    program.write_text(
+        textwrap.dedent(f"""\
+            #!/bin/bash
+            echo "$*" >>{calls}
+            [ ! -e {tmp_path}/broken ] || {{ echo "sbatch: error: no" >&2; exit 1; }}
+            echo $((6 + $(wc -l <{calls})))
+        """)
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return calls
+
+
+def commands(dry_run: str) -> list[list[str]]:
+    return [shlex.split(line) for line in dry_run.splitlines() if line.startswith("sbatch ")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (TOY, ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]),
+        ((*TOY, "--trainer.devices", 2), ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0"]),
+        (
+            (*SINE, "--trainer.devices", 4, "--trainer.num_nodes", 2),
+            ["--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"],
+        ),
+        (
+            (*SINE, "--trainer.devices", "[0,1,3]"),
+            ["--nodes=1", "--ntasks-per-node=3", "--gpus-per-node=3"],
+        ),
+        (SINE, ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1"]),
+    ],
+)
+def test_a_job_asks_for_the_nodes_and_devices_of_its_config(
+    maml: Maml, arguments: tuple[object, ...], asked: list[str]
+) -> None:
+    ((_, *command),) = commands(maml("submit", "--dry_run", *arguments))
+    assert command[:3] == asked
+    at = command.index(str(SLURM / "train.sbatch"))
+    assert command[at + 1 :][: len(arguments)] == [str(argument) for argument in arguments]
+    # What the config leaves open is settled, so that the job cannot find anything else.
+    if arguments == SINE:
+        assert command[at + 3 :] == ["--trainer.devices", "1", "--trainer.accelerator", "gpu"]
+
+
+def test_all_gpus_of_a_node_are_as_many_as_the_cluster_has(
+    maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAML_GPUS_PER_NODE", "8")
+    monkeypatch.setenv("MAML_GPU_TYPE", "h100")
+    overlay = ("--config", CONFIGS / "multi_gpu.yaml")
+    ((_, *command),) = commands(
+        maml("submit", "--dry_run", *SINE, *overlay, "--data.meta_batch_size", 24)
+    )
+    assert command[1:3] == ["--ntasks-per-node=8", "--gpus-per-node=h100:8"]
+    assert command[-2:] == ["--trainer.devices", "8"]
+
+
+def test_a_dry_run_prints_the_script_and_touches_nothing(maml: Maml, tmp_path: Path) -> None:
+    printed = maml("submit", "--tradeoff", "--dry_run", *TOY, "--seeds", "0,1")
+    assert (SLURM / "tradeoff.sbatch").read_text() in printed
+    array, report = commands(printed)
+    assert "--array=0,1,2,3,4,5" in array and "--dependency=afterany:ARRAY" in report
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_job_is_submitted_with_the_flags_after_the_dashes(maml: Maml, sbatch: Path) -> None:
+    printed = maml("submit", *TOY, "--", "--partition", "p", "--time=1:00:00")
+    assert printed.startswith("Submitted job 7: toy-second-s0 on 1 CPU process")
+    (call,) = sbatch.read_text().splitlines()
+    assert call.startswith("--parsable --nodes=1 ")
+    assert f"--partition p --time=1:00:00 {SLURM / 'train.sbatch'} --config" in call
+
+
+def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
+    maml: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    finished = tmp_path / "grid" / "second-k1-s0"
+    finished.mkdir(parents=True)
+    (finished / "test.json").write_text("{}")
+    grid = ("--orders", "first,second", "--seeds", "0,1", "--out", "grid")
+    printed = maml("submit", "--tradeoff", *TOY, *grid, "--", "--account=a")
+    assert re.findall(r"array (\d+): (\d) cells|job (\d+)", printed) == [("7", "3", ""), ("", "", "8")]
+    array, report = sbatch.read_text().splitlines()
+    assert "--array=0,2,3 " in array and "--account=a" in array
+    assert "--dependency=afterany:7 " in report and "--array" not in report and "--account=a" in report
+    assert (tmp_path / "grid" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*TOY, "--model.inner_lrr", 1), "model.inner_lr"),
+        ((*TOY, "--model.inner_steps", -1), "inner_steps is -1"),
+        ((*TOY, "--trainer.devices", "0"), "trainer.devices is 0; give the number of devices of a node"),
+        ((*TOY, "--trainer.accelerator", "tpu"), "trainer.accelerator is tpu; a job takes cpu or gpu"),
+        ((*TOY, "--", "--nodes=2"), "--nodes follows from trainer.num_nodes"),
+        ((*TOY, "--", "-N2"), "-N follows from trainer.num_nodes"),
+        ((*TOY, "--", "--gpus-per-node", "4"), "--gpus-per-node follows from trainer.devices"),
+        ((*TOY, "--", "--gres=gpu:4"), "--gres follows from trainer.devices"),
+        ((*TOY, "--", "partition"), "partition stands after --"),
+        ((*TOY, "--", "--array=0-3"), "--array is what `maml submit --tradeoff` sets itself"),
+        (("--tradeoff", *TOY, "--cell", 1), "--cell has no place here"),
+        (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' is not a number"),
+    ],
+)
+def test_what_could_never_run_is_not_submitted(
+    maml_error: Maml, sbatch: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    assert message in maml_error("submit", *arguments)
+    assert not sbatch.exists()
+
+
+def test_sbatch_s_own_refusal_is_passed_on(maml_error: Maml, sbatch: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    assert "sbatch: error: no" in maml_error("submit", *TOY)
+
+
+def test_without_slurm_nothing_is_submitted(
+    maml_error: Maml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no sbatch here" in maml_error("submit", *TOY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cell", 6), "cell is 6; the cells of this trade-off are 0 to 2"),
+        (("--report",), "holds no trade-off; train its cells first"),
+        (("--cell", 0, "--report"), "not allowed with argument"),
+    ],
+)
+def test_a_cell_or_a_report_that_cannot_be_is_refused(
+    maml_error: Maml, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    assert message in maml_error("tradeoff", *TOY, *arguments)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_job_scripts_are_sound() -> None:
+    for script in [*SLURM.iterdir(), CONFIGS.parent / "scripts" / "local_slurm.sh"]:
+        if script.suffix != ".md":
+            subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_prepare_says_where_data_and_cache_lie(
+    maml: Maml, synthetic_omniglot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = maml(
+        "prepare", "omniglot", "--root", synthetic_omniglot, "--cache_dir", tmp_path / "cache"
+    )
+    (cache,) = (tmp_path / "cache").iterdir()
+    assert printed.splitlines() == [f"Data:  {synthetic_omniglot.resolve()}", f"Cache: {cache}"]
+    # What a job then reads, it reads without a network.
+    monkeypatch.setenv(OFFLINE_VARIABLE, "1")
+    load_images(synthetic_omniglot, tmp_path / "cache")
+
+
+def test_a_job_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OFFLINE_VARIABLE, "1")
+    with pytest.raises(UserError, match="run `maml prepare omniglot` first"):
+        load_images(tmp_path / "empty")
