@@ -162,11 +162,13 @@ def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str],
     maml(*TOY, *SHORT, *out)
     error = maml_error(*TOY, *SHORT, *out, "--model.inner_lr", 0.5)
     assert "holds a trade-off in which model.inner_lr is 0.1, not 0.5" in error
-    lock = (tmp_path / "grid" / ".lock").open("w")
-    script = "import fcntl, sys; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other:
+    script = "import fcntl, sys; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); sys.stdout.close()"
+    script += "; import signal; signal.pause()"
+    with (
+        (tmp_path / "grid" / ".lock").open("w") as lock,
+        subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other,
+    ):
         assert other.stdout is not None and other.stdout.readline()
-        other.send_signal(signal.SIGSTOP)
         try:
             assert "is in use" in maml_error(*TOY, *SHORT, *out)
         finally:

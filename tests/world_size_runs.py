@@ -17,6 +17,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.metrics_csv import MetricsCSV
+from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings, order_gap
 from maml_pipeline.meta_gradient.memory import Peak, PeakMeter
 from maml_pipeline.networks import MLP, ConvNet
@@ -246,7 +247,7 @@ def whole_run(folder: Path) -> dict[str, Any]:
             Ballast(),
             *probes,
             BestCheckpoint(checkpoints, "val/loss", "min"),
-            LastCheckpoint(checkpoints, 5),
+            LastCheckpoint(checkpoints, 5, StopOnSignal()),
         ],
         enable_checkpointing=True,
         val_check_interval=5,

@@ -2,11 +2,12 @@
 
 import gc
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -86,12 +87,28 @@ def _highest(profiler: profile) -> int:
     assert profiler.profiler is not None
     results = profiler.profiler.kineto_results
     assert results is not None
-    events = (event for event in results.events() if event.name() == "[memory]")
+    allocations = sorted(
+        _allocations(results.experimental_event_tree()), key=lambda event: event.start_time_ns
+    )
+    sizes: dict[int, int] = {}
     held = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()  # type: ignore[attr-defined]  # not in its stub
+    for event in allocations:
+        fields = event.extra_fields
+        if fields.alloc_size > 0:
+            sizes[fields.ptr] = fields.alloc_size
+            held += fields.alloc_size
+        else:
+            # What was there before counts as nothing, and so does its going.
+            held -= sizes.pop(fields.ptr, 0)
         highest = max(highest, held)
     return highest
+
+
+def _allocations(events: Iterable[Any]) -> Iterator[Any]:
+    for event in events:
+        if event.tag == _EventType.Allocation:
+            yield event
+        yield from _allocations(event.children)
 
 
 def available_bytes(device: torch.device) -> int:
