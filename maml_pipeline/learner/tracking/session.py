@@ -138,20 +138,25 @@ def finish_tracking() -> None:
     """End the W&B run of this process, where there is one; as failed while an error is raised."""
     run = getattr(sys.modules.get("wandb"), "run", None)
     try:
-        if run is None:
-            return
-        if isinstance(sys.exc_info()[1], Stopped):
-            run.mark_preempting()
-        run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
-    except Exception as error:  # a training that is done is done, whatever W&B says
-        logger.warning(
-            "W&B has not got the whole run (%s); `wandb sync %s` uploads it",
-            first_line(error),
-            Path(run.dir).parent,
-        )
+        if run is not None:
+            _finish(run)
     finally:
         while _held:
             _held.pop().close()
+
+
+def _finish(run: "wandb.Run") -> None:
+    error = sys.exc_info()[1]
+    try:
+        if isinstance(error, Stopped):
+            run.mark_preempting()
+        run.finish(exit_code=0 if error is None else 1)
+    except Exception as trouble:  # a training that is done is done, whatever W&B says
+        logger.warning(
+            "W&B has not got the whole run (%s); `wandb sync %s` uploads it",
+            first_line(trouble),
+            Path(run.dir).parent,
+        )
 
 
 def logged_in() -> bool:
