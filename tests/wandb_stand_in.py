@@ -1,5 +1,6 @@
 """A stand-in for W&B's server on loopback: it keeps what the real client sends, and answers like one."""
 
+import base64
 import json
 import re
 import threading
@@ -38,6 +39,7 @@ class StandIn:
         runs: By id.
         views: Saved workspaces and reports, in the order in which they were made.
         artifacts: Type and collection of every artifact.
+        projects: Those that exist.
     """
 
     url: str
@@ -45,7 +47,7 @@ class StandIn:
     runs: dict[str, StoredRun] = field(default_factory=dict)
     views: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[tuple[str, str]] = field(default_factory=list)
-    keys_accepted: tuple[str, ...] = (API_KEY,)
+    projects: tuple[str, ...] = ("comparison",)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -159,9 +161,25 @@ class StandIn:
         return {"upsertView": {"view": view, "inserted": True}}
 
     def _answer_view(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "project": {"allViews": {"edges": self._edges(variables["viewType"], variables["viewName"])}}
-        }
+        if variables["name"] not in self.projects:
+            return {"project": None}
+        edges = self._edges(variables["viewType"], variables["viewName"])
+        return {"project": {"allViews": {"edges": edges}}}
+
+    def _answer_project_views(self, variables: dict[str, Any]) -> dict[str, Any]:
+        edges = self._edges(variables.get("viewType", "runs"))
+        page = {"endCursor": None, "hasNextPage": False}
+        views = {"edges": edges, "pageInfo": page, "totalCount": len(edges)}
+        return {"project": _project(variables["project"]) | {"allViews": views}}
+
+    def _answer_project_internal_id(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"project": _project(variables["projectName"])}
+
+    def _answer_get_projects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        more = {"createdAt": _TIME, "isBenchmark": False, "user": _viewer()}
+        page = {"endCursor": None, "hasNextPage": False}
+        nodes = [{"node": _project(project) | more} for project in self.projects]
+        return {"models": {"edges": nodes, "pageInfo": page}}
 
     def _edges(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
         return [
@@ -190,7 +208,7 @@ def _snake(name: str) -> str:
 def _viewer() -> dict[str, Any]:
     teams = {"edges": [{"node": {"name": ENTITY}}]}
     person = {"id": "person", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "email": "a@b.c"}
-    return {**person, "flags": "{}", "teams": teams, "admin": False, "deletedAt": None}
+    return {**person, "flags": "{}", "teams": teams, "admin": False, "deletedAt": None, "apiKeys": None}
 
 
 def _project(name: str) -> dict[str, Any]:
@@ -229,6 +247,9 @@ def stand_in() -> Iterator[StandIn]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            if not self._is_known():
+                self._reply(401, {"errors": [{"message": "permission denied"}]})
+                return
             with server_state.lock:
                 if self.path == "/graphql":
                     self._reply(
@@ -239,6 +260,10 @@ def stand_in() -> Iterator[StandIn]:
                     self._reply(200, {})
                 else:
                     self._reply(404, {})
+
+        def _is_known(self) -> bool:
+            kind, _, secret = (self.headers.get("Authorization") or "").partition(" ")
+            return kind == "Basic" and base64.b64decode(secret).decode() == f"api:{API_KEY}"
 
         def _reply(self, status: int, content: dict[str, Any]) -> None:
             data = json.dumps(content).encode()

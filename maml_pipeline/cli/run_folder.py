@@ -21,6 +21,7 @@ class RunSettings:
         checkpoint_every: Meta-steps between two savings of `last.ckpt`.
         monitor: The metric that decides which checkpoint is kept as `best.ckpt`.
         mode: Whether the best `monitor` is the smallest or the largest.
+        artifacts: Attach the best checkpoint and a report to the W&B run; `null` for where it is online.
     """
 
     experiment: str = "run"
@@ -28,6 +29,7 @@ class RunSettings:
     checkpoint_every: int = 500
     monitor: str = "val/loss"
     mode: Literal["min", "max"] = "min"
+    artifacts: bool | None = None
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:

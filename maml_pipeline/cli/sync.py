@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     options = [f"--{key}={value}" for key in ("entity", "project") if (value := getattr(settings, key))]
     for number, logs in enumerate(rounds):
         _upload(logs, options, resumes=number > 0)
-    print(f"Uploaded: {len({log.stem for log in chain(*rounds)})} runs")
+    print(f"Runs uploaded: {len({log.stem for log in chain(*rounds)})}")
 
 
 def _rounds(paths: Sequence[Path]) -> list[list[Path]]:

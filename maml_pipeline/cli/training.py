@@ -30,7 +30,12 @@ from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
-from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import (
+    BeginTracking,
+    WandbTracker,
+    finish_tracking,
+    run_loggers,
+)
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS, count_devices
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
@@ -280,6 +285,22 @@ class MamlCLI(LightningCLI):
             verbose=False,
             weights_only=True,
         )
+        self._attach_artifacts()
+
+    def _attach_artifacts(self) -> None:
+        """Attach the best checkpoint and a report to the W&B run, where that is wanted."""
+        for tracker in self.trainer.loggers:
+            if isinstance(tracker, WandbTracker) and tracker.takes_artifacts(
+                self.settings.run.artifacts
+            ):
+                # Late: Matplotlib takes a while to import.
+                from maml_pipeline.tools.report import write_report
+                from maml_pipeline.tools.runs import load_runs
+
+                if self.best.best_model_path:
+                    tracker.attach("model", Path(self.best.best_model_path))
+                report = write_report(load_runs([tracker.folder]), tracker.folder / "report")
+                tracker.attach("report", report.parent)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

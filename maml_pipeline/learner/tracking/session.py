@@ -37,11 +37,14 @@ def wandb_id(folder: Path, renew: bool = False) -> str:
     return file.read_text().strip()
 
 
-def hold(folder: Path) -> IO[str]:
-    """Mark a folder as one whose run goes on, for as long as the returned file is open."""
-    file = (folder / ID_FILE).open()
-    fcntl.flock(file, fcntl.LOCK_SH)
-    return file
+_held: list[IO[str]] = []
+"""The id files of runs of this process, which are locked while they go on."""
+
+
+def hold(folder: Path) -> None:
+    """Mark a folder as one whose run goes on, until `finish_tracking`, or the end of this process."""
+    _held.append((folder / ID_FILE).open())
+    fcntl.flock(_held[-1], fcntl.LOCK_SH)
 
 
 def is_held(folder: Path) -> bool:
@@ -80,7 +83,7 @@ def wanted_mode(folder: Path) -> str:
     if waiting:
         logger.warning("W&B: the run goes on offline, as it began; `maml sync %s` uploads it", folder)
         return "offline"
-    if not _answers(str(_settings().base_url)):
+    if not server_answers():
         _warn_offline("no answer", folder)
         return "offline"
     return "online"
@@ -125,7 +128,7 @@ def begin(
     except Exception as error:
         if not online:
             raise
-        _warn_offline(_first_line(error), folder)
+        _warn_offline(first_line(error), folder)
         # The session that failed still holds the id.
         wandb.teardown()
         return begin(folder, run_id, "offline", about, config)
@@ -134,16 +137,24 @@ def begin(
 def finish_tracking() -> None:
     """End the W&B run of this process, where there is one; as failed while an error is raised."""
     run = getattr(sys.modules.get("wandb"), "run", None)
-    if run is None:
-        return
     try:
-        if isinstance(sys.exc_info()[1], Stopped):
+        if run is not None:
+            _finish(run)
+    finally:
+        while _held:
+            _held.pop().close()
+
+
+def _finish(run: "wandb.Run") -> None:
+    error = sys.exc_info()[1]
+    try:
+        if isinstance(error, Stopped):
             run.mark_preempting()
-        run.finish(exit_code=0 if sys.exc_info()[0] is None else 1)
-    except Exception as error:  # a training that is done is done, whatever W&B says
+        run.finish(exit_code=0 if error is None else 1)
+    except Exception as trouble:  # a training that is done is done, whatever W&B says
         logger.warning(
             "W&B has not got the whole run (%s); `wandb sync %s` uploads it",
-            _first_line(error),
+            first_line(trouble),
             Path(run.dir).parent,
         )
 
@@ -166,10 +177,10 @@ def _settings() -> Any:
     return wandb.setup().settings
 
 
-def _answers(url: str) -> bool:
-    """Tell whether a server can be reached, whatever it says: many a compute node has no network."""
+def server_answers() -> bool:
+    """Tell whether W&B can be reached, whatever it says: many a compute node has no network."""
     try:
-        requests.head(url, timeout=SECONDS_TO_ANSWER)
+        requests.head(str(_settings().base_url), timeout=SECONDS_TO_ANSWER)
     except requests.RequestException:
         return False
     return True
@@ -183,5 +194,6 @@ def _warn_offline(reason: str, folder: Path) -> None:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says first, or what it is where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.tracking.description import describe, surroundings
 from maml_pipeline.learner.tracking.logs import AXIS, last_logged
-from maml_pipeline.learner.tracking.session import begin, hold, wandb_id, wanted_mode
+from maml_pipeline.learner.tracking.session import begin, first_line, hold, wandb_id, wanted_mode
 
 if TYPE_CHECKING:
     import wandb
@@ -74,7 +74,7 @@ class WandbTracker(Logger):
         if mode == "disabled":
             return
         run_id = wandb_id(self.folder)
-        self._held = hold(self.folder)
+        hold(self.folder)
         known = last_logged(self.folder, run_id)
         if goes_back and known is not None and known >= trainer.global_step:
             # W&B takes nothing back: what is trained anew from there is another run.
@@ -133,10 +133,33 @@ class WandbTracker(Logger):
         except Exception as error:
             self._give_up(error)
 
+    def takes_artifacts(self, asked: bool | None) -> bool:
+        """Tell whether files are attached: as asked, or where the run is online."""
+        return self.run is not None and (asked if asked is not None else not self.run.offline)
+
+    def attach(self, kind: str, path: Path) -> None:
+        """Attach a file, or a folder with all that is in it, to the W&B run.
+
+        Args:
+            kind: `model` or `report`: the artifact's type, and the beginning of its name.
+            path: It stays where it is; `maml sync` uploads it from there.
+        """
+        import wandb
+
+        assert self.run is not None
+        try:
+            artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
+            if path.is_dir():
+                artifact.add_dir(str(path), policy="immutable")
+            else:
+                artifact.add_file(str(path), policy="immutable")
+            self.run.log_artifact(artifact)
+        except Exception as error:
+            logger.warning("%s is not attached to the W&B run (%s)", path, first_line(error))
+
     def _give_up(self, error: Exception) -> None:
         self.run = None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("W&B gets no more of this run (%s); metrics.csv has all of it", reason)
+        logger.warning("W&B gets no more of this run (%s); metrics.csv has all of it", first_line(error))
 
 
 class BeginTracking(Callback):
