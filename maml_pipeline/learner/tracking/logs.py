@@ -62,7 +62,8 @@ def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
             item = record["history"]["item"]
             if AXIS in item:
                 logged = {k: v for k, v in item.items() if k[0] != "_" and not isinstance(v, str)}
-                history.append({**logged, "step": logged.pop(AXIS)})
+                step = logged.pop(AXIS)
+                history.append({**logged, "step": step})
     return config, history
 
 
