@@ -19,7 +19,7 @@ from tests.ranks import on_every_rank
 
 WORLDS = (1, 2, 4)
 SEVERAL = (2, 4)
-UNCOMPILED = [name for name, _ in runs.cases(runs.ENGINES)]
+UNCOMPILED = [name for name, _ in runs.cases()]
 Worlds = dict[int, list[dict[str, Any]]]
 """By world size, what every rank found."""
 HELD = "memory/meta_step_peak_bytes"
@@ -214,5 +214,5 @@ def test_devices_that_do_not_divide_the_meta_batch_are_refused_without_a_traceba
 @pytest.mark.slow
 def test_compiled_engines_too(tmp_path: Path) -> None:
     found = {n: on_every_rank(runs.compiled, n, tmp_path / str(n), seconds=1200) for n in WORLDS}
-    for name, _ in runs.cases(runs.COMPILED):
+    for name in runs.compiled_cases():
         check_case(found, name)
