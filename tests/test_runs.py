@@ -10,7 +10,8 @@ import pytest
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.tools.comparison import FIGURES, Row, compare, findings
-from maml_pipeline.tools.runs import Run, load_runs
+from maml_pipeline.tools.run import Run
+from maml_pipeline.tools.runs import load_runs
 from maml_pipeline.tools.tradeoff import meta_steps_done
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.table import Table
 
-from maml_pipeline.tools.runs import Measure, Run
+from maml_pipeline.tools.run import Measure, Run
 
 FIGURES = ("peak_bytes", "meta_step_ms", "flops", "held_bytes", "gap_cosine")
 """Properties of `Run` that are averaged over seeds; of the first three, ratios are taken."""

@@ -17,7 +17,7 @@ from maml_pipeline.files import write_whole
 from maml_pipeline.tools.comparison import Row, compare, findings, headers
 from maml_pipeline.tools.report.pictures import Picture, draw_overview, draw_pictures
 from maml_pipeline.tools.report.style import style
-from maml_pipeline.tools.runs import Run
+from maml_pipeline.tools.run import Run
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from maml_pipeline.tools.report.style import (
     style,
     thousands,
 )
-from maml_pipeline.tools.runs import Run
+from maml_pipeline.tools.run import Run
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,185 @@
+"""One training: what was configured, logged and tested."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from maml_pipeline.learner.tracking import gradient_order
+
+Record = dict[str, float]
+"""What was logged at one meta-step, by metric; `step` is the meta-step, from 0."""
+
+SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
+
+
+NOT_SETTINGS = {
+    *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
+    *("data.num_workers", "data.tasks.init_args.root", "data.tasks.init_args.cache_dir"),
+}
+"""Keys of `model` and `data` by which runs may differ and still be of one comparison."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure's mean with its 95 % confidence interval over tasks, and where it was taken."""
+
+    mean: float
+    ci95: float
+    split: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Args:
+        source: The folder or file that it was read from.
+        config: The resolved configuration.
+        history: What was logged, in order.
+        test: The test's result by metric; empty where it has not been tested.
+    """
+
+    source: Path
+    config: dict[str, Any]
+    history: list[Record]
+    test: dict[str, float]
+
+    @property
+    def experiment(self) -> str:
+        return str(self.config["run"]["experiment"])
+
+    @property
+    def order(self) -> str:
+        """One of `ORDERS`; `checkpointed` is second order with checkpointed inner steps."""
+        return gradient_order(self.config)
+
+    @property
+    def inner_steps(self) -> int:
+        return int(self.config["model"]["inner_steps"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed_everything"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.order}-k{self.inner_steps}-s{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What was trained, by key, but for order, inner steps and seed; and not where or how often."""
+        trained = {key: self.config.get(key) or {} for key in ("model", "data")}
+        trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
+        return {key: value for key, value in _leaves(trained) if key not in NOT_SETTINGS}
+
+    @property
+    def max_steps(self) -> int:
+        """Meta-steps that were asked for; -1 for no end."""
+        return int(self.config["trainer"]["max_steps"])
+
+    @property
+    def meta_steps(self) -> int:
+        """Meta-steps of which something is known."""
+        training = (r for r in self.history if not any(key.startswith("test/") for key in r))
+        return max((int(record["step"]) + 1 for record in training), default=0)
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.test)
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that chose the best checkpoint, such as `val/accuracy`."""
+        return str(self.config["run"]["monitor"])
+
+    @property
+    def measure(self) -> str:
+        """The monitored measure's name, such as `accuracy`."""
+        return self.monitor.partition("/")[2]
+
+    @property
+    def higher_is_better(self) -> bool:
+        return bool(self.config["run"]["mode"] == "max")
+
+    @property
+    def result(self) -> Measure | None:
+        """The measure on the test tasks; before the test, the latest on the validation tasks."""
+        if f"test/{self.measure}" in self.test:
+            key = f"test/{self.measure}"
+            return Measure(self.test[key], self.test.get(f"{key}_ci95", math.nan), "test")
+        values, intervals = self.series(self.monitor), self.series(f"{self.monitor}_ci95")
+        if not values:
+            return None
+        return Measure(values[-1][1], intervals[-1][1] if intervals else math.nan, "val")
+
+    @property
+    def test_curve(self) -> list[Measure]:
+        """The measure on the test tasks before the first inner step, and after each."""
+        name = self.measure.partition("_step_")[0]
+        curve: list[Measure] = []
+        while (key := f"test/{name}_step_{len(curve)}") in self.test:
+            curve.append(Measure(self.test[key], self.test[f"{key}_ci95"], "test"))
+        return curve
+
+    @property
+    def peak_bytes(self) -> float | None:
+        """What a meta-step adds at its peak to the memory held before it."""
+        return self._latest("memory/meta_step_peak_bytes")
+
+    @property
+    def held_bytes(self) -> float | None:
+        """Parameters, their gradients and the optimiser's state."""
+        parts = [
+            self._latest(f"memory/{part}_bytes") for part in ("parameters", "gradients", "optimizer")
+        ]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    @property
+    def meta_step_ms(self) -> float | None:
+        """The median over the run of what a meta-step takes."""
+        values = [value for _, value in self.series("speed/meta_step_ms")]
+        return median(values) if values else None
+
+    @property
+    def flops(self) -> float | None:
+        return self._latest("speed/meta_step_flops")
+
+    @property
+    def gap_cosine(self) -> float | None:
+        """The mean cosine of the two orders' meta-gradients over the later half of the probe steps."""
+        values = [value for _, value in self.series("order_gap/cosine")]
+        return fmean(values[len(values) // 2 :]) if values else None
+
+    def series(self, metric: str) -> list[tuple[int, float]]:
+        """Return (meta-steps done, value) wherever a metric was logged."""
+        return [(int(r["step"]) + 1, r[metric]) for r in self.history if metric in r]
+
+    def _latest(self, metric: str) -> float | None:
+        values = self.series(metric)
+        return values[-1][1] if values else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a report needs, without the rest of the history."""
+        kept = {self.monitor, f"{self.monitor}_ci95", *SERIES}
+        latest = {key: value for record in self.history for key, value in record.items()}
+        latest |= {} if self.meta_step_ms is None else {"speed/meta_step_ms": self.meta_step_ms}
+        thinned = [
+            {key: value for key, value in record.items() if key in kept or key == "step"}
+            for record in self.history
+            if kept & record.keys()
+        ]
+        final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
+        final["step"] = self.meta_steps - 1  # and not that of the test, which comes after
+        return {"config": self.config, "test": self.test, "history": [*thinned, final]}
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
