@@ -64,9 +64,17 @@ class TaskDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a number of devices that does not divide the meta-batch."""
-        if self.meta_batch_size % self.world_size:
+        self.check_devices(self.world_size)
+
+    def check_devices(self, devices: int) -> None:
+        """Refuse a number of devices that does not divide the meta-batch; may be called before a run.
+
+        Raises:
+            UserError: It does not.
+        """
+        if self.meta_batch_size % devices:
             raise UserError(
-                f"meta_batch_size is {self.meta_batch_size}, which {self.world_size} devices do not "
+                f"meta_batch_size is {self.meta_batch_size}, which {devices} devices do not "
                 "divide; each device takes an equal share of a meta-step's tasks"
             )
 
