@@ -131,6 +131,7 @@ def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_o
         (["--model.compile", "true"], "compile is true, but engine learn2learn"),
         (["--model.first_order_steps", -1], "model.first_order_steps"),
         (["--data.meta_batch_size", 0], "meta_batch_size is 0; it must be at least 1"),
+        (["--trainer.devices", 3], "meta_batch_size is 8, which 3 devices do not divide"),
         (["--run.checkpoint_every", 0], "checkpoint_every is 0"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path nowhere.ckpt does not exist"),
         (["--ckpt_path", "last"], "there is no runs/toy-second-s0/checkpoints/last.ckpt"),

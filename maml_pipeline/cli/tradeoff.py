@@ -14,7 +14,7 @@ from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.training import quieten
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import make_folder, write_whole
 from maml_pipeline.learner.tracking import ORDERS
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.grid import Cell, make_grid
@@ -102,12 +102,7 @@ class Plan:
         Cells that start at once may each write it: the same, and whole at every moment.
         """
         folder, config = self.tradeoff.folder, self.tradeoff.config
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"out {folder} cannot be made ({error.strerror}); name a writable folder"
-            ) from error
+        make_folder(folder, "out")
         if not config.exists():
             write_whole(config, yaml.safe_dump(self.shared, sort_keys=False))
 

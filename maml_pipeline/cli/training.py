@@ -223,8 +223,11 @@ class MamlCLI(LightningCLI):
     def check(self) -> None:
         """Check everything that can be checked before the run's folder is made."""
         trainer = self.settings.trainer
-        if slurm.starts_processes():
-            slurm.check_allocation(count_devices(trainer.devices), trainer.num_nodes)
+        if str(trainer.devices) not in WHATEVER_THERE_IS:
+            devices = count_devices(trainer.devices)
+            self.datamodule.check_devices(devices * trainer.num_nodes)
+            if slurm.starts_processes():
+                slurm.check_allocation(devices, trainer.num_nodes)
         if _is_rank_zero():
             self.datamodule.prepare_data()
         self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))

@@ -12,8 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import make_folder, write_whole
 from maml_pipeline.tools.comparison import Row, compare, findings, headers
 from maml_pipeline.tools.report.pictures import Picture, draw_overview, draw_pictures
 from maml_pipeline.tools.report.style import style
@@ -49,12 +48,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
     Raises:
         UserError: The folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"out {folder} cannot be made ({error.strerror}); name a writable folder"
-        ) from error
+    make_folder(folder, "out")
     experiments = compare(runs)
     sections = [
         Section(name, rows, headers(rows), findings(rows), draw_pictures(rows))
