@@ -231,6 +231,8 @@ def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     assert run_id == (folder / "wandb_id.txt").read_text().strip()
     assert [row["meta_step"] for row in run.history] == steps
     assert [row["_step"] for row in run.history] == steps
+    asked = [name for name, _ in server.operations if name in ("UpsertBucket", "RunResumeStatus")]
+    assert asked.count("RunResumeStatus") == 1 and asked[0] == "UpsertBucket"  # for the later part
     assert run.summary["val/loss"]["min"] == pytest.approx(lowest(folder, "val/loss"))
     assert "Nothing to upload" in maml_process("sync", folder, **at(server)).stdout
     assert [row["meta_step"] for row in run.history] == steps

@@ -74,7 +74,7 @@ def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None
     if not logs:
         return
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(log.parent) for log in logs)]
-    # Without it W&B puts the second part of a run in the place of the first.
+    # W&B asks the server where the run ends, and goes on from there (compare wandb#5865).
     environment = {**os.environ, "WANDB_RESUME": "allow"} if resumes else None
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     failed = next((log for log in logs if not is_synced(log)), None)
