@@ -204,11 +204,12 @@ def test_devices_that_do_not_divide_the_meta_batch_are_refused_without_a_traceba
     done = fit_on(3, tmp_path)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    errors = {line for line in done.stderr.splitlines() if "error" in line}
-    assert errors == {
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    assert errors == [
         "maml: error: meta_batch_size is 8, which 3 devices do not divide; each device takes an equal "
         "share of a meta-step's tasks"
-    }
+    ]
+    assert not list(tmp_path.iterdir())  # no process was started, no folder made
 
 
 @pytest.mark.slow
