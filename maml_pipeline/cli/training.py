@@ -51,13 +51,21 @@ def run(command: str, arguments: Sequence[str]) -> None:
     quieten()
     try:
         MamlCLI(command, arguments)
+        _leave_process_group()
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except Stopped as stop:
         finish_tracking()  # before Slurm ends the job
+        _leave_process_group()
         _end_stopped(stop)
     finally:
         finish_tracking()
+
+
+def _leave_process_group() -> None:
+    """Leave the other ranks in order; gloo's threads abort a process that ends without."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _end_stopped(stop: Stopped) -> NoReturn:

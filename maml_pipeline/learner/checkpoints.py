@@ -78,7 +78,7 @@ class LastCheckpoint(Checkpoint):
         self._asked_at = step
         stops = self.stop.is_wanted(trainer)
         if stops or trainer.should_stop or step == trainer.max_steps or step % self.every == 0:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -64,9 +64,16 @@ class MetricsCSV(CSVLogger):
 class DropRepeatedRows(Callback):
     """Cut metrics.csv back to the meta-step that a resumed run starts from."""
 
-    @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the rows between the checkpoint and the moment the run was killed."""
+        self._drop(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the test of a run that was killed after it, and had nothing left to train."""
+        self._drop(trainer)
+
+    @rank_zero_only
+    def _drop(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.experiment.drop_from(trainer.global_step)
