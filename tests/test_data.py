@@ -1,5 +1,7 @@
 """Which tasks are seen never depends on devices, workers or where a run was resumed."""
 
+import multiprocessing
+import subprocess
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 
 from maml_pipeline import TaskBatch, TaskDataModule
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.preemption import SIGNALS
 from maml_pipeline.tasks import SineWaves
 
 
@@ -66,6 +69,22 @@ def test_workers_do_not_change_the_tasks() -> None:
     alone = list(islice(on_device().train_dataloader(), 5))
     with_workers = list(islice(on_device(num_workers=2).train_dataloader(), 5))
     assert all(same(a, b) for a, b in zip(alone, with_workers, strict=True))
+
+
+def test_workers_go_on_when_a_signal_asks_the_run_to_stop_and_end_with_it() -> None:
+    # Slurm sends it to every process of a job, and the meta-step at hand is to be finished.
+    stream = iter(on_device(num_workers=1).train_dataloader())
+    drawn = [next(stream)]
+    (worker,) = multiprocessing.active_children()
+    for signum in SIGNALS:
+        subprocess.run(["kill", f"-{signum.value}", str(worker.pid)], check=True)
+    drawn += islice(stream, 9)
+    assert worker.is_alive()
+    for step, batch in enumerate(drawn):
+        assert same(batch, SineWaves(shots=2).batch(0, "train", range(12 * step, 12 * (step + 1))))
+    worker.terminate()  # as a parent does that exits with its work undone
+    worker.join(timeout=30)
+    assert worker.exitcode == 0
 
 
 def test_the_seed_changes_training_tasks_alone() -> None:

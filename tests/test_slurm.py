@@ -61,7 +61,7 @@ def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Pat
 def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000, "--data.num_workers", 1)
+    run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000)
     whole = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "whole", WANDB_MODE="offline")
     assert cluster.wait(whole)["JobState"] == "COMPLETED", log(tmp_path, whole)
 

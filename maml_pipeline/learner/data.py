@@ -1,6 +1,8 @@
 """Tasks as a LightningDataModule: which tasks a meta-step sees, and which share a device takes."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -118,13 +120,27 @@ class TaskDataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=on_cuda,
-            worker_init_fn=_outlive_signals,
+            # A fork beside the threads of gloo or W&B may inherit a lock that nobody gives back. A
+            # process that starts afresh takes seconds, so it stays from one validation to the next.
+            multiprocessing_context="spawn" if self.num_workers else None,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_heed_parent_alone,
         )
 
 
-def _outlive_signals(worker: int) -> None:
-    """Block what asks a run to stop: Slurm sends it to all processes, and a worker would end at once."""
+def _heed_parent_alone(worker: int) -> None:
+    """Let no signal end a worker but its parent's.
+
+    Slurm sends what asks a run to stop to all processes, and the meta-step at hand is to be finished.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class TaskStream(IterableDataset[TaskBatch]):
