@@ -79,11 +79,10 @@ def test_workers_go_on_when_a_signal_asks_the_run_to_stop_and_end_with_it() -> N
     for signum in SIGNALS:
         subprocess.run(["kill", f"-{signum.value}", str(worker.pid)], check=True)
     drawn += islice(stream, 9)
-    assert worker.is_alive()
+    assert worker.exitcode is None
     for step, batch in enumerate(drawn):
         assert same(batch, SineWaves(shots=2).batch(0, "train", range(12 * step, 12 * (step + 1))))
-    worker.terminate()  # as a parent does that exits with its work undone
-    worker.join(timeout=30)
+    worker.join(timeout=60)  # SIGTERM is heeded in the end, or a parent would wait for it without one
     assert worker.exitcode == 0
 
 

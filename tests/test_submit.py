@@ -57,11 +57,11 @@ def commands(dry_run: str) -> list[list[str]]:
         (TOY, ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0"]),
         ((*TOY, "--trainer.devices", 2), ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0"]),
         (
-            (*SINE, "--trainer.devices", 4, "--trainer.num_nodes", 2),
+            (*SINE, "--trainer.devices", 4, "--trainer.num_nodes", 2, "--data.meta_batch_size", 24),
             ["--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"],
         ),
         (
-            (*SINE, "--trainer.devices", "[0,1,3]"),
+            (*SINE, "--trainer.devices", "[0,1,3]", "--data.meta_batch_size", 24),
             ["--nodes=1", "--ntasks-per-node=3", "--gpus-per-node=3"],
         ),
         (SINE, ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1"]),

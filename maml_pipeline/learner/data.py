@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
+from types import FrameType
 
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -16,6 +17,7 @@ from maml_pipeline.tasks import Split, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.task import check_at_least
 
 EVALUATION_SEED = 0
+SECONDS_TO_SERVE = 10
 
 
 class TaskDataModule(LightningDataModule):
@@ -124,23 +126,23 @@ class TaskDataModule(LightningDataModule):
             # process that starts afresh takes seconds, so it stays from one validation to the next.
             multiprocessing_context="spawn" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_heed_parent_alone,
+            worker_init_fn=_outlive_signals,
         )
 
 
-def _heed_parent_alone(worker: int) -> None:
-    """Let no signal end a worker but its parent's.
+def _outlive_signals(worker: int) -> None:
+    """Let a worker serve the meta-step at hand when a signal asks the run to stop.
 
-    Slurm sends what asks a run to stop to all processes, and the meta-step at hand is to be finished.
+    Slurm sends it to all processes. SIGTERM is how a parent ends a worker, too, so that it does, later.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for signum in SIGNALS:
+        signal.signal(signum, _end_later if signum == signal.SIGTERM else signal.SIG_IGN)
 
 
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _end_later(signum: int, frame: FrameType | None) -> None:
+    timer = threading.Timer(SECONDS_TO_SERVE, os._exit, args=[0])
+    timer.daemon = True
+    timer.start()
 
 
 class TaskStream(IterableDataset[TaskBatch]):
