@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline import MetaLearner, TaskDataModule
-from maml_pipeline.cli.training import quieten
+from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.preemption import StopOnSignal
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    quieten()
+    configure_logging()
     peers.quiet()
 
     report: dict[str, Any] = {

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from pytorch_lightning import Callback, Trainer
 
-from maml_pipeline.cli.training import MamlCLI, quieten
+from maml_pipeline.cli.terminal import configure_logging
+from maml_pipeline.cli.training import MamlCLI
 
 EVERY = 10
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", type=Path)
     parser.add_argument("--probe_steps", type=int, default=20)
     arguments = parser.parse_args()
-    quieten()
+    configure_logging()
     print("| config | order | a meta-step | a probe step takes more | every | share |")
     print("|---|---|---:|---:|---:|---:|")
     for config in arguments.configs:

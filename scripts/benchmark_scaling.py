@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
 from maml_pipeline import MetaLearner, TaskDataModule, TaskDistribution
-from maml_pipeline.cli.training import quieten
+from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import Omniglot, SineWaves
 
@@ -119,7 +119,7 @@ def train(run: Run, rank: int, port: int, result: Connection) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(run.arguments.threads)
     torch.manual_seed(0)
-    quieten()
+    configure_logging()
     warnings.filterwarnings("ignore", module="lightning|pytorch_lightning")
     learner, tasks = build(run.case, run.arguments)
     clock = Clock()

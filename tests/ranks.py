@@ -14,7 +14,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning.utilities import rank_zero_only
 
-from maml_pipeline.cli.training import quieten
+from maml_pipeline.cli.terminal import configure_logging
 
 WORLD_SIZE_VARIABLE = "MAML_TEST_WORLD_SIZE"
 """For jobs with several trainers: Lightning takes WORLD_SIZE away when the first one ends."""
@@ -74,7 +74,7 @@ def _run(job: Job, rank: int, world_size: int, port: int, folder: Path) -> None:
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    quieten()
+    configure_logging()
     warnings.filterwarnings("ignore", "The `srun` command is available")
     try:
         torch.save(job(folder), folder / f"{rank}.pt")

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from pytorch_lightning import Trainer
 
+from maml_pipeline.cli.checks import check
 from maml_pipeline.cli.training import MamlCLI
 
 
@@ -26,7 +27,7 @@ class ResolvedConfig(MamlCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         """Check, and build none."""
-        self.check()
+        check(self)
         self.text: str = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.values: dict[str, Any] = yaml.safe_load(self.text)
         return None

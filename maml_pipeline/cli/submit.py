@@ -12,7 +12,7 @@ from typing import Any
 from maml_pipeline.cli import tradeoff
 from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.resolved_config import ResolvedConfig
-from maml_pipeline.cli.training import quieten
+from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
 from maml_pipeline.tools.submission import Allocation, allocation, check_sbatch_flags
 
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    quieten()
+    configure_logging()
     own, sbatch_flags = _split(arguments)
     settings, own = _parse(own)
     if settings.dry_run or shutil.which("sbatch"):

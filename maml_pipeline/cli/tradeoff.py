@@ -12,7 +12,7 @@ from rich.console import Console
 
 from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.resolved_config import ResolvedConfig
-from maml_pipeline.cli.training import quieten
+from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_whole
 from maml_pipeline.learner.tracking import ORDERS
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right, or a cell failed.
     """
-    quieten()
+    configure_logging()
     plan = Plan(arguments)
     tradeoff, cell = plan.tradeoff, plan.settings.cell
     if plan.settings.dry_run:

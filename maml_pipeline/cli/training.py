@@ -1,27 +1,22 @@
 """`maml fit | validate | test`: Lightning's command line with this project's defaults."""
 
-import difflib
-import logging
 import os
-import pickle
-import re
-import signal
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 import yaml
 from jsonargparse.typing import NonNegativeInt
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities import rank_zero_only
 
-from maml_pipeline.cli import run_folder
+from maml_pipeline.cli.artifacts import attach_artifacts
+from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.parser import MamlParser
+from maml_pipeline.cli.stopping import end_stopped, leave_process_group
+from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
@@ -30,13 +25,9 @@ from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
-from maml_pipeline.learner.tracking import (
-    BeginTracking,
-    WandbTracker,
-    finish_tracking,
-    run_loggers,
-)
-from maml_pipeline.tools.submission import WHATEVER_THERE_IS, count_devices
+from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)
@@ -48,81 +39,18 @@ def run(command: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    quieten()
+    configure_logging()
     try:
         MamlCLI(command, arguments)
-        _leave_process_group()
+        leave_process_group()
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except Stopped as stop:
         finish_tracking()  # before Slurm ends the job
-        _leave_process_group()
-        _end_stopped(stop)
+        leave_process_group()
+        end_stopped(stop)
     finally:
         finish_tracking()
-
-
-def _leave_process_group() -> None:
-    """Leave the other ranks in order; gloo's threads abort a process that ends without."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _end_stopped(stop: Stopped) -> NoReturn:
-    """Put a job of Slurm back into its queue; elsewhere say how to go on, and exit as signals do."""
-    if _is_rank_zero():
-        print(f"Stopped after meta-step {stop.meta_steps:,}; its state is saved", flush=True)
-    if _is_rank_zero() and slurm.requeue():
-        print(f"Slurm job {slurm.job_id()} is requeued, and will go on from there", flush=True)
-        sys.exit()
-    if slurm.job_id() is not None:
-        sys.exit()
-    if _is_rank_zero():
-        print("To go on: the same command with --ckpt_path last")
-    sys.exit(128 + (stop.signum or signal.SIGTERM))
-
-
-def quieten() -> None:
-    """Show what this project has to say, and keep what a person cannot act on off the terminal."""
-    own = logging.getLogger("maml_pipeline")
-    if not own.handlers:
-        own.addHandler(logging.StreamHandler())
-    own.setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
-    for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
-        logging.getLogger(source).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",  # tasks are drawn faster than they are learned from
-        ".*You defined a `validation_step` but have no `val_dataloader`.*",  # limit_val_batches=0
-        ".*has `__len__` defined.*",  # exact here, whatever the number of workers
-        ".*LeafSpec.*",  # Lightning's use of PyTorch
-        ".*callbacks used to create the checkpoint need to be provided.*",  # not to test it
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
-        ".*`srun` command is available.*",  # a short run on a login node is nobody's mistake
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-class MamlParser(LightningArgumentParser):
-    """A parser whose errors are one or two lines."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong without the whole usage, and exit with status 2."""
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        sys.stderr.write("maml: error: " + " ".join(lines) + self._suggestion(message) + "\n")
-        sys.exit(2)
-
-    def _suggestion(self, message: str) -> str:
-        """Name the keys that come closest to one that does not exist."""
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
-        if unknown is None:
-            return ""
-        key = unknown[1] or unknown[2]
-        parsers = [self]
-        if self._subcommands_action is not None:
-            parsers += self._subcommands_action._name_parser_map.values()
-        keys = [action.dest for parser in parsers for action in parser._actions]
-        close = difflib.get_close_matches(key, keys, n=3)
-        return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 class MamlCLI(LightningCLI):
@@ -207,14 +135,14 @@ class MamlCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Check, make the run's folder, and build the trainer."""
-        self.check()
+        check(self)
         wanted = self.config_init[self.command].trainer
         callbacks: list[Callback] = []
         kwargs["logger"] = wanted.logger or False
         if self.command == "fit":
             self._open_folder()
             callbacks += self._fit_callbacks()
-            if self.folder is not None and _is_rank_zero() and wanted.logger is None:
+            if self.folder is not None and is_rank_zero() and wanted.logger is None:
                 kwargs["logger"] = run_loggers(self.folder, self.resolved_config)
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
@@ -228,39 +156,13 @@ class MamlCLI(LightningCLI):
             **kwargs,
         )
 
-    def check(self) -> None:
-        """Check everything that can be checked before the run's folder is made."""
-        trainer = self.settings.trainer
-        if str(trainer.devices) not in WHATEVER_THERE_IS:
-            devices = count_devices(trainer.devices)
-            self.datamodule.check_devices(devices * trainer.num_nodes)
-            if slurm.starts_processes():
-                slurm.check_allocation(devices, trainer.num_nodes)
-        if _is_rank_zero():
-            self.datamodule.prepare_data()
-        self.model.check_task(self.datamodule.tasks.task(self.datamodule.seed, "train", 0))
-        if self.settings.ckpt_path is not None:
-            self.model.on_load_checkpoint(load_checkpoint(self.settings.ckpt_path))
-        self._check_settings(self.config_init[self.command].trainer.val_check_interval)
-
-    def _check_settings(self, val_check_interval: Any) -> None:
-        """Refuse what Lightning would only find out in the middle of the run."""
-        if isinstance(val_check_interval, float) and val_check_interval != 1.0:
-            raise UserError(
-                f"trainer.val_check_interval is {val_check_interval}; tasks come without end, so it "
-                "must be a whole number of meta-steps"
-            )
-        names, monitor = self.model.evaluation_names("val"), self.settings.run.monitor
-        if monitor not in names:
-            raise UserError(f"run.monitor is {monitor}; this run logs {', '.join(names)}")
-
     def _open_folder(self) -> None:
         """Make or re-open the run's folder and keep the resolved config in it.
 
         Rank 0 does. The processes that Lightning starts for further devices find its folder in their
         environment; those that `srun` starts need none, for they write nothing.
         """
-        if not _is_rank_zero():
+        if not is_rank_zero():
             if self.folder is None and RUN_DIR_VARIABLE in os.environ:
                 self.folder = Path(os.environ[RUN_DIR_VARIABLE])
             return
@@ -296,22 +198,7 @@ class MamlCLI(LightningCLI):
             verbose=False,
             weights_only=True,
         )
-        self._attach_artifacts()
-
-    def _attach_artifacts(self) -> None:
-        """Attach the best checkpoint and a report to the W&B run, where that is wanted."""
-        for tracker in self.trainer.loggers:
-            if isinstance(tracker, WandbTracker) and tracker.takes_artifacts(
-                self.settings.run.artifacts
-            ):
-                # Late: Matplotlib takes a while to import.
-                from maml_pipeline.tools.report import write_report
-                from maml_pipeline.tools.runs import load_runs
-
-                if self.best.best_model_path:
-                    tracker.attach("model", Path(self.best.best_model_path))
-                report = write_report(load_runs([tracker.folder]), tracker.folder / "report")
-                tracker.attach("report", report.parent)
+        attach_artifacts(self.trainer, self.best.best_model_path, self.settings.run.artifacts)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -319,10 +206,6 @@ class MamlCLI(LightningCLI):
         if subcommand != "fit":
             kwargs["verbose"] = False
         return kwargs
-
-
-def _is_rank_zero() -> bool:
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def _plugins() -> list[Any]:
@@ -335,18 +218,3 @@ def _plugins() -> list[Any]:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """Read a checkpoint, and nothing in it that could run code.
-
-    Raises:
-        UserError: It is no checkpoint of this program, or damaged.
-    """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"ckpt_path {path} is not a checkpoint of this program, or damaged") from error
-    if "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path {path} is not a checkpoint of this program: no state_dict in it")
-    return checkpoint

@@ -1,5 +1,6 @@
 """Which states of a run are kept: the best one, and the last one to go on from."""
 
+import pickle
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner.preemption import StopOnSignal
 
@@ -96,3 +98,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), buffer.getvalue())
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint, and nothing in it that could run code.
+
+    Raises:
+        UserError: It is no checkpoint of this program, or damaged.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"ckpt_path {path} is not a checkpoint of this program, or damaged") from error
+    if "state_dict" not in checkpoint:
+        raise UserError(f"ckpt_path {path} is not a checkpoint of this program: no state_dict in it")
+    return checkpoint

@@ -1,0 +1,27 @@
+"""The best checkpoint and a report as artifacts of the W&B run."""
+
+from pathlib import Path
+
+from pytorch_lightning import Trainer
+
+from maml_pipeline.learner.tracking import WandbTracker
+
+
+def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
+    """Attach the best checkpoint and a report to the W&B run, where that is wanted.
+
+    Args:
+        trainer: It has finished.
+        best: Path of the best checkpoint; empty where nothing was validated.
+        asked: `run.artifacts`.
+    """
+    for tracker in trainer.loggers:
+        if isinstance(tracker, WandbTracker) and tracker.takes_artifacts(asked):
+            # Late: Matplotlib takes a while to import.
+            from maml_pipeline.tools.report import write_report
+            from maml_pipeline.tools.runs import load_runs
+
+            if best:
+                tracker.attach("model", Path(best))
+            report = write_report(load_runs([tracker.folder]), tracker.folder / "report")
+            tracker.attach("report", report.parent)
