@@ -24,6 +24,22 @@ def make_folder(path: Path, key: str) -> None:
         ) from error
 
 
+def expanded(path: Path, key: str) -> Path:
+    """Expand a leading `~`, which a shell leaves alone in `--key=~/...` and in a config.
+
+    Args:
+        path: As the user wrote it.
+        key: What they named it by, for the message.
+
+    Raises:
+        UserError: There is no such home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key} {path} begins with a home folder that does not exist") from error
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, a kill or a power cut never finds half of it.
 

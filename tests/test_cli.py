@@ -71,10 +71,10 @@ def test_a_checkpoint_is_measured_from_the_runs_own_config(maml: Maml, tmp_path:
     folder = tmp_path / "runs" / "toy-second-s0"
     fitted = json.loads((folder / "test.json").read_text())
     (folder / "test.json").unlink()
-    maml("test", "--config", folder / "config.yaml", "--ckpt_path", "best")
+    maml("test", "--config", folder / "config.yaml")
     assert json.loads((folder / "test.json").read_text()) == fitted
-    maml("validate", "--config", folder / "config.yaml", "--ckpt_path", "last")
-    assert json.loads((folder / "val.json").read_text())["meta_step"] == 12
+    maml("validate", "--config", folder / "config.yaml")
+    assert json.loads((folder / "val.json").read_text())["meta_step"] == fitted["meta_step"]
 
 
 def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(maml: Maml, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_run_is_never_written_over(maml: Maml, maml_error: Callable[..., str],
     maml("fit", *SHORT, "--run.dir", tmp_path / "mine")
     before = (tmp_path / "mine" / "metrics.csv").read_text()
     message = maml_error("fit", *SHORT, "--run.dir", tmp_path / "mine")
-    assert "already holds a run; add --ckpt_path last to go on with it" in message
+    assert "already holds a run; add --ckpt_path last to resume it" in message
     assert (tmp_path / "mine" / "metrics.csv").read_text() == before
 
 

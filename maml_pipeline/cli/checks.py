@@ -1,11 +1,15 @@
 """Checks of a training's settings, all made before its folder is created."""
 
+import copy
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from maml_pipeline.cli.terminal import is_rank_zero
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner import slurm
+from maml_pipeline.learner import MetaLearner, slurm
 from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.tasks import Task, TaskDistribution
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS, count_devices
 
 if TYPE_CHECKING:
@@ -27,13 +31,33 @@ def check(cli: "MamlCLI") -> None:
             slurm.check_allocation(devices, trainer.num_nodes)
     if is_rank_zero():
         data.prepare_data()
-    model.check_task(data.tasks.task(data.seed, "train", 0))
+    task = data.tasks.task(data.seed, "train", 0)
+    model.check_task(task)
+    _check_ways(model, data.tasks, task)
     if settings.ckpt_path is not None:
         model.on_load_checkpoint(load_checkpoint(settings.ckpt_path))
     _check_validation(cli.config_init[cli.command].trainer.val_check_interval)
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:
         raise UserError(f"run.monitor is {monitor}; this run logs {', '.join(names)}")
+
+
+def _check_ways(model: MetaLearner, tasks: TaskDistribution, task: Task) -> None:
+    """Refuse a classifier with more or fewer outputs than its tasks have ways.
+
+    One with more trains without a complaint: some of its outputs are never right.
+    """
+    ways = getattr(tasks, "ways", None)
+    if not isinstance(ways, int) or task.support_y.is_floating_point() or task.support_y.dim() != 1:
+        return
+    with torch.no_grad():
+        prediction = copy.deepcopy(model.network)(task.support_x)  # so that no running statistic moves
+    if prediction.dim() == 2 and prediction.shape[1] != ways:
+        raise UserError(
+            f"data.tasks has {ways} ways, but network {type(model.network).__name__} has "
+            f"{prediction.shape[1]} outputs; give both the same number (--data.tasks.ways N "
+            "--model.network.ways N for ConvNet)"
+        )
 
 
 def _check_validation(val_check_interval: Any) -> None:

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from pytorch_lightning import Trainer
 
-from maml_pipeline.cli.checks import check
 from maml_pipeline.cli.training import MamlCLI
 
 
 class ResolvedConfig(MamlCLI):
     """What `maml fit` would do with its arguments, after all checks that need no training.
 
-    `text` is the configuration as YAML, which `maml fit --config` takes; `values` the same as a dict.
+    `values` is the configuration as plain values, which `maml fit --config` takes as YAML.
 
     Args:
         arguments: Those after `maml fit`.
@@ -27,9 +25,8 @@ class ResolvedConfig(MamlCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         """Check, and build none."""
-        check(self)
-        self.text: str = self._parser(self.command).dump(self.settings, skip_unset=False)
-        self.values: dict[str, Any] = yaml.safe_load(self.text)
+        self.prepare()
+        self.values = self.resolve_config()
         return None
 
     def _run_subcommand(self, subcommand: str) -> None:

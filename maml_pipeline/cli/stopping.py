@@ -26,6 +26,6 @@ def end_stopped(stop: Stopped) -> NoReturn:
         sys.exit()
     if slurm.job_id() is not None:
         sys.exit()
-    if is_rank_zero():
-        print("To go on: the same command with --ckpt_path last")
+    if is_rank_zero() and stop.resume_command is not None:
+        print(f"To resume: {stop.resume_command}")
     sys.exit(128 + (stop.signum or signal.SIGTERM))

@@ -16,6 +16,7 @@ from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_whole
 from maml_pipeline.learner.tracking import ORDERS
+from maml_pipeline.runs.identity import differences
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.grid import Cell, make_grid
 from maml_pipeline.tools.grid_progress import GridProgress
@@ -158,31 +159,18 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
         model["eval_inner_steps"] = model["inner_steps"]
     asked, most = model["eval_inner_steps"], max(cell.inner_steps for cell in cells)
     model["eval_inner_steps"] = max(asked, most)
-    values["run"]["dir"] = None
     if not tradeoff.config.exists():
         return values
     shared: dict[str, Any] = yaml.safe_load(tradeoff.config.read_text())
     if asked <= shared["model"]["eval_inner_steps"] >= most:
         model["eval_inner_steps"] = shared["model"]["eval_inner_steps"]
-    for key, here, there in _differences(values, shared):
+    for key, here, there in differences(values, shared, ignored=()):
         if key not in VARIED:
             raise UserError(
                 f"{tradeoff.folder} holds a trade-off in which {key} is {there}, not {here}; "
                 "name another folder with --out"
             )
     return shared
-
-
-def _differences(here: Any, there: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if not (isinstance(here, dict) and isinstance(there, dict)):
-        return [] if here == there else [(key, here, there)]
-    return [
-        difference
-        for name in {**here, **there}
-        for difference in _differences(
-            here.get(name), there.get(name), f"{key}.{name}" if key else str(name)
-        )
-    ]
 
 
 def _list(tradeoff: Tradeoff) -> None:

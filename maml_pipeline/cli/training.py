@@ -2,18 +2,32 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse.typing import NonNegativeInt
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.cli.location import (
+    Location,
+    Request,
+    carried_name,
+    check_free,
+    config_of_run,
+    explicit_folder,
+    locate_measurement,
+    locate_training,
+    read_config,
+    resume_command,
+)
 from maml_pipeline.cli.parser import MamlParser
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
@@ -24,9 +38,12 @@ from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, Wh
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
-from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
+from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.runs.folder import check_name
+from maml_pipeline.runs.lock import opened
+from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
@@ -58,10 +75,19 @@ class MamlCLI(LightningCLI):
 
     def __init__(self, command: str, arguments: Sequence[str]) -> None:
         self.command = command
+        try:
+            with ExitStack() as self.open_run:
+                self._parse_and_run(arguments)
+        except Stopped as stop:
+            if self.folder is not None:
+                stop.resume_command = resume_command(self.folder)
+            raise
+
+    def _parse_and_run(self, arguments: Sequence[str]) -> None:
         super().__init__(
             MetaLearner,
             TaskDataModule,
-            args=[command, *arguments],
+            args=[self.command, *arguments],
             parser_class=MamlParser,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -105,37 +131,67 @@ class MamlCLI(LightningCLI):
         """Leave checkpoints closed while parsing: this project's hold no hyperparameters."""
 
     def before_instantiate_classes(self) -> None:
-        """Find the run that is to be gone on with or measured, where there is one."""
-        order = "first" if self.settings.model.first_order else "second"
-        self.run_name = f"{self.settings.run.experiment}-{order}-s{self.settings.seed_everything}"
-        explicit = None if self.settings.run.dir is None else Path(str(self.settings.run.dir))
-        wanted = self.settings.ckpt_path
-        self.folder = explicit
-        self.resumes = wanted in ("best", "last")
-        if self.resumes:
-            self.folder = run_folder.find(explicit, self.run_name, wanted)
-            self.settings.ckpt_path = str(run_folder.checkpoint(self.folder, wanted))
-        elif wanted is not None and not Path(wanted).is_file():
-            raise UserError(f"ckpt_path {wanted} does not exist; give best, last or a file's path")
-        elif wanted is None and self.command == "fit":
-            self._find_own_job(explicit)
+        """Take the devices that `srun` started a task for, where the settings name none."""
         if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
-    def _find_own_job(self, explicit: Path | None) -> None:
-        """Go on with the run that this very Slurm job has begun, if it was requeued."""
-        job = slurm.job_id()
-        if job is None or not slurm.is_restart():
-            return
-        folder = run_folder.find_of_job(explicit, self.run_name, job)
-        if folder is not None:
-            self.folder, self.resumes = folder, True
-            last = run_folder.checkpoint(folder, "last")
-            self.settings.ckpt_path = str(last) if last.exists() else None
+    def _locate(self) -> Location:
+        """Find the run that is to be resumed or measured, where there is one."""
+        order = "first" if self.settings.model.first_order else "second"
+        config_of = config_of_run(self.settings.config)
+        values = self.resolve_config()
+        if config_of is not None:
+            values["run"]["experiment"] = carried_name(
+                values, self._with_defaults(read_config(config_of))
+            )
+        if values["run"]["experiment"] is None:
+            check_name("the tasks' name", self.datamodule.tasks.name)
+            values["run"]["experiment"] = self.datamodule.tasks.name
+        self.settings.run.experiment = values["run"]["experiment"]
+        self.run_name = f"{self.settings.run.experiment}-{order}-s{self.settings.seed_everything}"
+        request = Request(
+            name=self.run_name,
+            values=values,
+            with_defaults=self._with_defaults,
+            run_dir=explicit_folder(self.settings.run.dir, config_of),
+            config_of=config_of,
+            ckpt_path=self.settings.ckpt_path,
+        )
+        if self.command == "fit":
+            return locate_training(request)
+        return locate_measurement(request, RESULT_FILES[self.command])
+
+    def resolve_config(self) -> dict[str, Any]:
+        """Return the settings as plain values: they say what a run is, not where or how it began."""
+        settings = self.settings.clone()
+        settings.ckpt_path, settings.run.dir = None, None
+        values: dict[str, Any] = yaml.safe_load(
+            self._parser(self.command).dump(settings, skip_unset=False)
+        )
+        return values
+
+    def _with_defaults(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill the keys that the config of an older run lacks; leave one that has others as it is."""
+        parser = self._parser(self.command)
+        try:
+            with redirect_stderr(StringIO()):
+                text = parser.dump(parser.parse_object(values), skip_unset=False)
+        except (Exception, SystemExit):
+            return values
+        filled: dict[str, Any] = yaml.safe_load(text)
+        return filled
+
+    def prepare(self) -> None:
+        """Locate the run, and check all that needs no training."""
+        self.location = self._locate()
+        self.folder = self.location.folder
+        checkpoint = self.location.checkpoint
+        self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
+        check(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Check, make the run's folder, and build the trainer."""
-        check(self)
+        """Locate the run, check, make its folder, and build the trainer."""
+        self.prepare()
         wanted = self.config_init[self.command].trainer
         callbacks: list[Callback] = []
         kwargs["logger"] = wanted.logger or False
@@ -146,13 +202,13 @@ class MamlCLI(LightningCLI):
                 kwargs["logger"] = run_loggers(self.folder, self.resolved_config)
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
-        callbacks.append(ResultTable(self.folder))
+        callbacks.append(ResultTable(self.folder, self.location.differences))
         return super().instantiate_trainer(
             callbacks=[*_as_list(wanted.callbacks), *callbacks],
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
             enable_checkpointing=self.command == "fit",
-            plugins=[*_as_list(wanted.plugins), *_plugins()],
+            plugins=[*_as_list(wanted.plugins), WholeCheckpointIO(), *cluster_environment()],
             **kwargs,
         )
 
@@ -166,17 +222,18 @@ class MamlCLI(LightningCLI):
             if self.folder is None and RUN_DIR_VARIABLE in os.environ:
                 self.folder = Path(os.environ[RUN_DIR_VARIABLE])
             return
-        if not self.resumes:
-            self.folder = run_folder.create(self.folder, self.run_name)
-        assert self.folder is not None
+        job = slurm.job_id()
+        self.folder = self.open_run.enter_context(opened(self.folder, self.run_name, job))
+        self.open_run.callback(finish_tracking)
+        if not self.location.resumes:
+            check_free(self.folder)  # once more, now that nobody else trains in it
         os.environ[RUN_DIR_VARIABLE] = str(self.folder)
-        self.settings.run.dir = str(self.folder)
-        if (job := slurm.job_id()) is not None:
-            write_whole(self.folder / slurm.JOB_FILE, job + "\n")
-
-        text = self._parser(self.command).dump(self.settings, skip_unset=False)
-        self.resolved_config: dict[str, Any] = yaml.safe_load(text)
-        write_whole(self.folder / "config.yaml", text)
+        self.resolved_config = self.resolve_config()
+        write_whole(
+            self.folder / run_folder.CONFIG, yaml.safe_dump(self.resolved_config, sort_keys=False)
+        )
+        if job is not None:
+            write_whole(self.folder / run_folder.JOB, job + "\n")
         print(f"Run folder: {self.folder}")
 
     def _fit_callbacks(self) -> list[Callback]:
@@ -203,17 +260,10 @@ class MamlCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["weights_only"] = True
+        kwargs["ckpt_path"] = self.settings.ckpt_path
         if subcommand != "fit":
             kwargs["verbose"] = False
         return kwargs
-
-
-def _plugins() -> list[Any]:
-    plugins: list[Any] = [WholeCheckpointIO()]
-    if slurm.starts_processes():
-        # Lightning's own requeueing saves in the middle of a meta-step: see StopOnSignal.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -14,6 +14,9 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner.preemption import StopOnSignal
 
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+"""Keys of Lightning's state of a `ModelCheckpoint` that hold a path, besides `best_k_models`."""
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Keep the state with the best validation result as `best.ckpt`.
@@ -28,6 +31,36 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look, on rank 0, whether the run has a best state: every rank must go by the same answer."""
+        super().setup(trainer, pl_module, stage)
+        self._has_best = trainer.strategy.broadcast(Path(str(self.dirpath), "best.ckpt").exists())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name the kept files by their names alone: a run's folder may be moved."""
+        state = super().state_dict()
+        for key in PATHS:
+            state[key] = Path(state[key]).name if state[key] else ""
+        state["best_k_models"] = {Path(path).name: score for path, score in self.best_k_models.items()}
+        return state | {"dirpath": ""}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Find the kept files in the own folder; begin without a best state where it has none.
+
+        It has none where the state comes from another run's checkpoint.
+        """
+        if not self._has_best:
+            return
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in PATHS:
+            state[key] = self._own(state[key]) if state[key] else ""
+        scores = state["best_k_models"].items()
+        state["best_k_models"] = {self._own(path): score for path, score in scores}
+        super().load_state_dict(state)
+
+    def _own(self, path: str) -> str:
+        return str(Path(str(self.dirpath), Path(path).name))
 
 
 class LastCheckpoint(Checkpoint):

@@ -25,6 +25,7 @@ class Stopped(BaseException):
         super().__init__(signum, meta_steps)
         self.signum = signum
         self.meta_steps = meta_steps
+        self.resume_command: str | None = None
 
 
 class StopOnSignal(Callback):

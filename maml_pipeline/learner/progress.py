@@ -1,21 +1,13 @@
-"""What a person sees while a run goes on, and when it has ended."""
+"""The progress bar of a training."""
 
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from rich.console import Console
-from rich.table import Table
-
-from maml_pipeline.files import write_whole
-from maml_pipeline.learner.meta_learner import MetaLearner
 
 
 class MetaStepProgressBar(TQDMProgressBar):
@@ -85,46 +77,3 @@ class MetaStepProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
-
-
-class ResultTable(Callback):
-    """Print the result of a test or validation as a table, one row an inner step.
-
-    Args:
-        folder: Where to write the same as `test.json` or `validate.json`; `None` for nowhere.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the result over the test tasks."""
-        self._show(trainer, pl_module, "test")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the result over the validation tasks, unless training goes on after it."""
-        if trainer.state.fn == "validate":
-            self._show(trainer, pl_module, "val")
-
-    @rank_zero_only
-    def _show(self, trainer: Trainer, learner: LightningModule, split: str) -> None:
-        assert isinstance(learner, MetaLearner)
-        metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-        result = {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
-        trained = learner.loaded_meta_step if trainer.ckpt_path else trainer.global_step
-        result["meta_step"] = trained
-
-        order = "first" if learner.inner.first_order else "second"
-        table = Table()
-        table.add_column("inner steps", justify="right")
-        for name in learner.measures:
-            table.add_column(f"{name} ± 95 % CI", justify="right")
-        for step in range(learner.eval_inner.steps + 1):
-            cells = (f"{split}/{name}_step_{step}" for name in learner.measures)
-            table.add_row(str(step), *(f"{result[c]:.4f} ± {result[f'{c}_ci95']:.4f}" for c in cells))
-        console = Console()
-        console.print(f"{split.capitalize()} after {trained} meta-steps, {order} order", highlight=False)
-        console.print(table)
-
-        if self.folder is not None:
-            write_whole(self.folder / f"{split}.json", json.dumps(result, indent=2) + "\n")

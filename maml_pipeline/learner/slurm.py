@@ -8,41 +8,55 @@ from maml_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-JOB_FILE = "slurm_job.txt"
-"""Holds, in a run's folder, the id of the Slurm job that made it."""
-
 ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
 """States of a job that somebody, or its end, wants gone: it is not put back into the queue."""
 
 
 def job_id() -> str | None:
     """Return the job's id, `<array>_<task>` for an element of an array; `None` outside of Slurm."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    array, task = _variable("ARRAY_JOB_ID"), _variable("ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else _variable("JOB_ID")
 
 
 def ids() -> dict[str, str]:
     """Return what tells the job apart, for its run's record: ids of job and array, and restarts."""
     names = ("JOB_ID", "JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
-    known = {name.lower(): os.environ.get(f"SLURM_{name}") for name in names}
+    known = {name.lower(): _variable(name) for name in names}
     return {name: value for name, value in known.items() if value}
 
 
 def is_restart() -> bool:
     """Tell whether the job was put back into the queue, and has started again."""
-    return job_id() is not None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    return job_id() is not None and _number("RESTART_COUNT", default=0) > 0
 
 
 def is_first_process() -> bool:
     """Tell whether this is the process of rank 0, or no job at all."""
-    return os.environ.get("SLURM_PROCID", "0") == "0"
+    return (_variable("PROCID") or "0") == "0"
+
+
+def is_shell() -> bool:
+    """Tell whether this is a job's shell, in which Lightning starts the processes and not `srun`.
+
+    Such are the shell that `salloc` opens, whatever the job's name, one opened by `srun --pty bash`, and
+    a batch script that calls the program without `srun`.
+    """
+    return job_id() is not None and not starts_processes()
 
 
 def starts_processes() -> bool:
-    """Tell whether `srun` started this process, one of a task each device."""
-    # A shell on a compute node is a job too, in which Lightning starts the processes.
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ and not interactive
+    """Tell whether `srun` started this process, one of a task each device.
+
+    Raises:
+        UserError: Only some of the variables that `srun` sets are there, or one is not a number.
+    """
+    if _variable("JOB_NAME") in ("bash", "interactive"):
+        return False
+    if _variable("NTASKS") is None or _variable("PROCID") is None:
+        return False
+    for name in ("NTASKS", "PROCID", "LOCALID", "NODEID"):
+        _number(name)
+    return True
 
 
 def check_allocation(devices: int, nodes: int) -> None:
@@ -56,8 +70,8 @@ def check_allocation(devices: int, nodes: int) -> None:
         UserError: The job has another number of tasks or nodes. Processes would wait for each other
             without end.
     """
-    job_tasks = int(os.environ["SLURM_NTASKS"])
-    job_nodes = int(os.environ.get("SLURM_NNODES", 1))
+    job_tasks = _number("NTASKS")
+    job_nodes = _number("NNODES", default=1)
     if (devices * nodes, nodes) != (job_tasks, job_nodes):
         raise UserError(
             f"trainer.devices is {devices} and trainer.num_nodes {nodes}, but the Slurm job has "
@@ -68,7 +82,24 @@ def check_allocation(devices: int, nodes: int) -> None:
 
 def tasks_per_node() -> int:
     """Return how many tasks `srun` started on each node: one a device."""
-    return int(os.environ["SLURM_NTASKS"]) // int(os.environ.get("SLURM_NNODES", 1))
+    return _number("NTASKS") // _number("NNODES", default=1)
+
+
+def _variable(name: str) -> str | None:
+    """Return one of Slurm's variables; `None` where it is not set, or empty."""
+    return os.environ.get(f"SLURM_{name}") or None
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = _variable(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isascii() or not text.isdigit():
+        raise UserError(
+            f"SLURM_{name} is {'not set' if text is None else text}, where Slurm sets a whole number; "
+            "start with srun or sbatch, or unset the SLURM_ variables"
+        )
+    return int(text)
 
 
 def requeue() -> bool:

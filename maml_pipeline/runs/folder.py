@@ -1,14 +1,22 @@
-"""One folder a run: what it is called, what lies in it, and how a run is found again."""
+"""One folder a run: what it is called, what lies in it, and how it is created."""
 
 import contextlib
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Literal
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.slurm import JOB_FILE
+
+RUNS = Path("runs")
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+TEST = "test.json"
+LOG = "log.txt"
+LOCK = ".lock"
+JOB = "slurm_job.txt"
+CHECKPOINTS = "checkpoints"
+LONGEST_NAME = 100
 
 
 @dataclass
@@ -16,7 +24,8 @@ class RunSettings:
     """Where a run is kept and which checkpoint of it is the best.
 
     Args:
-        experiment: What is trained, for the run's name: `<experiment>-<first|second>-s<seed>`.
+        experiment: What is trained, for the run's name: `<experiment>-<first|second>-s<seed>`; `null`
+            for the tasks' own name.
         dir: The run's folder; by default `runs/<name>`, with -2, -3, ... where that is taken.
         checkpoint_every: Meta-steps between two savings of `last.ckpt`.
         monitor: The metric that decides which checkpoint is kept as `best.ckpt`.
@@ -24,7 +33,7 @@ class RunSettings:
         artifacts: Attach the best checkpoint and a report to the W&B run; `null` for where it is online.
     """
 
-    experiment: str = "run"
+    experiment: str | None = None
     dir: Path | None = None
     checkpoint_every: int = 500
     monitor: str = "val/loss"
@@ -34,75 +43,109 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise UserError(f"run.checkpoint_every is {self.checkpoint_every}; it must be 1 or more")
+        if self.experiment is not None:
+            check_name("run.experiment", self.experiment)
+
+
+def check_name(key: str, name: str) -> None:
+    """Refuse a name that cannot be a part of a folder's name.
+
+    Args:
+        key: What the user calls it, for the message.
+        name: The name.
+
+    Raises:
+        UserError: It is empty, too long, or holds a path separator or a control character.
+    """
+    if len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"{key} has {len(name)} characters; a name has at most {LONGEST_NAME}")
+    if not name.strip() or name in (".", "..") or not name.isprintable() or {"/", "\\"} & {*name}:
+        raise UserError(
+            f"{key} is {name!r}; it names a folder in {RUNS}/, so it must be one printable word or "
+            "phrase without / and \\"
+        )
 
 
 def checkpoint(folder: Path, which: str) -> Path:
     """Return the path of a run's `best` or `last` checkpoint."""
-    return folder / "checkpoints" / f"{which}.ckpt"
+    return folder / CHECKPOINTS / f"{which}.ckpt"
 
 
-def create(explicit: Path | None, name: str) -> Path:
-    """Make the folder of a new run, never one that another run uses.
+def result_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint that a run's result is of: the best, or the last where none was validated."""
+    best = checkpoint(folder, "best")
+    return best if best.exists() else checkpoint(folder, "last")
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run's; a trade-off's has a config as well, but no checkpoints."""
+    return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
+
+
+def run_of(file: Path) -> Path | None:
+    """Return the run folder that a checkpoint or a config lies in; `None` where it is in none."""
+    file = Path(file)
+    if file.name == CONFIG and is_run(file.parent):
+        return file.parent
+    # Not through links: a run may keep its checkpoints on another disk.
+    folder = Path(*file.parts[:-2]) if file.parent.name == CHECKPOINTS else None
+    return folder if folder is not None and is_run(folder) else None
+
+
+def job_of(folder: Path) -> str | None:
+    """Return the id of the Slurm job that a run was last started by; `None` where it was none."""
+    file = folder / JOB
+    return file.read_text().strip() if file.exists() else None
+
+
+def existing(name: str) -> list[Path]:
+    """Return the folders `runs/<name>`, `runs/<name>-2`, ..., the oldest first."""
+    if not RUNS.is_dir():
+        return []
+    numbered = re.compile(re.escape(name) + r"(?:-([1-9]\d*))?")
+    found = {
+        folder: int(match[1] or 1)
+        for folder in RUNS.iterdir()
+        if (match := numbered.fullmatch(folder.name)) and folder.is_dir()
+    }
+    return sorted(found, key=lambda folder: found[folder])
+
+
+def create(name: str) -> Path:
+    """Make a folder of its own for a new run of this name.
 
     Raises:
-        UserError: The explicit folder holds a run already, or the folder cannot be made.
+        UserError: It cannot be made.
     """
-    if explicit is not None:
-        if checkpoint(explicit, "last").exists() or (explicit / JOB_FILE).exists():
-            raise UserError(
-                f"run.dir {explicit} already holds a run; "
-                "add --ckpt_path last to go on with it, or name another folder"
-            )
-        return _make(explicit, exist_ok=True)
-    folders = _numbered(name)
+    newest = max((_number(folder, name) for folder in existing(name)), default=0)
     while True:
-        # Making it is the test: of two runs that start at once, one goes on to the next number.
+        newest += 1
+        folder = RUNS / (name if newest == 1 else f"{name}-{newest}")
+        # Making it is the test: of two runs that start at once, one takes the next number.
         with contextlib.suppress(FileExistsError):
-            return _make(next(folders), exist_ok=False)
+            make(folder, exist_ok=False)
+            return folder
 
 
-def find(explicit: Path | None, name: str, which: str) -> Path:
-    """Return the folder of a run that has the checkpoint asked for; of several, the newest.
+def _number(folder: Path, name: str) -> int:
+    return int(folder.name[len(name) + 1 :] or 1)
+
+
+def make(folder: Path, exist_ok: bool) -> None:
+    """Make a run's folder with its subfolders.
 
     Raises:
-        UserError: There is none.
+        FileExistsError: It is there, and must not be.
+        UserError: It cannot be made.
     """
-    existing = takewhile(Path.exists, _numbered(name))
-    folders = [*existing] if explicit is None else [explicit]
-    for folder in reversed(folders):
-        if checkpoint(folder, which).exists():
-            return folder
-    tried = checkpoint(explicit or Path("runs") / name, which)
-    raise UserError(f"ckpt_path is {which}, but there is no {tried}; name the run with --run.dir")
-
-
-def find_of_job(explicit: Path | None, name: str, job: str) -> Path | None:
-    """Return the folder that a Slurm job made before it was put back into the queue.
-
-    A job never goes on with another one's run, not even where both name the same folder. Of several
-    folders, from a time when Slurm had counted to the same number, the newest is meant.
-    """
-    folders = [*takewhile(Path.exists, _numbered(name))] if explicit is None else [explicit]
-    for folder in reversed(folders):
-        file = folder / JOB_FILE
-        if file.exists() and file.read_text().strip() == job:
-            return folder
-    return None
-
-
-def _numbered(name: str) -> Iterator[Path]:
-    yield Path("runs") / name
-    for number in count(2):
-        yield Path("runs") / f"{name}-{number}"
-
-
-def _make(folder: Path, exist_ok: bool) -> Path:
     try:
-        checkpoint(folder, "last").parent.mkdir(parents=True, exist_ok=exist_ok)
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+        (folder / CHECKPOINTS).mkdir(exist_ok=exist_ok)
     except FileExistsError:
+        if exist_ok:
+            raise UserError(f"run.dir {folder} is a file; name a folder") from None
         raise
     except OSError as error:
         raise UserError(
             f"run.dir {folder} cannot be made ({error.strerror}); name a writable folder"
         ) from error
-    return folder

@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.files import expanded
 
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
 HALVES = ("images_background", "images_evaluation")
@@ -58,9 +59,10 @@ def find_images(root: Path | None = None, cache_dir: Path | None = None) -> tupl
     Raises:
         UserError: The data are missing and cannot be downloaded.
     """
-    root = root or Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
+    variable = Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
+    root = expanded(root, "root") if root else expanded(variable, ROOT_VARIABLE)
     halves = find_halves(root) or download_halves(root)
-    cache_dir = cache_dir or user_cache_path("maml_pipeline")
+    cache_dir = expanded(cache_dir, "cache_dir") if cache_dir else user_cache_path("maml_pipeline")
     return halves, cache_dir / f"omniglot-{fingerprint(halves)}.npz"
 
 

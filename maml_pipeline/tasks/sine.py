@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -38,6 +39,10 @@ class SineWaves(TaskDistribution):
         check_at_least("query_shots", query_shots, 1)
         self.shots = shots
         self.query_shots = query_shots
+
+    @cached_property
+    def name(self) -> str:
+        return f"sine-{self.shots}shot"
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         (task,) = self.batch(seed, split, [index]).tasks()

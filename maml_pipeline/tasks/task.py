@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -53,6 +54,16 @@ class TaskDistribution(ABC):
     Whatever the machine, world size, worker or resumed run, the same three numbers give the same
     task. Subclass it to bring tasks of your own.
     """
+
+    @cached_property
+    def name(self) -> str:
+        """What runs on these tasks are called: the class with its ways and shots, where it has any."""
+        ways, shots = getattr(self, "ways", None), getattr(self, "shots", None)
+        size = f"{ways}w" if ways else ""
+        if shots:
+            size += f"{shots}s" if ways else f"{shots}shot"
+        name = type(self).__name__.lower()
+        return f"{name}-{size}" if size else name
 
     def prepare(self) -> None:
         """Fetch or convert what is needed on disk; called once per node, before any `task`."""

@@ -1,5 +1,7 @@
 """The toy: one linear unit, where the meta-gradient can be written down by hand."""
 
+from functools import cached_property
+
 import torch
 
 from maml_pipeline.tasks.task import (
@@ -39,6 +41,11 @@ class Lines(TaskDistribution):
         check_at_least("query_shots", query_shots, 1)
         self.shots = shots
         self.query_shots = query_shots
+
+    @cached_property
+    def name(self) -> str:
+        """The toy, however many points a task has."""
+        return "toy"
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         random = random_generator(seed, split, index)

@@ -16,6 +16,7 @@ from typing import IO
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner import slurm
+from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
 from maml_pipeline.tools.runs import load_runs
@@ -47,7 +48,7 @@ class Tradeoff:
 
     def is_finished(self, cell: Cell) -> bool:
         """Tell whether a cell was trained and tested; it is not run again."""
-        return (self.run_folder(cell) / "test.json").exists()
+        return (self.run_folder(cell) / run_folder.TEST).exists()
 
     def command(self, cell: Cell) -> list[str]:
         """Return the command that trains a cell, or goes on with it."""
@@ -56,7 +57,7 @@ class Tradeoff:
         command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(self.config)]
         for key, value in settings.items():
             command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if (folder / "checkpoints" / "last.ckpt").exists():
+        if run_folder.checkpoint(folder, "last").exists():
             command += ["--ckpt_path", "last"]
         return command
 
@@ -92,39 +93,36 @@ class Tradeoff:
         folder = self.run_folder(cell)
         folder.mkdir(exist_ok=True)
         if slurm.is_first_process():
-            self._claim(cell)
+            self._claim()
             print(f"{cell.name}: its output goes to {folder / 'log.txt'}", flush=True)
-        with (folder / "log.txt").open("a") as log:
+        with (folder / run_folder.LOG).open("a") as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
         os.execv(sys.executable, self.command(cell))
 
-    def _claim(self, cell: Cell) -> None:
-        """Lock the folder against a whole trade-off, and the cell against any other training of it."""
-        folder = self.run_folder(cell)
-        for path, lock in ((self.folder, fcntl.LOCK_SH), (folder, fcntl.LOCK_EX)):
-            # Never closed: the locks end with the training.
-            descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-            os.set_inheritable(descriptor, True)
-            try:
-                fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{path} is in use: another training or trade-off runs in it; wait for it, or name "
-                    "another folder with --out"
-                ) from None
-            except OSError as error:  # a file system without locks
-                logger.warning("%s cannot be locked (%s): see to it that one job uses it", path, error)
-        # An earlier job was killed before it had saved anything: this one begins anew.
-        if not (folder / "checkpoints" / "last.ckpt").exists():
-            (folder / slurm.JOB_FILE).unlink(missing_ok=True)
+    def _claim(self) -> None:
+        """Lock the folder against a whole trade-off; the training locks the cell's own."""
+        # Never closed: the lock ends with the training.
+        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        os.set_inheritable(descriptor, True)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.folder} is in use: another trade-off runs in it; wait for it, or name another "
+                "folder with --out"
+            ) from None
+        except OSError as error:  # a file system without locks
+            logger.warning(
+                "%s cannot be locked (%s): make sure that one job uses it", self.folder, error
+            )
 
     def failures(self) -> dict[Cell, str]:
         """Return the cells that are not finished, with what the training of each said last."""
         return {cell: self._reason(cell) for cell in self.cells if not self.is_finished(cell)}
 
     def _reason(self, cell: Cell) -> str:
-        log = self.run_folder(cell) / "log.txt"
+        log = self.run_folder(cell) / run_folder.LOG
         if not log.exists():
             return "it was never started"
         return f"{_last_words(log.read_text(errors='replace'))} ({log})"
@@ -142,7 +140,7 @@ class Tradeoff:
         """
         folder = self.run_folder(cell)
         folder.mkdir(exist_ok=True)
-        with (folder / "log.txt").open("a+", errors="replace") as log:
+        with (folder / run_folder.LOG).open("a+", errors="replace") as log:
             earlier_attempts = log.seek(0, SEEK_END)
             process = subprocess.Popen(
                 self.command(cell), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
@@ -191,7 +189,7 @@ def _last_words(output: str) -> str:
 
 def meta_steps_done(folder: Path) -> int:
     """Read how far a run is from the last line of its metrics; 0 where there is nothing to read."""
-    path = folder / "metrics.csv"
+    path = folder / run_folder.METRICS
     if not path.exists():
         return 0
     with path.open("rb") as file:

@@ -56,22 +56,11 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
     flags = {"checkpointed": order == "checkpointed", "compiled": model["compile"]}
     tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
     return Description(
-        group=f"{_experiment(config)}-k{steps}",
+        group=f"{config['run']['experiment']}-k{steps}",
         job_type=order,
         name=f"{name}-s{config['seed_everything']}",
         tags=(*tags, f"world-size-{world_size}"),
     )
-
-
-def _experiment(config: dict[str, Any]) -> str:
-    """Return the experiment's name with what tasks it has: ways and shots, unless it says so itself."""
-    tasks = config["data"]["tasks"]
-    settings = tasks.get("init_args") or {}
-    name = str(config["run"]["experiment"])
-    if name == "run":  # nobody has named it
-        name = str(tasks["class_path"]).rpartition(".")[2].lower()
-    size = "".join(f"{settings[key]}{key[0]}" for key in ("ways", "shots") if key in settings)
-    return name if not size or re.search(rf"(?<!\d){size}", name) else f"{name}-{size}"
 
 
 def surroundings(device: torch.device, world_size: int) -> dict[str, Any]:
