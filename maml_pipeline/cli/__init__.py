@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
+from maml_pipeline.cli.environment import check_environment
 from maml_pipeline.errors import UserError
 
 COMMANDS = {
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Late: Lightning takes seconds to import, `maml --help` must not.
     try:
+        check_environment()
         match parsed.command:
             case "fit" | "validate" | "test" as name:
                 import_module("maml_pipeline.cli.training").run(name, parsed.arguments)

@@ -117,8 +117,14 @@ def carried_name(values: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     return None if is_theirs and differences(here, there) else name
 
 
-def resume_command(folder: Path) -> str:
-    """Return the command that resumes a run, as it can be typed in this working directory."""
+def resume_command(folder: Path | None) -> str | None:
+    """Return the command that resumes a run, as it can be typed in this working directory.
+
+    Returns:
+        `None` where nothing of the run is saved.
+    """
+    if folder is None or not run_folder.checkpoint(folder, "last").exists():
+        return None
     config = folder / run_folder.CONFIG
     return shlex.join(["maml", "fit", "--config", str(config), "--ckpt_path", "last"])
 
@@ -135,12 +141,15 @@ def locate_training(request: Request) -> Location:
     wanted = request.ckpt_path
     if wanted in WHICH:
         folder = _named_run(request, wanted) if request.named else _matching_run(request, wanted)
-        return Location(folder, run_folder.checkpoint(folder, wanted), resumes=True)
+        file = run_folder.checkpoint(folder, wanted)
+        _check_not_past(request, file)
+        return Location(folder, file, resumes=True)
     if wanted is not None:
         file = _existing_file(wanted)
         run_dir = request.run_dir
         if run_dir is not None and _same(file.parent, run_dir / run_folder.CHECKPOINTS):
             _check_same_run(request, run_dir)
+            _check_not_past(request, file)
             return Location(run_dir, file, resumes=True)
         return Location(_new(request), file)
     requeued = _run_of_own_job(request)
@@ -239,6 +248,14 @@ def _check_same_run(request: Request, folder: Path) -> None:
         raise UserError(
             f"{read_differences(folder, found)}; set the same to resume it, or leave out ckpt_path and "
             "run.dir to start a run of its own"
+        )
+
+
+def _check_not_past(request: Request, file: Path) -> None:
+    trained, end = load_checkpoint(str(file))["global_step"], request.values["trainer"]["max_steps"]
+    if 0 <= end < trained:
+        raise UserError(
+            f"trainer.max_steps is {end}, but {file} is at meta-step {trained}; set at least as many"
         )
 
 

@@ -44,6 +44,7 @@ from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.folder import check_name
 from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
+from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
@@ -57,6 +58,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         UserError: The person can put it right.
     """
     configure_logging()
+    if slurm.job_id() is not None:
+        os.environ[OFFLINE_VARIABLE] = "1"  # ranks, or jobs, would download all at once
     try:
         MamlCLI(command, arguments)
         leave_process_group()
@@ -75,12 +78,12 @@ class MamlCLI(LightningCLI):
 
     def __init__(self, command: str, arguments: Sequence[str]) -> None:
         self.command = command
+        self.folder: Path | None = None
         try:
             with ExitStack() as self.open_run:
                 self._parse_and_run(arguments)
         except Stopped as stop:
-            if self.folder is not None:
-                stop.resume_command = resume_command(self.folder)
+            stop.resume_command = resume_command(self.folder)
             raise
 
     def _parse_and_run(self, arguments: Sequence[str]) -> None:
@@ -237,7 +240,7 @@ class MamlCLI(LightningCLI):
         print(f"Run folder: {self.folder}")
 
     def _fit_callbacks(self) -> list[Callback]:
-        run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / "checkpoints"
+        run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         stop = StopOnSignal()

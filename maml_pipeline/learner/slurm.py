@@ -41,7 +41,7 @@ def is_shell() -> bool:
     Such are the shell that `salloc` opens, whatever the job's name, one opened by `srun --pty bash`, and
     a batch script that calls the program without `srun`.
     """
-    return job_id() is not None and not starts_processes()
+    return "SLURM_NTASKS" in os.environ and not starts_processes()
 
 
 def starts_processes() -> bool:
@@ -56,6 +56,8 @@ def starts_processes() -> bool:
         return False
     for name in ("NTASKS", "PROCID", "LOCALID", "NODEID"):
         _number(name)
+    for name in ("NNODES", "NTASKS_PER_NODE"):
+        _number(name, default=1)
     return True
 
 

@@ -86,8 +86,9 @@ def download_halves(root: Path) -> list[Path]:
     """Download Omniglot into `root` through torchvision and return its two halves."""
     if os.environ.get(OFFLINE_VARIABLE):
         raise UserError(
-            f"root {root} holds no Omniglot, and with {OFFLINE_VARIABLE} set nothing is downloaded; "
-            f"run `maml prepare omniglot` first, or name its folder in {ROOT_VARIABLE}"
+            f"root {root} holds no Omniglot, and nothing is downloaded in a Slurm job, nor where "
+            f"{OFFLINE_VARIABLE} is set; run `maml prepare omniglot` first, or name its folder in "
+            f"{ROOT_VARIABLE}"
         )
     from torchvision.datasets import Omniglot  # late: torchvision takes a while to import
 

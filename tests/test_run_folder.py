@@ -1,0 +1,264 @@
+"""A run's folder: what it is called, and that nothing is left of a run that never began."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner import MetaLearner, TaskDataModule
+from maml_pipeline.learner.tracking.description import describe
+from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.runs.lock import held, opened
+from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
+from maml_pipeline.tasks.task import Split
+from maml_pipeline.tasks.toy import Lines
+from tests.conftest import CONFIGS
+from tests.test_run_identity import SHORT
+
+Maml = Callable[..., str]
+
+
+class Parabolas(TaskDistribution):
+    """As somebody else's tasks are: without a name of their own, and without `super().__init__()`."""
+
+    def __init__(self, shots: int = 5) -> None:
+        self.shots = shots
+
+    def task(self, seed: int, split: Split, index: int) -> Task:
+        return Lines(self.shots, self.shots).task(seed, split, index)
+
+
+class Named(Parabolas):
+    def __init__(self, shots: int = 5, name: str = "a name of my own") -> None:
+        super().__init__(shots)
+        self.name = name
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name"),
+    [
+        (Lines(), "toy"),
+        (Lines(shots=3), "toy"),
+        (SineWaves(), "sine-10shot"),
+        (SineWaves(shots=5), "sine-5shot"),
+        (Omniglot(), "omniglot-5w1s"),
+        (Omniglot(ways=20, shots=5), "omniglot-20w5s"),
+        (Parabolas(), "parabolas-5shot"),
+        (Named(), "a name of my own"),
+    ],
+)
+def test_tasks_are_called_after_their_settings(tasks: TaskDistribution, name: str) -> None:
+    assert tasks.name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "toy-second-s0"),
+        (["--data.tasks", "maml_pipeline.tasks.SineWaves"], "sine-5shot-second-s0"),  # the toy's shots
+        (["--data.tasks", "SineWaves", "--data.tasks.shots", 3], "sine-3shot-second-s0"),
+        (["--data.tasks", "tests.test_run_folder.Parabolas"], "parabolas-5shot-second-s0"),
+        (["--run.experiment", "mine", "--seed_everything", 4], "mine-second-s4"),
+        (["--model.first_order", "true"], "toy-first-s0"),
+    ],
+)
+def test_a_run_is_called_after_its_tasks_or_as_its_user_says(
+    arguments: list[object], name: str, maml: Maml
+) -> None:
+    maml("fit", *SHORT, *arguments)
+    (folder,) = Path("runs").iterdir()
+    assert folder.name == name
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    experiment = config["run"]["experiment"]
+    assert name == f"{experiment}-{'first' if config['model']['first_order'] else 'second'}-s{name[-1]}"
+    assert describe(config, 1).group == f"{experiment}-k1"
+
+
+def test_other_tasks_with_the_config_of_a_run_have_their_own_name(maml: Maml) -> None:
+    maml("fit", *SHORT, "--data.tasks", "SineWaves", "--run.dir", "ten")
+    maml("fit", "--config", "ten/config.yaml", "--data.tasks.shots", 4)
+    assert os.listdir("runs") == ["sine-4shot-second-s0"]
+
+
+def test_a_tradeoff_is_called_after_its_tasks(maml: Maml) -> None:
+    tasks = ("--data.tasks", "SineWaves", "--data.tasks.shots", 3)
+    printed = maml("tradeoff", "--config", CONFIGS / "toy.yaml", *tasks, "--dry_run")
+    assert printed.startswith("runs/sine-3shot-tradeoff/first-k1-s0")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../esc", "a/b", "a\\b", "..", ".", "", " ", "a\nb", "\x1b[31mred", "x" * 400, "ä" * 99]
+)
+def test_a_name_is_one_part_of_a_path(name: str, maml_error: Callable[..., str], tmp_path: Path) -> None:
+    error = maml_error("fit", *SHORT, f"--run.experiment={name}")
+    assert "run.experiment" in error and "\x1b" not in error
+    assert not list(tmp_path.iterdir()) and not (tmp_path.parent / "esc").exists()
+
+
+@pytest.mark.parametrize(("ways", "outputs"), [(3, 5), (5, 3)])
+def test_a_head_that_does_not_fit_the_ways_is_refused(
+    ways: int, outputs: int, maml_error: Callable[..., str], tmp_path: Path, synthetic_omniglot: Path
+) -> None:
+    config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")
+    root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", tmp_path / "cache")
+    sizes = ("--data.tasks.ways", ways, "--model.network.ways", outputs)
+    error = maml_error("fit", *config, *root, *sizes)
+    assert ("3 ways" in error and "5 outputs" in error) or "do not fit the tasks" in error
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+# Numbers ----------------------------------------------------------------------------------------
+
+
+def test_a_new_run_never_takes_a_number_that_was_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [run_folder.create("run") for _ in range(3)]
+    assert [folder.name for folder in made] == ["run", "run-2", "run-3"]
+    for folder in made[:2]:
+        (folder / "checkpoints").rmdir()
+        folder.rmdir()
+    for other in ("run-x", "run-2-second", "run-03", "another-run-7"):
+        (tmp_path / "runs" / other).mkdir()
+    assert run_folder.existing("run") == [Path("runs/run-3")]
+    assert run_folder.create("run") == Path("runs/run-4")
+
+
+# What is left behind ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), SystemExit(3), OSError("no")])
+@pytest.mark.parametrize("given", [(), ("--run.dir", "deep/er/mine")])
+def test_whatever_ends_a_run_before_it_trains_leaves_nothing_behind(
+    error: BaseException,
+    given: tuple[str, ...],
+    maml: Maml,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        assert [*tmp_path.rglob("config.yaml")], "the folder is there by then"
+        raise error
+
+    monkeypatch.setattr(TaskDataModule, "train_dataloader", fail)
+    with pytest.raises((type(error), SystemExit)):
+        maml("fit", *SHORT, *given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_there_before_stays_with_what_was_in_it(
+    maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("it cannot work")
+
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    maml("fit", *SHORT, "--run.dir", "trained", "--trainer.max_steps", 4)
+    monkeypatch.setattr(TaskDataModule, "train_dataloader", fail)
+    for name in ("empty", "full"):
+        assert "it cannot work" in maml_error("fit", *SHORT, "--run.dir", name)
+    maml_error("fit", *SHORT, "--run.dir", "trained", "--ckpt_path", "last")
+    assert not list((tmp_path / "empty").iterdir())
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "trained" / "checkpoints" / "last.ckpt").exists()
+    assert (tmp_path / "trained" / "metrics.csv").exists()
+
+
+def test_what_was_trained_stays_whatever_the_error(
+    maml: Maml, maml_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("it cannot be tested")
+
+    monkeypatch.setattr(MetaLearner, "test_step", fail)
+    assert "it cannot be tested" in maml_error("fit", *SHORT)
+    assert Path("runs/toy-second-s0/checkpoints/last.ckpt").exists()
+
+
+def test_a_folder_of_other_settings_that_was_never_trained_is_not_taken(
+    maml: Maml, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    maml("fit", *SHORT, "--run.dir", "mine")
+    for checkpoint in (tmp_path / "mine" / "checkpoints").iterdir():
+        checkpoint.unlink()  # as a kill before the first one leaves it
+    other = ("--model.inner_lr", 0.2, "--run.dir", "mine")
+    assert "model.inner_lr is 0.2 here and 0.1 there" in maml_error("fit", *SHORT, *other)
+    maml("fit", *SHORT, "--run.dir", "mine")
+    assert (tmp_path / "mine" / "checkpoints" / "last.ckpt").exists()
+
+
+# The lock ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_held_once_until_it_is_let_go(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with opened(folder, "run"):
+        # Another open file stands for another process.
+        with pytest.raises(UserError, match="is in use"), opened(folder, "run"):
+            pass
+        assert folder.exists(), "the one that was refused removes nothing"
+    with opened(folder, "run"):
+        pass
+
+
+def test_a_file_system_without_locks_is_said_once_and_goes_by_the_slurm_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError("Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with caplog.at_level(logging.WARNING), held(tmp_path):
+        pass
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path} cannot be locked (Function not implemented): make sure that no other process "
+        "trains in it"
+    ]
+    (tmp_path / "slurm_job.txt").write_text("17\n")
+    with pytest.raises(UserError, match="holds a run of Slurm job 17"), held(tmp_path, "18"):
+        pass
+    with held(tmp_path, "17"):
+        pass
+
+
+# Home folders -----------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home_folder(
+    maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    maml("fit", *SHORT, "--run.dir=~/mine")
+    assert (tmp_path / "home" / "mine" / "test.json").exists()
+    maml("test", *SHORT, "--ckpt_path=~/mine/checkpoints/best.ckpt")
+    maml("fit", *SHORT, "--run.dir=~/mine", "--ckpt_path", "last", "--trainer.max_steps", 14)
+    assert not (tmp_path / "~").exists()
+    error = maml_error("fit", *SHORT, "--run.dir=~nobody-of-this-name/mine")
+    assert "run.dir ~nobody-of-this-name/mine begins with a home folder that does not exist" in error
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_tilde_is_the_home_folder_for_data_too(
+    by_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthetic_omniglot: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "data").symlink_to(synthetic_omniglot)
+    if by_variable:
+        monkeypatch.setenv("MAML_OMNIGLOT_ROOT", "~/data")
+    Omniglot(root=None if by_variable else "~/data", cache_dir="~/cache").prepare()
+    assert [*(tmp_path / "home" / "cache").glob("omniglot-*.npz")]
+    assert {path.name for path in tmp_path.iterdir()} == {"home"}

@@ -1,0 +1,170 @@
+"""What Slurm's environment variables make of a run, without a Slurm: jobs, shells and odd values."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.learner import slurm
+from tests.conftest import CONFIGS
+from tests.test_run_identity import NAME, SHORT, config, files, meta_step
+
+Maml = Callable[..., str]
+Slurm = Callable[..., None]
+
+SRUN = {
+    "NTASKS": "1",
+    "PROCID": "0",
+    "LOCALID": "0",
+    "NODEID": "0",
+    "NTASKS_PER_NODE": "1",
+    "NNODES": "1",
+}
+
+
+@pytest.fixture
+def in_slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """Return a function that puts this process into a Slurm job, by its variables alone."""
+    monkeypatch.setenv("MAML_OFFLINE", "")  # which a run in a job sets
+    monkeypatch.setattr(slurm, "requeue", lambda: False)
+
+    def enter(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+
+    return enter
+
+
+# Two runs in one job ----------------------------------------------------------------------------
+
+
+def start_both(maml: Maml) -> None:
+    for inner_lr in (0.1, 0.02):
+        maml("fit", *SHORT, "--model.inner_lr", inner_lr)
+
+
+def test_of_two_runs_in_a_job_each_goes_on_in_its_own_folder(in_slurm: Slurm, maml: Maml) -> None:
+    in_slurm(JOB_ID="7")
+    start_both(maml)
+    first, second = Path("runs", NAME), Path("runs", f"{NAME}-2")
+    before = {name: content for name, content in files(first).items() if name != "metrics.csv"}
+    # The job was killed in the second run, after its last checkpoint.
+    (second / "test.json").unlink()
+    in_slurm(RESTART_COUNT="1")
+    start_both(maml)
+    assert {path.name for path in Path("runs").iterdir()} == {first.name, second.name}
+    assert (second / "test.json").exists()
+    assert {name: files(first)[name] for name in before if "ckpt" not in name} == {
+        name: content for name, content in before.items() if "ckpt" not in name
+    }
+    assert [config(folder)["model"]["inner_lr"] for folder in (first, second)] == [0.1, 0.02]
+
+
+def test_a_job_that_was_killed_before_it_saved_begins_anew_in_its_folder(
+    in_slurm: Slurm, maml: Maml
+) -> None:
+    in_slurm(JOB_ID="7")
+    maml("fit", *SHORT)
+    for checkpoint in Path("runs", NAME, "checkpoints").iterdir():
+        checkpoint.unlink()
+    in_slurm(RESTART_COUNT="1")
+    maml("fit", *SHORT)
+    assert [path.name for path in Path("runs").iterdir()] == [NAME]
+    assert meta_step(Path("runs", NAME)) == 12
+
+
+@pytest.mark.parametrize(
+    "variables", [{"JOB_ID": "8", "RESTART_COUNT": "1"}, {"JOB_ID": "7"}, {"RESTART_COUNT": "1"}]
+)
+def test_no_other_job_and_no_job_that_starts_takes_a_run(
+    variables: dict[str, str], in_slurm: Slurm, maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_slurm(JOB_ID="7")
+    maml("fit", *SHORT)
+    before = files(Path("runs", NAME))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    in_slurm(**variables)
+    maml("fit", *SHORT)
+    assert files(Path("runs", NAME)) == before and Path("runs", f"{NAME}-2").exists()
+
+
+# Nothing is downloaded --------------------------------------------------------------------------
+
+
+def test_nothing_is_downloaded_in_a_job(
+    in_slurm: Slurm, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr("torchvision.datasets.Omniglot.__init__", download)
+    in_slurm(JOB_ID="7")
+    config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")
+    error = maml_error("fit", *config, "--data.tasks.root", tmp_path / "none")
+    assert "holds no Omniglot, and nothing is downloaded in a Slurm job" in error
+    assert "maml prepare omniglot" in error
+    assert not list(tmp_path.iterdir())
+
+
+# Shells and odd values --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NTASKS": "1", "JOB_NAME": "my-experiment"},  # salloc --job-name=my-experiment
+        {"NTASKS": "4", "JOB_NAME": "my-experiment", "RESTART_COUNT": ""},
+        {"NTASKS": "x"},
+        {"NTASKS": "1", "JOB_NAME": "bash", **SRUN},  # srun --pty bash
+        {"RESTART_COUNT": ""},
+    ],
+)
+def test_a_shell_in_a_job_trains_like_any_other(
+    variables: dict[str, str], in_slurm: Slurm, maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    in_slurm(JOB_ID="7", **variables)
+    assert not slurm.starts_processes()
+    assert all(isinstance(plugin, LightningEnvironment) for plugin in cluster_environment())
+    assert bool(cluster_environment()) == ("NTASKS" in variables)
+    maml("fit", *SHORT)
+    assert Path("runs", NAME, "test.json").exists()
+
+
+def test_a_task_that_srun_started_is_one_of_slurms(in_slurm: Slurm, maml: Maml) -> None:
+    in_slurm(JOB_ID="7", JOB_NAME="maml", **SRUN)
+    assert slurm.starts_processes()
+    (plugin,) = cluster_environment()
+    assert isinstance(plugin, SLURMEnvironment) and not plugin.auto_requeue
+    maml("fit", *SHORT)
+    assert Path("runs", NAME, "slurm_job.txt").read_text() == "7\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NODEID", ""),
+        ("LOCALID", ""),
+        ("NTASKS", "x"),
+        ("PROCID", "zero"),
+        ("NNODES", "-1"),
+        ("NTASKS_PER_NODE", "2(x3)"),
+        ("RESTART_COUNT", "abc"),
+    ],
+)
+def test_a_variable_that_is_no_number_is_one_line(
+    name: str, value: str, in_slurm: Slurm, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    in_slurm(JOB_ID="7", JOB_NAME="maml", **{**SRUN, name: value})
+    error = maml_error("fit", *SHORT)
+    assert f"SLURM_{name} is {value or 'not set'}" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_rank_is_none(in_slurm: Slurm, maml: Maml) -> None:
+    in_slurm(PROCID="")
+    maml("fit", *SHORT)
+    assert Path("runs", NAME, "test.json").exists()
