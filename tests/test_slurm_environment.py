@@ -16,12 +16,8 @@ Maml = Callable[..., str]
 Slurm = Callable[..., None]
 
 SRUN = {
-    "NTASKS": "1",
-    "PROCID": "0",
-    "LOCALID": "0",
-    "NODEID": "0",
-    "NTASKS_PER_NODE": "1",
-    "NNODES": "1",
+    **{"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"},
+    **{"NTASKS_PER_NODE": "1", "NNODES": "1"},
 }
 
 
