@@ -22,11 +22,12 @@ from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
-from maml_pipeline.learner.preemption import StopOnSignal, Stopped
+from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.signals import Stopped
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
@@ -137,7 +138,8 @@ class MamlCLI(LightningCLI):
         """Check, make the run's folder, and build the trainer."""
         check(self)
         wanted = self.config_init[self.command].trainer
-        callbacks: list[Callback] = []
+        self.stop = StopOnSignal()
+        callbacks: list[Callback] = [self.stop]
         kwargs["logger"] = wanted.logger or False
         if self.command == "fit":
             self._open_folder()
@@ -184,9 +186,8 @@ class MamlCLI(LightningCLI):
         run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / "checkpoints"
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
-        stop = StopOnSignal()
-        last = LastCheckpoint(checkpoints, run.checkpoint_every, stop)
-        return [DropRepeatedRows(), BeginTracking(), stop, *probes.callbacks(), self.best, last]
+        last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
+        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

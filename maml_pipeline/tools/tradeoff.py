@@ -24,7 +24,8 @@ from maml_pipeline.tools.runs import load_runs
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_END = 20
+SECONDS_TO_END = 100
+"""A meta-step, and what W&B may take to end; `sbatch --signal=SIGUSR1@120` gives no more."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,16 @@ class Tradeoff:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a training stop after its current meta-step; a second Ctrl-C, or a long wait, kills it."""
     process.terminate()
     try:
         process.wait(SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        pass
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _last_words(output: str) -> str:

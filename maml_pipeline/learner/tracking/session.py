@@ -12,9 +12,9 @@ from urllib.parse import urlparse
 
 import requests
 
-from maml_pipeline.learner.preemption import Stopped
 from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
+from maml_pipeline.signals import Stopped
 
 if TYPE_CHECKING:
     import wandb
