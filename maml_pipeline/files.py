@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -34,6 +35,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Args:
         path: Where to; an earlier file of that name is replaced in one step.
         content: Text, as UTF-8, or bytes.
+
+    Raises:
+        OSError: It cannot be written; its `filename` is the path, and an earlier file is as it was.
     """
     # A name of its own, because two processes may write the same file at the same time.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
@@ -43,8 +47,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:  # a failed write does not say of which file
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:

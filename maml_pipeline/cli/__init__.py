@@ -8,6 +8,7 @@ from importlib.metadata import version
 from signal import SIGINT
 
 from maml_pipeline import signals
+from maml_pipeline.cli import faults
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import Response, Stopped
 
@@ -35,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             _run(_parse(argv))
             signals.raise_if_requested()  # where something on the way has swallowed the exception
+            sys.stdout.flush()
         except UserError as error:
             sys.exit(f"maml: error: {error}")
+        except OSError as error:
+            faults.exit_if_known(error)
+            raise
         except Stopped as stop:
             import_module("maml_pipeline.cli.stopping").end_stopped(stop)
         except KeyboardInterrupt:

@@ -93,7 +93,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Save a state in a file of its own, and let it take the place of the one before at once."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(exist_ok=True)  # and not a run folder that was deleted
         write_atomically(Path(path), buffer.getvalue())
 
 

@@ -13,10 +13,12 @@ from os import SEEK_END
 from pathlib import Path
 from typing import IO
 
+from maml_pipeline import signals
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import slurm
 from maml_pipeline.learner.metrics_csv import read_last_row
+from maml_pipeline.signals import Response
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
 from maml_pipeline.tools.runs import load_runs
@@ -142,24 +144,29 @@ class Tradeoff:
 
         Returns:
             What went wrong, or `None`.
+
+        Raises:
+            Stopped: This process was asked to stop; the training has stopped in order.
         """
         folder = self.run_folder(cell)
         folder.mkdir(exist_ok=True)
         with (folder / "log.txt").open("a+", errors="replace") as log:
             earlier_attempts = log.seek(0, SEEK_END)
+            # Raised while the process starts, a stop would leave it behind.
+            signals.respond(Response.NOTE, announces=True)
             process = subprocess.Popen(
                 self.command(cell), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
             )
             try:
-                while True:
-                    try:
-                        status = process.wait(SECONDS_BETWEEN_LOOKS)
-                        break
-                    except subprocess.TimeoutExpired:
-                        watch(meta_steps_done(folder))
+                while (status := _wait(process)) is None:
+                    signals.raise_if_requested()
+                    watch(meta_steps_done(folder))
+                signals.raise_if_requested()
             except BaseException:
                 _end(process)
                 raise
+            finally:
+                signals.respond(Response.RAISE)
             if status == 0 and self.is_finished(cell):
                 return None
             log.seek(earlier_attempts)
@@ -174,6 +181,13 @@ class Tradeoff:
             "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
         }
         write_atomically(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(SECONDS_BETWEEN_LOOKS)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
