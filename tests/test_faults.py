@@ -49,7 +49,7 @@ def test_a_failed_write_keeps_the_file_that_was_there(
     path = tmp_path / "file"
     write_atomically(path, "whole")
     fail_when_writing(monkeypatch, "file", getattr(errno, number))
-    with pytest.raises(OSError) as failure:
+    with pytest.raises(OSError, match="file") as failure:
         write_atomically(path, "new")
     assert (failure.value.errno, failure.value.filename) == (getattr(errno, number), str(path))
     assert path.read_text() == "whole" and [*tmp_path.iterdir()] == [path]

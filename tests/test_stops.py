@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,7 @@ time.sleep(60)
 def test_a_signal_ends_a_tradeoff_and_its_training(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
+    import_module("maml_pipeline.cli.tradeoff")  # which imports by name what is replaced here
     log = tmp_path / "grid" / "first-k1-s0" / "log.txt"
 
     def watch(folder: Path) -> int:
@@ -259,7 +261,7 @@ def test_a_signal_ends_a_tradeoff_and_its_training(
         return 0
 
     monkeypatch.setattr(Tradeoff, "command", lambda *_: [sys.executable, "-c", CELL])
-    monkeypatch.setattr("maml_pipeline.tools.tradeoff.meta_steps_done", watch)
+    monkeypatch.setattr(sys.modules[Tradeoff.__module__], "meta_steps_done", watch)
     arguments = ("--orders", "first,second", "--out", "grid")
     assert exit_status(maml, "tradeoff", *FIT[1:3], *arguments) == 128 + signum
     assert log.read_text() == "trains\nended in order\n"

@@ -52,8 +52,9 @@ def exit_if_known(error: OSError) -> None:
 
 
 def _output_fails() -> bool:
-    """Tell whether it is the output that cannot be written; what it holds back fails again."""
+    """Tell whether it is the output that cannot be written."""
     try:
+        sys.stdout.write("\n")
         sys.stdout.flush()
     except OSError:
         return True
