@@ -1,9 +1,14 @@
 """Files that are whole or not there."""
 
+import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
+
+UNFINISHED = ".unfinished"
+"""What the name of a file ends in while it is written; only a process that was killed leaves one."""
 
 
 def make_folder(path: Path, key: str) -> None:
@@ -40,19 +45,38 @@ def expanded(path: Path, key: str) -> Path:
         raise UserError(f"{key} {path} begins with a home folder that does not exist") from error
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, a kill or a power cut never finds half of it.
 
     Args:
-        path: Where; what stood there before is replaced at once.
+        path: Where to; an earlier file of that name is replaced in one step.
         content: Text, as UTF-8, or bytes.
+
+    Raises:
+        OSError: It cannot be written; its `filename` is the path, and an earlier file is as it was.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # A name of its own, because two processes may write the same file at the same time.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+    except OSError as error:  # a failed write does not say of which file
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that a killed process was writing in a folder, or in the folders in it.
+
+    Args:
+        folder: No other process writes in it.
+    """
+    for pattern in (f".*{UNFINISHED}", f"*/.*{UNFINISHED}"):
+        for unfinished in folder.glob(pattern):
+            unfinished.unlink(missing_ok=True)

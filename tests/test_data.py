@@ -11,7 +11,7 @@ import torch
 
 from maml_pipeline import TaskBatch, TaskDataModule
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.preemption import SIGNALS
+from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import SineWaves
 
 

@@ -1,13 +1,14 @@
 """Probes: they tell the truth about a meta-step, and training is the same without them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.profilers import PyTorchProfiler
 from torch import Tensor, nn
@@ -362,3 +363,63 @@ def test_a_probe_is_a_callback_for_any_trainer(probe: Any) -> None:
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     lightning.fit(learner, datamodule=TaskDataModule(Lines(), 2))
     assert any("/" in name and not name.startswith("train") for name in kept.figures[9])
+
+
+# Resumed runs ----------------------------------------------------------------------------------
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after some meta-steps."""
+
+    def __init__(self, folder: Path, meta_steps: Sequence[int]) -> None:
+        self.folder = folder
+        self.meta_steps = meta_steps
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step in self.meta_steps:
+            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("network", [lambda: nn.Linear(1, 1), MLP])
+def test_a_process_that_starts_just_before_a_probe_step_logs_what_one_process_would(
+    tmp_path: Path, network: Any, engine: str, order: str
+) -> None:
+    starts = range(5, 13)  # before, at and after the probe steps 6, 10 and 12
+
+    def run(callbacks: Sequence[Callback], start: int | None = None) -> tuple[Figures, list[Tensor]]:
+        torch.manual_seed(0)
+        kept = Kept()
+        lightning = trainer(
+            max_steps=18,
+            logger=kept,
+            limit_val_batches=0,
+            callbacks=[*ProbeSettings(every=6).callbacks(), *callbacks],
+        )
+        learner = MetaLearner(network(), loss=mse_loss, inner_lr=0.01, engine=engine, **ORDERS[order])
+        lightning.fit(
+            learner,
+            datamodule=TaskDataModule(SineWaves(), 3),
+            ckpt_path=start and tmp_path / f"{start}.ckpt",
+            weights_only=True,
+        )
+        return kept.figures, [p.detach().clone() for p in learner.parameters()]
+
+    whole, trained = run([SaveAt(tmp_path, starts)])
+    assert [step for step in whole if "order_gap/cosine" in whole[step]] == [5, 9, 11, 17]
+    for start in starts:
+        figures, weights = run([], start)
+        assert all(map(torch.equal, weights, trained))
+        for step in range(start, 18):
+            assert _without_time(figures, step) == _without_time(whole, step)
+
+
+def _without_time(figures: Figures, step: int) -> dict[str, float]:
+    timed = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
+    probed = ("memory/", "speed/", "order_gap/")
+    return {
+        name: 0.0 if name in timed else value
+        for name, value in figures.get(step, {}).items()
+        if name.startswith(probed)
+    }

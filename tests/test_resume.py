@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from maml_pipeline.learner.checkpoints import WholeCheckpointIO
-from maml_pipeline.learner.preemption import SIGNALS
+from maml_pipeline.signals import SIGNALS
 from tests.conftest import CONFIGS
 
 Maml = Callable[..., str]
@@ -136,13 +136,13 @@ def stop_at(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_stopped_thrice_ends_bit_for_bit_as_one_that_never_was(
+def test_a_run_stopped_by_every_signal_ends_bit_for_bit_as_one_that_never_was(
     maml: Maml, tmp_path: Path, accumulate: int
 ) -> None:
     settings = ("--trainer.accumulate_grad_batches", accumulate)
     maml(*RUN, *settings, "--run.dir", tmp_path / "whole")
     stopped = tmp_path / "stopped"
-    steps = sorted(random.Random(accumulate).sample(range(5, 290), 3))
+    steps = sorted(random.Random(accumulate).sample(range(5, 290), len(SIGNALS)))
     for meta_step, signum in zip(steps, SIGNALS, strict=True):
         assert stop_at(maml, stopped, meta_step, signum, accumulate=accumulate) == 128 + signum
         assert checkpoint(stopped)["meta_step"] == meta_step

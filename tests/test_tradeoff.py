@@ -115,8 +115,8 @@ def test_a_polite_stop_ends_the_training_at_hand_with_its_state_kept(tmp_path: P
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert b"stopped in first-k1-s0; the same command goes on from there" in error
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"stopped by SIGTERM in first-k1-s0: the same command resumes from there" in error
     assert "Stopped after meta-step" in (cell / "log.txt").read_text()
     assert (cell / "checkpoints" / "last.ckpt").exists()
 

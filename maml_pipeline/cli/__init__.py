@@ -5,9 +5,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from signal import SIGINT
 
+from maml_pipeline import signals
+from maml_pipeline.cli import faults
 from maml_pipeline.cli.environment import check_environment
 from maml_pipeline.errors import UserError
+from maml_pipeline.signals import Response, Stopped
 
 COMMANDS = {
     "fit": "meta-train, then test the best checkpoint",
@@ -29,6 +33,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Arguments after the program's name; `None` for those of this process.
     """
+    with signals.listening():
+        try:
+            _run(_parse(argv))
+            signals.raise_if_requested()  # where something on the way has swallowed the exception
+            sys.stdout.flush()
+        except UserError as error:
+            sys.exit(f"maml: error: {error}")
+        except OSError as error:
+            faults.exit_if_known(error)
+            raise
+        except Stopped as stop:
+            import_module("maml_pipeline.cli.stopping").end_stopped(stop)
+        except KeyboardInterrupt:
+            print("maml: interrupted", file=sys.stderr)
+            sys.exit(128 + SIGINT)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="maml",
         usage="maml COMMAND --config FILE [--config OVERLAY] [--KEY VALUE ...]",
@@ -41,15 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"maml {version('maml-pipeline')}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parsed = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def _run(parsed: argparse.Namespace) -> None:
+    is_training = parsed.command in ("fit", "validate", "test")
     # Late: Lightning takes seconds to import, `maml --help` must not.
-    try:
-        check_environment()
-        match parsed.command:
-            case "fit" | "validate" | "test" as name:
-                import_module("maml_pipeline.cli.training").run(name, parsed.arguments)
-            case name:
-                import_module(f"maml_pipeline.cli.{name}").run(parsed.arguments)
-    except UserError as error:
-        sys.exit(f"maml: error: {error}")
+    check_environment()
+    module = import_module(f"maml_pipeline.cli.{'training' if is_training else parsed.command}")
+    signals.respond(Response.RAISE)
+    signals.raise_if_requested()
+    module.run(*([parsed.command] if is_training else []), parsed.arguments)

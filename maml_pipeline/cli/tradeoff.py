@@ -1,10 +1,8 @@
 """`maml tradeoff`: every gradient order, number of inner steps and seed trained alike and compared."""
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -14,9 +12,10 @@ from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, write_whole
+from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.learner.tracking import ORDERS
 from maml_pipeline.runs.identity import differences
+from maml_pipeline.signals import Stopped
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.grid import Cell, make_grid
 from maml_pipeline.tools.grid_progress import GridProgress
@@ -105,7 +104,7 @@ class Plan:
         folder, config = self.tradeoff.folder, self.tradeoff.config
         make_folder(folder, "out")
         if not config.exists():
-            write_whole(config, yaml.safe_dump(self.shared, sort_keys=False))
+            write_atomically(config, yaml.safe_dump(self.shared, sort_keys=False))
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -190,8 +189,6 @@ def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
         tradeoff.write_summary(failures)
         return failures
     progress = GridProgress(missing, max_steps, console)
-    # A scheduler's polite kill ends the training at hand too, instead of leaving it behind.
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with progress.bars:
             for cell in missing:
@@ -201,17 +198,10 @@ def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
                 if failure:
                     failures[cell] = failure
                 tradeoff.write_summary(failures)
-    except KeyboardInterrupt:
-        raise UserError(
-            f"stopped in {progress.cell.name}; the same command goes on from there"
-        ) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except Stopped as stop:
+        remark = f"in {progress.cell.name}: the same command resumes from there"
+        raise Stopped(stop.signum, remark=remark) from None
     return failures
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _show(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:

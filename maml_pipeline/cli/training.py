@@ -32,11 +32,11 @@ from maml_pipeline.cli.parser import MamlParser
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
-from maml_pipeline.learner.preemption import StopOnSignal, Stopped
+from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
@@ -44,6 +44,7 @@ from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.folder import check_name
 from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
+from maml_pipeline.signals import Stopped
 from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
@@ -196,7 +197,8 @@ class MamlCLI(LightningCLI):
         """Locate the run, check, make its folder, and build the trainer."""
         self.prepare()
         wanted = self.config_init[self.command].trainer
-        callbacks: list[Callback] = []
+        self.stop = StopOnSignal()
+        callbacks: list[Callback] = [self.stop]
         kwargs["logger"] = wanted.logger or False
         if self.command == "fit":
             self._open_folder()
@@ -230,22 +232,22 @@ class MamlCLI(LightningCLI):
         self.open_run.callback(finish_tracking)
         if not self.location.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
+        remove_unfinished(self.folder)
         os.environ[RUN_DIR_VARIABLE] = str(self.folder)
         self.resolved_config = self.resolve_config()
-        write_whole(
+        write_atomically(
             self.folder / run_folder.CONFIG, yaml.safe_dump(self.resolved_config, sort_keys=False)
         )
         if job is not None:
-            write_whole(self.folder / run_folder.JOB, job + "\n")
+            write_atomically(self.folder / run_folder.JOB, job + "\n")
         print(f"Run folder: {self.folder}")
 
     def _fit_callbacks(self) -> list[Callback]:
         run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
-        stop = StopOnSignal()
-        last = LastCheckpoint(checkpoints, run.checkpoint_every, stop)
-        return [DropRepeatedRows(), BeginTracking(), stop, *probes.callbacks(), self.best, last]
+        last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
+        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

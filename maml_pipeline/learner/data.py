@@ -12,7 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.preemption import SIGNALS
+from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import Split, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.task import check_at_least
 

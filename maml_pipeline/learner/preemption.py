@@ -1,79 +1,85 @@
 """A run that is asked to stop ends between two meta-steps, with nothing lost."""
 
-import signal
-import threading
-from types import FrameType
+import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-"""Of a time limit that is near (`sbatch --signal=SIGUSR1@120`), of a preemption, of Ctrl-C."""
+from maml_pipeline import signals
+from maml_pipeline.signals import Response, Stopped
 
-
-class Stopped(BaseException):
-    """The run was asked to stop, and has: its state is saved.
-
-    Not an `Exception`, which something on the way might take for a failure.
-
-    Args:
-        signum: The signal that asked; `None` where another rank got it.
-        meta_steps: Meta-steps done.
-    """
-
-    def __init__(self, signum: signal.Signals | None, meta_steps: int) -> None:
-        super().__init__(signum, meta_steps)
-        self.signum = signum
-        self.meta_steps = meta_steps
-        self.resume_command: str | None = None
+SECONDS_TO_END = 3
 
 
 class StopOnSignal(Callback):
     """Stops training before the next meta-step once a signal asked for it.
 
-    The handler keeps a note and no more. Lightning's own saves a checkpoint inside the handler, which
-    can come in the middle of an update or of a collective operation, and hangs (Lightning#21406). A
-    second Ctrl-C interrupts at once.
+    The signal is noted and no more. Lightning's own handler saves a checkpoint where the signal comes,
+    which can be in the middle of an update or of a collective operation, and hangs (Lightning#21406).
+    Before training and after it, a signal stops the run at once.
     """
 
     def __init__(self) -> None:
-        self._signum: signal.Signals | None = None
-        self._is_testing = False
         self._stops = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from installing handlers of its own."""
+        _keep_off_signals(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning has installed its own handlers before, and takes all away after."""
-        self._listen()
+        """From now on, only note a signal."""
+        signals.install()
+        signals.respond(Response.NOTE, announces=trainer.is_global_zero)
+        signals.raise_if_requested()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once from now on: the trained state is kept, and a test begins anew."""
-        self._is_testing = True
-        self._meta_steps = trainer.global_step
-        self._listen()
-        if self._signum is not None:
-            raise Stopped(self._signum, self._meta_steps)
+        """Stop at once from now on: the trained state is saved, and a test begins anew."""
+        signals.respond(Response.RAISE, meta_steps=trainer.global_step)
+        signals.raise_if_requested()
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Stop here where a library has swallowed the exception that the signal raised."""
+        signals.raise_if_requested()
 
     def is_wanted(self, trainer: Trainer) -> bool:
         """Tell whether training is to stop here; every rank must ask, at the same meta-step.
 
         The signal may reach one rank alone, or each at another meta-step.
         """
-        self._stops = trainer.strategy.reduce_boolean_decision(self._signum is not None, all=False)
+        wants = signals.requested() is not None
+        self._stops = trainer.strategy.reduce_boolean_decision(wants, all=False)
         return self._stops
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop where it was agreed on: the meta-step before is done, logged, validated and saved."""
         if self._stops:
-            raise Stopped(self._signum, trainer.global_step)
+            raise Stopped(signals.requested(), trainer.global_step, by_all=True)
 
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for signum in SIGNALS:
-                signal.signal(signum, self._note)
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """End the ranks that Lightning has started, where this one stops without having asked them."""
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, Stopped) and not exception.by_all and launcher is not None:
+            _end_ranks(getattr(launcher, "procs", []))
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self._signum is not None:
-            raise KeyboardInterrupt
-        self._signum = signal.Signals(signum)
-        if self._is_testing:
-            raise Stopped(self._signum, self._meta_steps)
+
+def _end_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:  # it waits for this rank, in code that no signal reaches
+            process.kill()
+
+
+def _keep_off_signals(trainer: Trainer) -> None:
+    """Leave the signal handlers as they are, which Lightning offers no setting for.
+
+    Its handler of SIGTERM broadcasts in the middle of whatever goes on, and its loops then end the
+    program with exit status 0, as if the run were complete.
+    """
+    connector = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ import graphviz
 from torch import Tensor
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.files import write_atomically
 from maml_pipeline.tools.derivation import Derivation, InnerStep, names
 
 SUFFIXES = (".svg", ".png", ".dot")
@@ -53,7 +54,7 @@ def draw(derivations: Sequence[Derivation], path: Path) -> None:
                 f"or give {path.with_suffix('.dot')}, which needs no program"
             ) from error
     try:
-        path.write_bytes(picture)
+        write_atomically(path, picture)
     except OSError as error:
         raise UserError(f"graph is {path}; it cannot be written: {error.strerror}") from error
 

@@ -13,10 +13,13 @@ from os import SEEK_END
 from pathlib import Path
 from typing import IO
 
+from maml_pipeline import signals
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import slurm
+from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.signals import Response
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
 from maml_pipeline.tools.runs import load_runs
@@ -24,7 +27,8 @@ from maml_pipeline.tools.runs import load_runs
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_END = 20
+SECONDS_TO_END = 100
+"""A meta-step, and what W&B may take to end; `sbatch --signal=SIGUSR1@120` gives no more."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Tradeoff:
                     f"{self.folder} is in use: another trade-off, or a training that a killed one left "
                     "behind, still runs in it; wait for it, or name another folder with --out"
                 ) from None
+            remove_unfinished(self.folder)
             yield lock
 
     def become(self, cell: Cell) -> None:
@@ -137,24 +142,29 @@ class Tradeoff:
 
         Returns:
             What went wrong, or `None`.
+
+        Raises:
+            Stopped: This process was asked to stop; the training has stopped in order.
         """
         folder = self.run_folder(cell)
         folder.mkdir(exist_ok=True)
         with (folder / run_folder.LOG).open("a+", errors="replace") as log:
             earlier_attempts = log.seek(0, SEEK_END)
+            # Raised while the process starts, a stop would leave it behind.
+            signals.respond(Response.NOTE, announces=True)
             process = subprocess.Popen(
                 self.command(cell), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
             )
             try:
-                while True:
-                    try:
-                        status = process.wait(SECONDS_BETWEEN_LOOKS)
-                        break
-                    except subprocess.TimeoutExpired:
-                        watch(meta_steps_done(folder))
+                while (status := _wait(process)) is None:
+                    signals.raise_if_requested()
+                    watch(meta_steps_done(folder))
+                signals.raise_if_requested()
             except BaseException:
                 _end(process)
                 raise
+            finally:
+                signals.respond(Response.RAISE)
             if status == 0 and self.is_finished(cell):
                 return None
             log.seek(earlier_attempts)
@@ -168,16 +178,27 @@ class Tradeoff:
             "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
             "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
         }
-        write_whole(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
+        write_atomically(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(SECONDS_BETWEEN_LOOKS)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let a training stop after its current meta-step; a second Ctrl-C, or a long wait, kills it."""
     process.terminate()
     try:
         process.wait(SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        pass
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _last_words(output: str) -> str:
@@ -188,14 +209,6 @@ def _last_words(output: str) -> str:
 
 
 def meta_steps_done(folder: Path) -> int:
-    """Read how far a run is from the last line of its metrics; 0 where there is nothing to read."""
-    path = folder / run_folder.METRICS
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        names = file.readline().decode().strip().split(",")
-        file.seek(max(file.tell(), path.stat().st_size - 20_000))
-        *_, last = [[], *(line.split(",") for line in file.read().decode().splitlines())]
-    # The table grows, and is written anew with every column that is added, while it is read here.
-    fields = dict(zip(names, last, strict=False)) if len(last) == len(names) else {}
-    return int(fields["step"]) + 1 if fields.get("step", "").isdigit() else 0
+    """Read how far a run is from the last row of its metrics; 0 where there is none."""
+    row = read_last_row(folder / run_folder.METRICS)
+    return 0 if row is None else int(row["step"]) + 1

@@ -9,8 +9,11 @@ from pytorch_lightning.profilers import PyTorchProfiler
 from torch import Tensor
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.probes.probe import Probe
+from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
 from maml_pipeline.meta_gradient.memory import PeakMeter
+from maml_pipeline.tasks import TaskBatch
 
 
 class MemoryProbe(Probe):
@@ -37,17 +40,18 @@ class MemoryProbe(Probe):
             )
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: TaskBatch, batch_idx: int
     ) -> None:
         """Begin with the first batch of a probe step."""
+        assert isinstance(pl_module, MetaLearner)
         if self._meter is None and self.is_probe_step(trainer):
+            self.warm_up(trainer, pl_module, batch)
             self._measured_step = trainer.global_step
             self._meter = PeakMeter(pl_module.device)
             self._before = {
                 "memory/parameters_bytes": _bytes(pl_module.state_dict().values()),
-                "memory/gradients_bytes": _bytes(
-                    p.grad for p in pl_module.parameters() if p.grad is not None
-                ),
+                # Those of the meta-step before, which a process that has just resumed the run lacks.
+                "memory/gradients_bytes": _bytes(trainable_parameters(pl_module.network).values()),
                 "memory/optimizer_bytes": _bytes(
                     value
                     for optimizer in trainer.optimizers

@@ -9,7 +9,12 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from maml_pipeline.learner.meta_learner import MetaLearner
-from maml_pipeline.learner.probes.probe import Probe, left_as_it_is
+from maml_pipeline.learner.probes.probe import (
+    WARM_UP_STEPS,
+    Probe,
+    preserve_state,
+    throw_away_meta_gradient,
+)
 from maml_pipeline.tasks import TaskBatch
 
 Instant = float | torch.cuda.Event
@@ -20,8 +25,10 @@ class SpeedProbe(Probe):
 
     A meta-step is timed from its first batch, already drawn, to the optimiser's update: by the clock
     on the CPU, by events of the stream on CUDA, which nothing has to wait for until they are read.
-    FLOPs are those of matrix products and convolutions as the engine computes them uncompiled,
-    counted once for each gradient order.
+    Where there was none, because the process has just resumed the run or every meta-step is a probe
+    step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of matrix
+    products and convolutions as the engine computes them uncompiled, counted once for each gradient
+    order.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,8 +48,9 @@ class SpeedProbe(Probe):
         if self.is_probe_step(trainer):
             # Probes make this meta-step slow: it is not timed.
             self._started = None
-            if self._spans:
-                self._log_speed(trainer, pl_module, batch)
+            if not self._spans:
+                self._spans = self._time_meta_gradients(trainer, pl_module, batch)
+            self._log_speed(trainer, pl_module, batch)
         elif self.is_warm(trainer):
             self._started = trainer.global_step, _now(pl_module.device)
 
@@ -53,6 +61,18 @@ class SpeedProbe(Probe):
         if self._started is not None and trainer.global_step > self._started[0]:
             self._spans.append((self._started[1], _now(pl_module.device)))
             self._started = None
+
+    def _time_meta_gradients(
+        self, trainer: Trainer, learner: MetaLearner, batch: TaskBatch
+    ) -> list[tuple[Instant, Instant]]:
+        self.warm_up(trainer, learner, batch)
+        spans = []
+        for _ in range(WARM_UP_STEPS):
+            started = _now(learner.device)
+            for _ in range(trainer.accumulate_grad_batches):
+                throw_away_meta_gradient(trainer, learner, batch)
+            spans.append((started, _now(learner.device)))
+        return spans
 
     def _log_speed(self, trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
         seconds = statistics.median(_seconds(start, end) for start, end in self._spans)
@@ -89,6 +109,6 @@ def _seconds(start: Instant, end: Instant) -> float:
 
 def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
     counter = FlopCounterMode(display=False)
-    with left_as_it_is(learner.network, learner.device), counter:
+    with preserve_state(learner.network, learner.device), counter:
         learner.uncompiled_meta_gradient(batch, learner.inner_loop())
     return counter.get_total_flops()

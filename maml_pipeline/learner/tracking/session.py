@@ -12,9 +12,10 @@ from urllib.parse import urlparse
 
 import requests
 
-from maml_pipeline.learner.preemption import Stopped
+from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
+from maml_pipeline.signals import Stopped
 
 if TYPE_CHECKING:
     import wandb
@@ -33,7 +34,7 @@ def wandb_id(folder: Path, renew: bool = False) -> str:
     """Return the id of a folder's W&B run: drawn once, kept in the folder, and never a job's number."""
     file = folder / ID_FILE
     if renew or not file.exists():
-        file.write_text(secrets.token_hex(4) + "\n")
+        write_atomically(file, secrets.token_hex(4) + "\n")
     return file.read_text().strip()
 
 

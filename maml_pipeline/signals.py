@@ -1,0 +1,199 @@
+"""Signals that ask a command to stop: noted at once, and answered when nothing is lost by it."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from enum import Enum
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""A time limit that is near (`sbatch --signal=SIGUSR1@120`), a preemption, Ctrl-C, a closed terminal."""
+
+SECONDS_TO_INTERRUPT = 1.0
+
+
+class Stopped(BaseException):
+    """A command was asked to stop, and has.
+
+    Not an `Exception`, which a library on the way might take for a failure of its own.
+
+    Args:
+        signum: The signal that asked; `None` where another rank got it.
+        meta_steps: Meta-steps done by a training that was stopped between two of them, its state saved.
+        by_all: Whether all ranks have agreed to stop here.
+        remark: What else the user should know.
+    """
+
+    def __init__(
+        self,
+        signum: signal.Signals | None,
+        meta_steps: int | None = None,
+        by_all: bool = False,
+        remark: str = "",
+    ) -> None:
+        super().__init__(signum, meta_steps, by_all, remark)
+        self.signum = signum
+        self.meta_steps = meta_steps
+        self.by_all = by_all
+        self.remark = remark
+        self.resume_command: str | None = None
+        """Prints as the hint how to resume; known to whoever knows the run folder."""
+
+    @property
+    def exit_status(self) -> int:
+        """The status that a shell gives a process which the signal has ended."""
+        return 128 + (self.signum or signal.SIGTERM)
+
+
+class Response(Enum):
+    """What the first signal does. A second Ctrl-C interrupts at once."""
+
+    EXIT = "end the process: nothing has been done yet"
+    RAISE = "raise `Stopped` where the program is"
+    NOTE = "note it; training asks between two meta-steps"
+
+
+class _State:
+    """Of this process, as its signal handlers are."""
+
+    is_listening = False
+    requested: signal.Signals | None = None
+    response = Response.RAISE
+    announces = False
+    meta_steps: int | None = None
+    interrupted = threading.Event()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Answer signals meanwhile, beginning with `Response.EXIT`; in the main thread only.
+
+    In a Slurm job they are noted at first: what puts the job back into its queue has to be imported.
+    """
+    if threading.current_thread() is not threading.main_thread() or _State.is_listening:
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    with _acknowledging():
+        try:
+            install()
+            _State.is_listening = True
+            respond(Response.NOTE if "SLURM_JOB_ID" in os.environ else Response.EXIT)
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            _State.is_listening, _State.requested = False, None
+            respond(Response.RAISE)
+
+
+def install() -> None:
+    """Install the handlers, where `listening` has not; Lightning removes them after a training.
+
+    A signal that `nohup` or a shell's background job has switched off stays so.
+    """
+    if _State.is_listening or threading.current_thread() is not threading.main_thread():
+        return
+    _State.requested = None
+    _State.interrupted.clear()
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _handle)
+
+
+def respond(response: Response, announces: bool = False, meta_steps: int | None = None) -> None:
+    """Set what a signal does from now on.
+
+    Args:
+        response: What it does.
+        announces: Whether `Response.NOTE` says at once, on stderr, that the signal has come.
+        meta_steps: Meta-steps of a training whose state is saved, for `Stopped`.
+    """
+    _State.response, _State.announces, _State.meta_steps = response, announces, meta_steps
+
+
+def requested() -> signal.Signals | None:
+    """Return the first signal that came, if any."""
+    return _State.requested
+
+
+def raise_if_requested() -> None:
+    """Stop here if a signal has come.
+
+    Raises:
+        Stopped: One has.
+    """
+    if _State.requested is not None:
+        raise Stopped(_State.requested, _State.meta_steps)
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    if _State.requested is not None:
+        # Signals that Slurm repeats do not disturb how the first one is answered.
+        if signum == signal.SIGINT:
+            _State.interrupted.set()
+            raise KeyboardInterrupt
+        return
+    _State.requested = signal.Signals(signum)
+    if _State.response is Response.EXIT:
+        _exit(f"maml: stopped by {_State.requested.name} while it was starting", 128 + signum)
+    if _State.response is Response.RAISE:
+        raise_if_requested()
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    """End this process without an exception, which C code may swallow, or abort at."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    _say(message)
+    os._exit(status)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        # A terminal may show a progress bar in this line.
+        before = "\n" if os.isatty(2) else ""
+        os.write(2, f"{before}{message}\n".encode())
+
+
+@contextlib.contextmanager
+def _acknowledging() -> Iterator[None]:
+    """Answer a user from a thread, because Python's own handlers wait for C code to return."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    thread = threading.Thread(target=_acknowledge, args=[read_end], name="signals", daemon=True)
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)
+        thread.join()
+        os.close(read_end)
+
+
+def _acknowledge(read_end: int) -> None:
+    is_first = True
+    while came := os.read(read_end, 1):  # the signal's number, written by Python's handler in C
+        signum = came[0]
+        if signum not in SIGNALS:
+            continue
+        if is_first and _State.response is Response.NOTE and _State.announces:
+            _say(
+                "Stopping after the current meta-step; Ctrl-C again to stop at once"
+                if signum == signal.SIGINT
+                else f"{signal.Signals(signum).name}: stopping after the current meta-step"
+            )
+        elif (
+            not is_first
+            and signum == signal.SIGINT
+            and not _State.interrupted.wait(SECONDS_TO_INTERRUPT)
+        ):
+            _exit("maml: interrupted", 128 + signal.SIGINT)
+        is_first = False

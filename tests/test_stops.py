@@ -1,0 +1,268 @@
+"""A signal ends a command with its state saved and a requeue, or with an exit status that is not 0."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning import Trainer
+
+from maml_pipeline import MetaLearner, TaskDataModule, cli
+from maml_pipeline.cli import derive, training
+from maml_pipeline.learner import slurm
+from maml_pipeline.learner.progress import ResultTable
+from maml_pipeline.signals import SIGNALS
+from maml_pipeline.tools.tradeoff import Tradeoff
+from tests.conftest import CONFIGS
+from tests.test_resume import assert_same
+
+Maml = Callable[..., str]
+
+FIT = (
+    *("fit", "--config", CONFIGS / "toy.yaml", "--run.dir", "run"),
+    *("--trainer.max_steps", 30, "--trainer.val_check_interval", 10, "--trainer.log_every_n_steps", 5),
+    *("--data.val_tasks", 4, "--data.test_tasks", 4, "--trainer.enable_progress_bar", "false"),
+    *("--probes.memory", "false", "--probes.speed", "false"),
+)
+PLACES = {
+    "importing": (cli, "import_module"),
+    "parsing": (training.MamlCLI, "parse_arguments"),
+    "packing data": (TaskDataModule, "prepare_data"),
+    "opening the folder": (training.MamlCLI, "_open_folder"),
+    "setting up": (TaskDataModule, "setup"),
+    "building the optimizer": (MetaLearner, "configure_optimizers"),
+    "the first meta-step": (MetaLearner, "training_step"),
+    "validation": (MetaLearner, "on_validation_epoch_start"),
+    "the test": (MetaLearner, "on_test_epoch_start"),
+    "the result": (ResultTable, "on_test_end"),
+    "artifacts": (training, "attach_artifacts"),
+    "ending W&B": (training, "finish_tracking"),
+}
+
+
+class Spy:
+    """Sends this process a signal when a function is called for the first time, and then calls it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, signum: int) -> None:
+        original = getattr(owner, name)
+        self.is_hit = False
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            if not self.is_hit:
+                self.is_hit = True
+                os.kill(os.getpid(), signum)
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, spy)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run that never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        cli.main([*map(str, FIT), "--run.dir", str(folder)])
+    return folder
+
+
+def exit_status(maml: Maml, *arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        maml(*arguments)
+    return int(stopped.value.code or 0)
+
+
+# From the first line to the last ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "importing"])
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_ends_a_fit_with_its_own_status_and_the_run_is_resumed(
+    maml: Maml, tmp_path: Path, whole: Path, place: str, signum: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        spy = Spy(patch, *PLACES[place], signum)
+        assert exit_status(maml, *FIT) == 128 + signum
+        assert spy.is_hit
+    if signum == signal.SIGTERM:
+        has_state = (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+        maml(*FIT, *(["--ckpt_path", "last"] if has_state else []))
+        assert_same(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_puts_a_job_of_slurm_back_into_its_queue(
+    maml: Maml, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", lambda: asked.append(slurm.job_id()) or True)
+    spy = Spy(monkeypatch, *PLACES[place], signal.SIGUSR1)
+    assert exit_status(maml, *FIT) == 0
+    assert spy.is_hit and asked == ["7"]
+
+
+def test_a_job_that_cannot_be_requeued_does_not_count_as_completed(
+    maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", lambda: False)
+    Spy(monkeypatch, *PLACES["validation"], signal.SIGUSR1)
+    assert exit_status(maml, *FIT) == 128 + signal.SIGUSR1
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("command", ["test", "validate", "report", "derive"])
+def test_a_signal_ends_the_other_commands_with_its_own_status(
+    maml: Maml, whole: Path, monkeypatch: pytest.MonkeyPatch, command: str, signum: int
+) -> None:
+    measure = ("--config", whole / "config.yaml", "--run.dir", whole, "--ckpt_path", "last")
+    arguments = {"test": measure, "validate": measure, "report": (whole,), "derive": ()}
+    places = {"report": (Path, "mkdir"), "derive": (derive, "derive")}
+    spy = Spy(monkeypatch, *places.get(command, (MetaLearner, "_evaluate")), signum)
+    assert exit_status(maml, command, *arguments[command]) == 128 + signum
+    assert spy.is_hit
+
+
+def test_a_signal_that_a_library_swallows_still_ends_in_a_status(
+    maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(*args: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            return
+
+    monkeypatch.setattr(training, "attach_artifacts", swallow)
+    assert exit_status(maml, *FIT) == 128 + signal.SIGTERM
+
+
+def test_lightning_installs_no_signal_handler(maml: Maml, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        ResultTable, "on_test_end", lambda *_: seen.append(signal.getsignal(signal.SIGTERM))
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    maml(*FIT)
+    assert seen[0].__module__ == "maml_pipeline.signals"
+    assert signal.getsignal(signal.SIGTERM) is before
+    # What is replaced has not been renamed.
+    assert hasattr(Trainer(logger=False)._signal_connector, "register_signal_handlers")
+
+
+# While it starts, and while C code runs -----------------------------------------------------------
+
+
+def python(script: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh process, in which nothing slow has been imported."""
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)} | settings.pop("environment", {})
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, **settings
+    )
+
+
+@pytest.mark.parametrize("imported", ["maml_pipeline.cli.training", "numpy._core._multiarray_umath"])
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> None:
+    ended = python(f"""
+        import importlib.abc, os, sys
+        from maml_pipeline.cli import main
+
+        class Finder(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == {imported!r}:
+                    os.kill(os.getpid(), {int(signum)})
+
+        sys.meta_path.insert(0, Finder())
+        main(["fit", "--config", "toy.yaml"])
+    """)
+    assert ended.returncode == 128 + signum
+    assert ended.stderr == f"maml: stopped by {signal.Signals(signum).name} while it was starting\n"
+
+
+WHILE_C_CODE_RUNS = """
+    import hashlib, os, signal, threading
+    from maml_pipeline import signals
+
+    def send(count):
+        for _ in range(count):
+            os.kill(os.getpid(), signal.SIGINT)
+            # The first is acknowledged, which shows that Python's own handlers wait for the C code.
+            {between}
+
+    with signals.listening():
+        signals.respond(signals.Response.NOTE, announces=True)
+        threading.Thread(target=send, args=[{count}]).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})
+        print("C code has returned", signals.requested().name, flush=True)
+"""
+
+
+def test_the_first_ctrl_c_is_acknowledged_while_c_code_runs() -> None:
+    script = WHILE_C_CODE_RUNS.format(between="pass", count=1, rounds=1_000_000)
+    ended = python(script)
+    assert ended.stderr == "Stopping after the current meta-step; Ctrl-C again to stop at once\n"
+    assert ended.stdout == "C code has returned SIGINT\n" and ended.returncode == 0
+
+
+def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
+    script = WHILE_C_CODE_RUNS.format(
+        between="import time; time.sleep(0.2)", count=2, rounds=1_000_000_000
+    )
+    ended = python(script)
+    assert ended.returncode == 128 + signal.SIGINT
+    assert ended.stderr.endswith("maml: interrupted\n") and not ended.stdout
+
+
+def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:
+    ended = python(
+        """
+        import os, signal
+        from maml_pipeline import signals
+        with signals.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            print(signals.requested())
+        """,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    assert (ended.returncode, ended.stdout) == (0, "None\n")
+
+
+# A trade-off and its training ---------------------------------------------------------------------
+
+CELL = """
+import signal, sys, time
+def end(signum, frame):
+    print("ended in order", flush=True)
+    sys.exit(128 + signum)
+signal.signal(signal.SIGTERM, end)
+print("trains", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_ends_a_tradeoff_and_its_training(
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    import_module("maml_pipeline.cli.tradeoff")  # which imports by name what is replaced here
+    log = tmp_path / "grid" / "first-k1-s0" / "log.txt"
+
+    def watch(folder: Path) -> int:
+        if log.exists() and "trains" in log.read_text():
+            os.kill(os.getpid(), signum)
+        return 0
+
+    monkeypatch.setattr(Tradeoff, "command", lambda *_: [sys.executable, "-c", CELL])
+    monkeypatch.setattr(sys.modules[Tradeoff.__module__], "meta_steps_done", watch)
+    arguments = ("--orders", "first,second", "--out", "grid")
+    assert exit_status(maml, "tradeoff", *FIT[1:3], *arguments) == 128 + signum
+    assert log.read_text() == "trains\nended in order\n"
+    assert not (tmp_path / "grid" / "second-k1-s0").exists()
