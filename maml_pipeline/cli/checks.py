@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from maml_pipeline.cli.epochs import check_epochs
 from maml_pipeline.cli.terminal import is_rank_zero
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import slurm
@@ -20,6 +21,7 @@ def check(cli: "MamlCLI") -> None:
     """
     settings, model, data = cli.settings, cli.model, cli.datamodule
     trainer = settings.trainer
+    check_epochs(trainer)
     if str(trainer.devices) not in WHATEVER_THERE_IS:
         devices = count_devices(trainer.devices)
         data.check_devices(devices * trainer.num_nodes)

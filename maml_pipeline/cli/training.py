@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.epochs import val_check_batches
 from maml_pipeline.cli.parser import MamlParser
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
@@ -25,6 +26,7 @@ from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
+from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
@@ -147,8 +149,15 @@ class MamlCLI(LightningCLI):
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder))
+        kwargs["val_check_interval"] = val_check_batches(
+            wanted.val_check_interval, wanted.accumulate_grad_batches
+        )
         return super().instantiate_trainer(
-            callbacks=[*_as_list(wanted.callbacks), *callbacks],
+            callbacks=[
+                SeedRandomNumbers(self.settings.seed_everything),
+                *_as_list(wanted.callbacks),
+                *callbacks,
+            ],
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
             enable_checkpointing=self.command == "fit",

@@ -26,7 +26,13 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
         super().__init__(
-            folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+            # After the validation, before `last.ckpt`, which keeps what this has decided.
+            save_on_train_epoch_end=False,
         )
 
 
