@@ -222,7 +222,7 @@ class TaskLoader(DataLoader[TaskBatch]):
         return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing, as the position follows from the meta-steps; Lightning asks whether there is one."""
+        """Return nothing: the position follows from the meta-steps. Lightning warns without this."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
