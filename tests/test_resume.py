@@ -271,3 +271,37 @@ def test_float64_is_measured_again_as_it_was(maml: Maml, tmp_path: Path) -> None
     result = (tmp_path / "run" / "test.json").read_text()
     maml("test", "--config", tmp_path / "run" / "config.yaml", "--ckpt_path", "best")
     assert (tmp_path / "run" / "test.json").read_text() == result
+
+
+def test_a_run_that_was_stopped_early_does_not_train_on(maml: Maml, tmp_path: Path) -> None:
+    settings = {"monitor": "val/loss", "patience": 1, "min_delta": 100.0}
+    stopping = json.dumps({"class_path": "EarlyStopping", "init_args": settings})
+    run = (*RUN, f"--trainer.callbacks={stopping}", "--trainer.val_check_interval", 5)
+    run = (*run, "--run.dir", tmp_path / "run")
+    maml(*run)
+    ended = {name: checkpoint(tmp_path / "run", name) for name in ("last", "best")}
+    result, table = (tmp_path / "run" / "test.json").read_text(), rows(tmp_path / "run")
+    assert int(ended["last"]["meta_step"]) == 10
+    maml(*run, "--ckpt_path", "last")
+    for name, state in ended.items():
+        again = checkpoint(tmp_path / "run", name)
+        assert all(torch.equal(value, again[key]) for key, value in state.items())
+    assert (tmp_path / "run" / "test.json").read_text() == result
+    assert rows(tmp_path / "run") == table
+
+
+class StopAtBatch(Callback):
+    """Asks for a stop once, as a Timer does, whatever the meta-step has still to do."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx == 6
+
+
+def test_a_training_that_is_stopped_within_a_meta_step_ends_after_it(maml: Maml, tmp_path: Path) -> None:
+    spy = "--trainer.callbacks=tests.test_resume.StopAtBatch"
+    run = (*RUN, "--trainer.accumulate_grad_batches", 3)
+    maml(*run, spy, "--run.dir", tmp_path / "stopped")
+    maml(*run, "--trainer.max_steps", 3, "--run.dir", tmp_path / "whole")
+    stopped, whole = (checkpoint(tmp_path / name) for name in ("stopped", "whole"))
+    assert int(stopped["meta_step"]) == 3
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
