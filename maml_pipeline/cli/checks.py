@@ -31,7 +31,8 @@ def check(cli: "MamlCLI") -> None:
         data.prepare_data()
     model.check_task(data.tasks.task(data.seed, "train", 0))
     if settings.ckpt_path is not None:
-        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path))
+        resumes = cli.command == "fit"
+        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes))
     _check_validation(cli.config_init[cli.command].trainer.val_check_interval)
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:
