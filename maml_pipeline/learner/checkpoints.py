@@ -7,15 +7,13 @@ from typing import Any, Literal
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from maml_pipeline.checksum import add_checksum, has_valid_checksum, has_valid_members
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner.preemption import StopOnSignal
 
-STOPPED_EARLY = "stopped_early"
-"""Key of a checkpoint: whether something other than the number of meta-steps had ended the run."""
 REMEDY = "use another one, such as the run's best.ckpt or last.ckpt, or start a new run"
 
 
@@ -45,9 +43,7 @@ class LastCheckpoint(Checkpoint):
 
     A state is that between two meta-steps. Where a validation belongs to the meta-step, the state is
     kept after it, with what it decided about the best checkpoint; Lightning's own callback keeps it
-    before, and a resumed run would never validate there. What stops the training, such as
-    EarlyStopping or a Timer, stops it between two meta-steps as well, and a resumed run that
-    had been stopped early does not train on.
+    before, and a resumed run would never validate there.
 
     Args:
         folder: Where to keep it; that of rank 0 counts.
@@ -60,7 +56,6 @@ class LastCheckpoint(Checkpoint):
         self.every = every
         self.stop = stop
         self._asked_at = -1
-        self._stops_after_meta_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the folder."""
@@ -73,27 +68,9 @@ class LastCheckpoint(Checkpoint):
             for unfinished in self.folder.glob(".*.ckpt.*"):
                 unfinished.unlink()
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Note that the run has ended, which Lightning does not; a Timer keeps its time itself."""
-        checkpoint[STOPPED_EARLY] = trainer.should_stop and not _is_time_up(trainer)
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Leave a run that has ended where it ended."""
-        if trainer.state.fn == "fit" and checkpoint.get(STOPPED_EARLY, False):
-            trainer.should_stop = True
-
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """End the meta-step, unless batches or its validation are still to come."""
+        """End the meta-step, unless its validation is still to come."""
         loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():
-            self._stops_after_meta_step |= trainer.should_stop
-            trainer.should_stop = False
-            return
-        trainer.should_stop |= self._stops_after_meta_step
         fetcher = trainer.fit_loop._data_fetcher
         # Lightning's own rule, since whoever asks must get the answer that it acts on.
         if fetcher is not None and not loop._should_check_val_fx(fetcher):
@@ -112,11 +89,6 @@ class LastCheckpoint(Checkpoint):
         stops = self.stop.is_wanted(trainer)
         if stops or trainer.should_stop or step == trainer.max_steps or step % self.every == 0:
             trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
-
-
-def _is_time_up(trainer: Trainer) -> bool:
-    timers = (callback for callback in trainer.callbacks if isinstance(callback, Timer))
-    return any(left is not None and left <= 0 for left in (timer.time_remaining() for timer in timers))
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
