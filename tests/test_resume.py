@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
+from torch import Tensor, nn
 
 from maml_pipeline.learner.checkpoints import WholeCheckpointIO
 from maml_pipeline.signals import SIGNALS
@@ -198,3 +200,108 @@ def test_a_row_cut_short_by_a_kill_is_written_again(maml: Maml, tmp_path: Path) 
     table.write_text(table.read_text() + "0,,,,,,1")
     maml(*RUN, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
     assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+class Dropping(nn.Module):
+    """A network that draws random numbers of every kind while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = float(np.random.rand()) + random.random() if self.training else 1.0
+        y: Tensor = self.body(x) * noise
+        return y
+
+
+WAYS: dict[str, tuple[object, ...]] = {
+    "float64": ("--trainer.precision", 64),
+    "bfloat16": ("--trainer.precision", "bf16-mixed"),
+    "dropout": ("--model.network", "tests.test_resume.Dropping"),
+    "accumulated dropout": (
+        *("--model.network", "tests.test_resume.Dropping"),
+        *("--trainer.accumulate_grad_batches", 2),
+    ),
+    "epochs": ("--trainer.limit_train_batches", 4, "--trainer.log_every_n_steps", 3),
+    "annealed learning rate": (
+        *("--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR"),
+        *("--model.lr_scheduler.step_size", 7, "--model.lr_scheduler.gamma", 0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+def test_a_run_of_two_parts_is_bit_for_bit_one_of_a_single_part(
+    maml: Maml, tmp_path: Path, settings: tuple[object, ...]
+) -> None:
+    run = (*RUN, "--trainer.val_check_interval", 6, "--probes.every", 10, *settings)
+    maml(*run, "--trainer.max_steps", 40, "--run.dir", tmp_path / "whole")
+    maml(*run, "--trainer.max_steps", 23, "--run.dir", tmp_path / "parts")
+    resume = ("--run.dir", tmp_path / "parts", "--ckpt_path", "last")
+    maml(*run, "--trainer.max_steps", 40, *resume)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_validation_comes_between_two_meta_steps(maml: Maml, tmp_path: Path) -> None:
+    run = (*RUN, "--trainer.max_steps", 12, "--trainer.val_check_interval", 3)
+    maml(*run, "--trainer.accumulate_grad_batches", 2, "--run.dir", tmp_path / "run")
+    validated = [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]]
+    assert validated == ["2", "5", "8", "11"]
+    # The best state is that of a whole meta-step, and goes on as the run did.
+    best = checkpoint(tmp_path / "run", "best")["meta_step"]
+    assert int(best) % 3 == 0
+    resume = (
+        "--trainer.accumulate_grad_batches",
+        2,
+        "--run.dir",
+        tmp_path / "run",
+        "--ckpt_path",
+        "best",
+    )
+    before = checkpoint(tmp_path / "run")
+    maml(*run, *resume)
+    after = checkpoint(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_float64_is_measured_again_as_it_was(maml: Maml, tmp_path: Path) -> None:
+    run = (*RUN, "--trainer.max_steps", 12, "--trainer.val_check_interval", 6, "--trainer.precision", 64)
+    maml(*run, "--run.dir", tmp_path / "run")
+    result = (tmp_path / "run" / "test.json").read_text()
+    maml("test", "--config", tmp_path / "run" / "config.yaml", "--ckpt_path", "best")
+    assert (tmp_path / "run" / "test.json").read_text() == result
+
+
+def test_a_run_that_was_stopped_early_does_not_train_on(maml: Maml, tmp_path: Path) -> None:
+    settings = {"monitor": "val/loss", "patience": 1, "min_delta": 100.0}
+    stopping = json.dumps({"class_path": "EarlyStopping", "init_args": settings})
+    run = (*RUN, f"--trainer.callbacks={stopping}", "--trainer.val_check_interval", 5)
+    run = (*run, "--run.dir", tmp_path / "run")
+    maml(*run)
+    ended = {name: checkpoint(tmp_path / "run", name) for name in ("last", "best")}
+    result, table = (tmp_path / "run" / "test.json").read_text(), rows(tmp_path / "run")
+    assert int(ended["last"]["meta_step"]) == 10
+    maml(*run, "--ckpt_path", "last")
+    for name, state in ended.items():
+        again = checkpoint(tmp_path / "run", name)
+        assert all(torch.equal(value, again[key]) for key, value in state.items())
+    assert (tmp_path / "run" / "test.json").read_text() == result
+    assert rows(tmp_path / "run") == table
+
+
+class StopAtBatch(Callback):
+    """Asks for a stop once, as a Timer does, whatever the meta-step has still to do."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx == 6
+
+
+def test_a_training_that_is_stopped_within_a_meta_step_ends_after_it(maml: Maml, tmp_path: Path) -> None:
+    spy = "--trainer.callbacks=tests.test_resume.StopAtBatch"
+    run = (*RUN, "--trainer.accumulate_grad_batches", 3)
+    maml(*run, spy, "--run.dir", tmp_path / "stopped")
+    maml(*run, "--trainer.max_steps", 3, "--run.dir", tmp_path / "whole")
+    stopped, whole = (checkpoint(tmp_path / name) for name in ("stopped", "whole"))
+    assert int(stopped["meta_step"]) == 3
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)

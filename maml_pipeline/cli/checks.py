@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from maml_pipeline.cli.epochs import check_epochs
 from maml_pipeline.cli.terminal import is_rank_zero
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, slurm
@@ -24,6 +25,7 @@ def check(cli: "MamlCLI") -> None:
     """
     settings, model, data = cli.settings, cli.model, cli.datamodule
     trainer = settings.trainer
+    check_epochs(trainer)
     if str(trainer.devices) not in WHATEVER_THERE_IS:
         devices = count_devices(trainer.devices)
         data.check_devices(devices * trainer.num_nodes)
@@ -35,7 +37,8 @@ def check(cli: "MamlCLI") -> None:
     model.check_task(task)
     _check_ways(model, data.tasks, task)
     if settings.ckpt_path is not None:
-        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path))
+        resumes = cli.command == "fit"
+        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes))
     _check_validation(cli.config_init[cli.command].trainer.val_check_interval)
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:

@@ -15,6 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.epochs import val_check_batches
 from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.cli.location import (
     Location,
@@ -39,6 +40,7 @@ from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
+from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.folder import check_name
@@ -208,8 +210,15 @@ class MamlCLI(LightningCLI):
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder, self.location.differences))
+        kwargs["val_check_interval"] = val_check_batches(
+            wanted.val_check_interval, wanted.accumulate_grad_batches
+        )
         return super().instantiate_trainer(
-            callbacks=[*_as_list(wanted.callbacks), *callbacks],
+            callbacks=[
+                SeedRandomNumbers(self.settings.seed_everything),
+                *_as_list(wanted.callbacks),
+                *callbacks,
+            ],
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
             enable_checkpointing=self.command == "fit",

@@ -1,6 +1,5 @@
 """Which states of a run are kept: the best one, and the last one to go on from."""
 
-import pickle
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +9,14 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
+from maml_pipeline.checksum import add_checksum, has_valid_checksum, has_valid_members
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.preemption import StopOnSignal
 
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 """Keys of Lightning's state of a `ModelCheckpoint` that hold a path, besides `best_k_models`."""
+REMEDY = "use another one, such as the run's best.ckpt or last.ckpt, or start a new run"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -29,7 +30,13 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
         super().__init__(
-            folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+            # After the validation, before `last.ckpt`, which keeps what this has decided.
+            save_on_train_epoch_end=False,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -114,7 +121,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints so that a kill while one is saved leaves the one before as it was.
+    """Write checkpoints whole, with a checksum, and read none without verifying it.
 
     Lightning writes to the system's folder for temporary files first; from there to another file
     system, it is copied bit by bit.
@@ -127,19 +134,54 @@ class WholeCheckpointIO(TorchCheckpointIO):
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(exist_ok=True)  # and not a run folder that was deleted
-        write_atomically(Path(path), buffer.getvalue())
+        write_atomically(Path(path), add_checksum(buffer.getvalue()))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a state, on the CPU."""
+        return load_checkpoint(path)
 
 
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """Read a checkpoint, and nothing in it that could run code.
+def load_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
+    """Read a checkpoint that is whole and unchanged, and nothing in it that could run code.
+
+    Args:
+        path: A file written by this program; to take the parameters from, also one of a plain
+            Lightning `Trainer`, which has no checksum but the CRC-32 of its parts.
+        resumes: Whether a training is to go on from it, which takes the whole state.
 
     Raises:
         UserError: It is no checkpoint of this program, or damaged.
     """
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"ckpt_path {path} is not a checkpoint of this program, or damaged") from error
-    if "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path {path} is not a checkpoint of this program: no state_dict in it")
-    return checkpoint
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"ckpt_path {path} cannot be read ({error.strerror})") from error
+    is_own = has_valid_checksum(content)
+    if not is_own and not has_valid_members(content):
+        raise UserError(f"ckpt_path {path} is damaged, or not a checkpoint of this program; {REMEDY}")
+    if resumes and not is_own:
+        raise UserError(f"ckpt_path {path} was not written by maml fit, and cannot be resumed; {REMEDY}")
+    try:
+        checkpoint: Any = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises whatever the file's bytes lead to
+        raise UserError(f"ckpt_path {path} is not a checkpoint of this program; {REMEDY}") from error
+    wrong = _wrong_part(checkpoint)
+    if wrong is not None:
+        raise UserError(f"ckpt_path {path} is not a checkpoint of this program: {wrong}; {REMEDY}")
+    return dict(checkpoint)
+
+
+def _wrong_part(checkpoint: Any) -> str | None:
+    """Say what is missing of the parts that are needed to measure a network, or of another type."""
+    if not isinstance(checkpoint, dict):
+        return f"it holds no dict but a {type(checkpoint).__name__}"
+    parts = {"state_dict": dict, "global_step": int, "pytorch-lightning_version": str}
+    for name, kind in parts.items():
+        if not isinstance(checkpoint.get(name), kind):
+            return f"it has no {name} of type {kind.__name__}"
+    for name, value in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            return f"{name} in its state_dict is no tensor but a {type(value).__name__}"
+    return None

@@ -1,14 +1,17 @@
 """Tasks as a LightningDataModule: which tasks a meta-step sees, and which share a device takes."""
 
+import ctypes
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
+from typing import Any
 
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maml_pipeline.errors import UserError
@@ -23,9 +26,9 @@ SECONDS_TO_SERVE = 10
 class TaskDataModule(LightningDataModule):
     """Draw meta-batches from a distribution of tasks.
 
-    Meta-step s trains on tasks s * B to (s + 1) * B - 1, whatever the number of devices and however
-    often the run was resumed. Validation and test tasks are the same for every run, so that runs
-    with different seeds are compared on the same tasks.
+    Meta-step s trains on tasks s * B to (s + 1) * B - 1, whatever the number of devices, however
+    often the run was resumed, and however its meta-steps are divided into epochs. Validation and test
+    tasks are the same for every run, so that runs with different seeds are compared on the same tasks.
 
     Args:
         tasks: The distribution.
@@ -67,8 +70,14 @@ class TaskDataModule(LightningDataModule):
         self.tasks.prepare()
 
     def setup(self, stage: str) -> None:
-        """Refuse a number of devices that does not divide the meta-batch."""
+        """Refuse devices that do not divide the meta-batch, and what would cut a meta-step in two.
+
+        Raises:
+            UserError: The trainer's settings do not fit.
+        """
         self.check_devices(self.world_size)
+        if self.trainer is not None and stage == "fit":
+            check_meta_steps_are_whole(self.trainer)
 
     def check_devices(self, devices: int) -> None:
         """Refuse a number of devices that does not divide the meta-batch; may be called before a run.
@@ -91,11 +100,14 @@ class TaskDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:
-        """Draw tasks without end, from where training stands."""
+        """Draw tasks without end, from where training stands whenever Lightning starts to iterate."""
+        return self._loader("train", self.seed, self._next_training_task)
+
+    def _next_training_task(self) -> int:
         if self.trainer is None:
-            return self._loader("train", self.seed)
-        batches_seen = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        return self._loader("train", self.seed, start=batches_seen * self.meta_batch_size)
+            return 0
+        batches_done = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        return int(batches_done * self.meta_batch_size)
 
     def val_dataloader(self) -> DataLoader[TaskBatch]:
         """Draw every validation task once, over all devices."""
@@ -106,19 +118,19 @@ class TaskDataModule(LightningDataModule):
         return self._loader("test", EVALUATION_SEED, stop=self.test_tasks)
 
     def _loader(
-        self, split: Split, seed: int, start: int = 0, stop: int | None = None
+        self, split: Split, seed: int, first_task: Callable[[], int] = int, stop: int | None = None
     ) -> DataLoader[TaskBatch]:
         stream = TaskStream(
             draw=partial(self.tasks.batch, seed, split),
             batch_size=self.meta_batch_size,
             rank=self.rank,
             world_size=self.world_size,
-            start=start,
             stop=stop,
         )
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        return TaskLoader(
             stream,
+            first_task,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=on_cuda,
@@ -160,21 +172,22 @@ class TaskStream(IterableDataset[TaskBatch]):
         batch_size: int,
         rank: int,
         world_size: int,
-        start: int,
         stop: int | None,
     ) -> None:
         self.draw = draw
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.start = start
+        # In memory shared with workers, which keep their copy of the stream from one epoch to the next.
+        self.start = RawValue(ctypes.c_uint64, 0)
         self.stop = stop
 
     def __iter__(self) -> Iterator[TaskBatch]:
         # The loader collects from its workers in turn, so that every W-th batch is a worker's.
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for start in count(self.start + worker * self.batch_size, workers * self.batch_size):
+        first_batch = self.start.value + worker * self.batch_size
+        for start in count(first_batch, workers * self.batch_size):
             tasks = self.batch_size if self.stop is None else min(self.batch_size, self.stop - start)
             if tasks <= 0:
                 return
@@ -187,4 +200,48 @@ class TaskStream(IterableDataset[TaskBatch]):
     def __len__(self) -> int:
         if self.stop is None:
             raise TypeError("an endless stream of tasks has no length")
-        return -(-(self.stop - self.start) // self.batch_size)
+        return -(-self.stop // self.batch_size)
+
+
+class TaskLoader(DataLoader[TaskBatch]):
+    """A loader that starts each iteration at the task that is due, also in workers that are running.
+
+    Args:
+        stream: What to draw.
+        first_task: Called when an iteration starts; returns the index of its first task.
+        settings: As for `DataLoader`.
+    """
+
+    def __init__(self, stream: TaskStream, first_task: Callable[[], int], **settings: Any) -> None:
+        super().__init__(stream, **settings)
+        self._stream = stream
+        self._first_task = first_task
+
+    def __iter__(self) -> Any:
+        self._stream.start.value = self._first_task()
+        return super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position follows from the meta-steps. Lightning warns without this."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load nothing."""
+
+
+def check_meta_steps_are_whole(trainer: Trainer) -> None:
+    """Refuse a trainer whose epochs or validations would end in the middle of a meta-step.
+
+    Lightning counts both in batches, of which a meta-step has `accumulate_grad_batches`.
+
+    Raises:
+        UserError: One of them would.
+    """
+    batches = trainer.accumulate_grad_batches
+    for name in ("limit_train_batches", "val_check_interval"):
+        value = getattr(trainer, name)
+        if isinstance(value, int) and value % batches:
+            raise UserError(
+                f"trainer.{name} is {value} batches, which is no whole number of meta-steps: each has "
+                f"accumulate_grad_batches = {batches} batches; name a multiple of {batches}"
+            )

@@ -259,6 +259,13 @@ class MetaLearner(LightningModule):
         """Log what is equal on every device already; the largest of equals is exact."""
         self.log(name, value, prog_bar=prog_bar, reduce_fx="max", sync_dist=True)
 
+    def configure_model(self) -> None:
+        """Take the trainer's precision on before a checkpoint is loaded.
+
+        Lightning does only afterwards, so that float64 parameters would pass through float32.
+        """
+        self.trainer.precision_plugin.convert_module(self)  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> Any:
         """Build the outer optimiser and, where asked for, its schedule."""
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)

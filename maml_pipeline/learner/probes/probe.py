@@ -1,8 +1,10 @@
 """What all probes share: when they measure, and where the figures go."""
 
 import contextlib
+import random
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
@@ -71,13 +73,16 @@ def throw_away_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: Task
 
 @contextlib.contextmanager
 def preserve_state(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Undo what calling a network changes: its buffers, and the random state."""
+    """Undo what calling a network changes: its buffers, and the random state of every library."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    python, numpy = random.getstate(), np.random.get_state()
     cuda = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):
             yield
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
         with torch.no_grad():
             for name, buffer in network.named_buffers():
                 buffer.copy_(buffers[name])
