@@ -14,7 +14,7 @@ from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, write_whole
+from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.learner.tracking import ORDERS
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.grid import Cell, make_grid
@@ -104,7 +104,7 @@ class Plan:
         folder, config = self.tradeoff.folder, self.tradeoff.config
         make_folder(folder, "out")
         if not config.exists():
-            write_whole(config, yaml.safe_dump(self.shared, sort_keys=False))
+            write_atomically(config, yaml.safe_dump(self.shared, sort_keys=False))
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

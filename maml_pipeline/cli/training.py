@@ -18,7 +18,7 @@ from maml_pipeline.cli.parser import MamlParser
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
@@ -169,14 +169,15 @@ class MamlCLI(LightningCLI):
         if not self.resumes:
             self.folder = run_folder.create(self.folder, self.run_name)
         assert self.folder is not None
+        remove_unfinished(self.folder)
         os.environ[RUN_DIR_VARIABLE] = str(self.folder)
         self.settings.run.dir = str(self.folder)
         if (job := slurm.job_id()) is not None:
-            write_whole(self.folder / slurm.JOB_FILE, job + "\n")
+            write_atomically(self.folder / slurm.JOB_FILE, job + "\n")
 
         text = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.resolved_config: dict[str, Any] = yaml.safe_load(text)
-        write_whole(self.folder / "config.yaml", text)
+        write_atomically(self.folder / "config.yaml", text)
         print(f"Run folder: {self.folder}")
 
     def _fit_callbacks(self) -> list[Callback]:

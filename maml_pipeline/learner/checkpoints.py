@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.preemption import StopOnSignal
 
 
@@ -54,11 +54,8 @@ class LastCheckpoint(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a kill in the middle of a saving has left."""
+        """Begin at the meta-step that training starts from."""
         self._asked_at = trainer.global_step
-        if trainer.is_global_zero:
-            for unfinished in self.folder.glob(".*.ckpt.*"):
-                unfinished.unlink()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """End the meta-step, unless its validation is still to come."""
@@ -97,7 +94,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), buffer.getvalue())
+        write_atomically(Path(path), buffer.getvalue())
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """metrics.csv: one table a run, also when the run was stopped and resumed."""
 
 import csv
+import os
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -9,41 +11,143 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from maml_pipeline.files import write_whole
+from maml_pipeline.errors import UserError
+from maml_pipeline.files import write_atomically
+
+MetricsRow = dict[str, float]
+"""What was logged at one meta-step, by metric; `step` is the meta-step, a whole number from 0."""
+
+TAIL_BYTES = 20_000
+"""Enough for several rows of any run."""
+
+
+def read_metrics(path: Path) -> list[MetricsRow]:
+    """Read a run's `metrics.csv`, also while it is written or after its process was killed.
+
+    Args:
+        path: The table.
+
+    Returns:
+        Its rows in order, without empty cells. A last row that was cut short is left out. No row where
+        there is no table.
+
+    Raises:
+        UserError: An earlier row is damaged, which no interrupted run leaves behind.
+    """
+    try:
+        lines = _whole_lines(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    if not lines:
+        return []
+    rows = [_parse(lines[0], line) for line in lines[1:]]
+    if None in rows[:-1]:
+        raise UserError(
+            f"{path} is damaged in line {rows.index(None) + 2}: it does not hold a number or nothing in "
+            "each column; delete that line, or restore the file"
+        )
+    return [row for row in rows if row is not None]
+
+
+def read_last_row(path: Path) -> MetricsRow | None:
+    """Read the last whole row of a run's `metrics.csv`, in the same time for a table of any length.
+
+    Args:
+        path: The table.
+
+    Returns:
+        The row, or `None` where there is none.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.readline()
+            start = max(file.tell(), path.stat().st_size - TAIL_BYTES)
+            file.seek(start)
+            tail = file.read()
+    except FileNotFoundError:
+        return None
+    names = _whole_lines(header)
+    # The first line of the tail may lack its beginning, and the last its end.
+    lines = _whole_lines(tail)[start > len(header) :]
+    rows = [row for line in lines[-2:] if names and (row := _parse(names[0], line)) is not None]
+    return rows[-1] if rows else None
+
+
+def _whole_lines(content: bytes) -> list[str]:
+    """Return the lines that were written to their end."""
+    whole, _, _ = content.rpartition(b"\n")
+    return whole.decode(errors="replace").splitlines()
+
+
+def _parse(header: str, line: str) -> MetricsRow | None:
+    """Return the cells that are not empty; `None` where they are not those of a row."""
+    try:
+        names, cells = csv.reader([header, line])
+        row = {name: _number(cell) for name, cell in zip(names, cells, strict=True) if cell}
+    except (ValueError, csv.Error):
+        return None
+    return row if isinstance(row.get("step"), int) else None
+
+
+def _number(text: str) -> float:
+    """Return a number that is written again as it was read: an integer stays one."""
+    return int(text) if text.isdecimal() else float(text)
 
 
 class AppendingWriter(ExperimentWriter):
     """Lightning's writer, which would delete the table that a resumed run finds."""
 
     def _check_log_dir_exists(self) -> None:
-        if self._fs.isfile(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+        self._take_columns(read_metrics(Path(self.metrics_file_path)))
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Keep a row, without Lightning's count of epochs: there is one, and it has no end."""
         super().log_metrics({k: v for k, v in metrics_dict.items() if k != "epoch"}, step)
 
+    def save(self) -> None:
+        """Append the rows that were kept; a new column replaces the table in one step."""
+        # Lightning asks again at the end of a run. A row that could not be written is not tried twice.
+        rows, self.metrics = self.metrics, []
+        if not rows:
+            return
+        path = Path(self.metrics_file_path)
+        if path.exists() and set().union(*rows) <= {*self.metrics_keys}:
+            _append(path, self._text(rows))
+        else:
+            self._replace([*read_metrics(path), *rows])
+
     def drop_from(self, step: int) -> None:
         """Drop the rows of `step` and later, which a resumed run is about to write again."""
-        if Path(self.metrics_file_path).exists():
-            self._write([row for row in self._rows() if int(row["step"]) < step])
+        path = Path(self.metrics_file_path)
+        if path.exists():
+            self._replace([row for row in read_metrics(path) if row["step"] < step])
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self._write(self._rows())
+    def _replace(self, rows: Sequence[MetricsRow]) -> None:
+        self._take_columns(rows)
+        header = self._text([dict(zip(self.metrics_keys, self.metrics_keys, strict=True))])
+        write_atomically(Path(self.metrics_file_path), header + self._text(rows))
 
-    def _rows(self) -> list[dict[str, str]]:
-        with open(self.metrics_file_path, newline="") as file:
-            # A kill may have cut the last row short: it has no number in every column up to the last.
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+    def _take_columns(self, rows: Iterable[MetricsRow]) -> None:
+        self.metrics_keys = sorted(set().union(*rows))
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        """Replace the table at once: a kill leaves the old one or the new one."""
-        table = StringIO(newline="")
-        writer = csv.DictWriter(table, self.metrics_keys)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(Path(self.metrics_file_path), table.getvalue())
+    def _text(self, rows: Iterable[dict[str, float] | dict[str, str]]) -> str:
+        text = StringIO(newline="")
+        csv.DictWriter(text, self.metrics_keys).writerows(rows)
+        return text.getvalue()
+
+
+def _append(path: Path, text: str) -> None:
+    """Append to a file all or nothing, as far as the system lets it."""
+    with path.open("rb+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            remaining = text.encode()
+            while remaining:
+                remaining = remaining[file.write(remaining) :]
+        except OSError as error:  # a full disk
+            file.truncate(size)
+            error.filename = error.filename or str(path)
+            raise
 
 
 class MetricsCSV(CSVLogger):

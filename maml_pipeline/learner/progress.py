@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.table import Table
 
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.meta_learner import MetaLearner
 
 
@@ -127,4 +127,4 @@ class ResultTable(Callback):
         console.print(table)
 
         if self.folder is not None:
-            write_whole(self.folder / f"{split}.json", json.dumps(result, indent=2) + "\n")
+            write_atomically(self.folder / f"{split}.json", json.dumps(result, indent=2) + "\n")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import slurm
+from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
 from maml_pipeline.tools.runs import load_runs
@@ -75,6 +76,7 @@ class Tradeoff:
                     f"{self.folder} is in use: another trade-off, or a training that a killed one left "
                     "behind, still runs in it; wait for it, or name another folder with --out"
                 ) from None
+            remove_unfinished(self.folder)
             yield lock
 
     def become(self, cell: Cell) -> None:
@@ -170,7 +172,7 @@ class Tradeoff:
             "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
             "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
         }
-        write_whole(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
+        write_atomically(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -190,14 +192,6 @@ def _last_words(output: str) -> str:
 
 
 def meta_steps_done(folder: Path) -> int:
-    """Read how far a run is from the last line of its metrics; 0 where there is nothing to read."""
-    path = folder / "metrics.csv"
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        names = file.readline().decode().strip().split(",")
-        file.seek(max(file.tell(), path.stat().st_size - 20_000))
-        *_, last = [[], *(line.split(",") for line in file.read().decode().splitlines())]
-    # The table grows, and is written anew with every column that is added, while it is read here.
-    fields = dict(zip(names, last, strict=False)) if len(last) == len(names) else {}
-    return int(fields["step"]) + 1 if fields.get("step", "").isdigit() else 0
+    """Read how far a run is from the last row of its metrics; 0 where there is none."""
+    row = read_last_row(folder / "metrics.csv")
+    return 0 if row is None else int(row["step"]) + 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from maml_pipeline.files import make_folder, write_whole
+from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.tools.comparison import Row, compare, findings, headers
 from maml_pipeline.tools.report.pictures import Picture, draw_overview, draw_pictures
 from maml_pipeline.tools.report.style import style
@@ -55,10 +55,12 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         for name, rows in experiments.items()
     ]
     overview = draw_overview(experiments)
-    write_whole(folder / "overview.png", rendered(overview, "png"))
+    write_atomically(folder / "overview.png", rendered(overview, "png"))
     for section in sections:
         for picture in section.pictures:
-            write_whole(folder / f"{section.slug}-{picture.name}.png", rendered(picture.figure, "png"))
+            write_atomically(
+                folder / f"{section.slug}-{picture.name}.png", rendered(picture.figure, "png")
+            )
 
     environment = Environment(
         loader=PackageLoader("maml_pipeline.tools.report", "."),
@@ -76,7 +78,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         "runs": runs,
     }
     for file in ("report.html", "report.md"):
-        write_whole(folder / file, environment.get_template(f"{file}.jinja").render(values))
+        write_atomically(folder / file, environment.get_template(f"{file}.jinja").render(values))
     return folder / "report.html"
 
 
