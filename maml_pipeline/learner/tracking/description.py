@@ -52,7 +52,7 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
     """
     model, order = config["model"], gradient_order(config)
     steps = model["inner_steps"]
-    name = f"{config['run']['experiment']}-{order}" + ("" if steps == 1 else f"-k{steps}")
+    name = f"{experiment_name(config)}-{order}" + ("" if steps == 1 else f"-k{steps}")
     flags = {"checkpointed": order == "checkpointed", "compiled": model["compile"]}
     tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
     return Description(
@@ -63,13 +63,23 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
     )
 
 
+def experiment_name(config: dict[str, Any]) -> str:
+    """Return the name of what a resolved config trains; that of its tasks where it has none."""
+    name = config["run"]["experiment"]
+    return _class_name(config) if name is None else str(name)
+
+
+def _class_name(config: dict[str, Any]) -> str:
+    return str(config["data"]["tasks"]["class_path"]).rpartition(".")[2].lower()
+
+
 def _experiment(config: dict[str, Any]) -> str:
     """Return the experiment's name with what tasks it has: ways and shots, unless it says so itself."""
     tasks = config["data"]["tasks"]
     settings = tasks.get("init_args") or {}
-    name = str(config["run"]["experiment"])
-    if name == "run":  # nobody has named it
-        name = str(tasks["class_path"]).rpartition(".")[2].lower()
+    name = experiment_name(config)
+    if name == "run":  # the default
+        name = _class_name(config)
     size = "".join(f"{settings[key]}{key[0]}" for key in ("ways", "shots") if key in settings)
     return name if not size or re.search(rf"(?<!\d){size}", name) else f"{name}-{size}"
 
