@@ -41,7 +41,7 @@ class Row:
 
     @property
     def split(self) -> str | None:
-        """What the result is of: `test`, or `val` where nothing has been tested; `None` for no result."""
+        """What the result is of: `test`, or `val` where none is tested; `None` for no result."""
         splits = {run.result.split for run in self.runs if run.result is not None}
         return "test" if "test" in splits else "val" if splits else None
 
@@ -114,7 +114,7 @@ class Row:
             self._cost_text("meta_step_ms", 1e-3, "s"),
             self._cost_text("flops", 1, "FLOP"),
             "-" if cosine is None else f"{cosine:.3f}",
-            "\n".join(printable(run.folder) for run in self.runs),
+            "\n".join(run.folder for run in self.runs),
         )
 
     def _seeds_text(self) -> str:
@@ -203,7 +203,7 @@ def _alike(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
 
 
 def _repeats(runs: Iterable[Run]) -> list[list[Run]]:
-    """Split runs of the same settings so that each order, number of inner steps and seed is there once."""
+    """Split runs of the same settings so that each order, inner steps and seed is there once."""
     groups: list[dict[str, Run]] = []
     for run in runs:
         group = next((group for group in groups if run.name not in group), None)
@@ -229,10 +229,10 @@ def findings(rows: Sequence[Row]) -> list[str]:
         ]
         order = {"second": "second order", "checkpointed": "checkpointed second order"}[row.order]
         steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
+        measure = printable(row.runs[0].measure)
         sentences.append(
-            f"With {steps} in training, {order} reached a {own.split} {printable(row.runs[0].measure)} of "
-            f"{own.mean:.4f} where first order reached {other.mean:.4f}"
-            + (f", for {' and '.join(costs)}." if costs else ".")
+            f"With {steps} in training, {order} reached a {own.split} {measure} of {own.mean:.4f} where "
+            f"first order reached {other.mean:.4f}" + (f", for {' and '.join(costs)}." if costs else ".")
         )
     return sentences
 

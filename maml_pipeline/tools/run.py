@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from maml_pipeline.learner.tracking import experiment_name, gradient_order
+from maml_pipeline.text import printable
 
 Record = dict[str, float]
 """What was logged at one meta-step, by metric; `step` is the meta-step, from 0."""
@@ -50,9 +51,8 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Where it was read from, relative to the working directory where it lies below that."""
-        here = Path.cwd()
-        return str(self.source.relative_to(here) if self.source.is_relative_to(here) else self.source)
+        """Where it was read from."""
+        return shown_path(self.source)
 
     @property
     def is_summary(self) -> bool:
@@ -85,6 +85,7 @@ class Run:
         """What was trained, by key, but for order, inner steps and seed; and not where or how often."""
         trained = {key: self.config.get(key) or {} for key in ("model", "data")}
         trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
+        trained["run"] = {key: self.config["run"][key] for key in ("monitor", "mode")}
         return {key: value for key, value in _leaves(trained) if key not in NOT_SETTINGS}
 
     @property
@@ -97,6 +98,11 @@ class Run:
         """Meta-steps of which something is known."""
         training = (r for r in self.history if not any(key.startswith("test/") for key in r))
         return max((int(record["step"]) + 1 for record in training), default=0)
+
+    @property
+    def progress(self) -> str:
+        """The meta-steps done, of how many where there is an end."""
+        return f"{self.meta_steps:,}" + (f" of {self.max_steps:,}" if self.max_steps >= 0 else "")
 
     @property
     def is_finished(self) -> bool:
@@ -194,6 +200,12 @@ class Run:
         final["step"] = self.meta_steps - 1  # and not that of the test, which comes after
         history = [_as_json(record) for record in [*thinned, final]]
         return {"config": self.config, "test": _as_json(self.test), "history": history}
+
+
+def shown_path(path: Path) -> str:
+    """Return a path in printable text, relative to the working directory where it lies below that."""
+    here = Path.cwd()
+    return printable(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def mean(values: Sequence[float]) -> float:

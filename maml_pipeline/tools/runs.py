@@ -16,7 +16,7 @@ from maml_pipeline.tools.read_run import (
     read_tradeoff,
     read_wandb_run,
 )
-from maml_pipeline.tools.run import Run
+from maml_pipeline.tools.run import Run, shown_path
 
 RUN_FILES = {"config.yaml", "metrics.csv", "test.json", "wandb_id.txt", "checkpoints"}
 """A folder with one of these is a run's, or a trade-off's where runs lie below it."""
@@ -170,7 +170,7 @@ class _Search:
             self._leave_out(source, str(error))
 
     def _leave_out(self, path: Path, reason: str) -> None:
-        self.left_out.append(f"{printable(path)}: {printable(reason)}")
+        self.left_out.append(f"{shown_path(path)}: {printable(reason)}")
 
 
 def _holds_runs(link: Path) -> bool:
@@ -205,7 +205,7 @@ def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         if original is None:
             kept.append(run)
         else:
-            lines.append(f"{printable(run.folder)}: it is the run of {printable(original.folder)}")
+            lines.append(f"{run.folder}: it is the run of {original.folder}")
     return [run for run in runs if any(run is one for one in kept)], lines
 
 
