@@ -114,7 +114,6 @@ class Row:
             self._cost_text("meta_step_ms", 1e-3, "s"),
             self._cost_text("flops", 1, "FLOP"),
             "-" if cosine is None else f"{cosine:.3f}",
-            "\n".join(run.folder for run in self.runs),
         )
 
     def _seeds_text(self) -> str:
@@ -149,7 +148,7 @@ def headers(rows: Sequence[Row]) -> tuple[str, ...]:
     seeds = " (seeds from to)" if any(row.spread for row in rows) else ""
     return (
         *("order", "inner steps", "seeds", f"{printable(run.measure)} ± 95 % CI{seeds}"),
-        *("peak memory", "a meta-step", "FLOPs", "order gap, cosine", "folder"),
+        *("peak memory", "a meta-step", "FLOPs", "order gap, cosine"),
     )
 
 
@@ -238,13 +237,13 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 
 def print_comparison(experiment: str, rows: list[Row]) -> None:
-    """Print an experiment's rows as a table."""
+    """Print an experiment's rows as a table, each with the folders of its runs."""
     table = Table(title=experiment)
-    for header in headers(rows):
+    for header in (*headers(rows), "folder"):
         is_text = header in ("order", "folder")
         table.add_column(header, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row.cells())
+        table.add_row(*row.cells(), "\n".join(run.folder for run in row.runs))
     # Off a terminal there is no width to keep to: a table that is cut says nothing.
     width = None if sys.stdout.isatty() else 10_000
     # Names may look like markup: none of the text is.

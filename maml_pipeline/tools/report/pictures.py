@@ -86,6 +86,7 @@ def _add_legend(figure: Figure) -> None:
 
 def _costs(rows: Sequence[Row]) -> Iterator[Picture]:
     """Draw what all numbers of inner steps share."""
+    scale, unit = _memory_unit(rows)
     if any((peak := row.mean("peak_bytes")) and 0 < peak < LARGEST for row, _ in _official(rows)):
         yield _picture(
             "pareto",
@@ -100,14 +101,18 @@ def _costs(rows: Sequence[Row]) -> Iterator[Picture]:
             "memory",
             "Peak memory against inner steps",
             "The most that a meta-step adds to parameters, gradients and the optimiser's state.",
-            partial(_draw_cost, rows=rows, figure="peak_bytes", label="peak memory of a meta-step, MB"),
+            partial(
+                _draw_cost, rows=rows, figure="peak_bytes", label=f"peak memory, {unit}", scale=scale
+            ),
         )
     if any(row.mean("meta_step_ms") for row in rows):
         yield _picture(
             "time",
             "Time against inner steps",
             "The median time of a meta-step, without drawing its tasks, on the machine that trained.",
-            partial(_draw_cost, rows=rows, figure="meta_step_ms", label="time of a meta-step, ms"),
+            partial(
+                _draw_cost, rows=rows, figure="meta_step_ms", label="time of a meta-step, ms", scale=1
+            ),
         )
 
 
@@ -173,6 +178,12 @@ def _drawable(value: float) -> float:
     return value if abs(value) < LARGEST else math.nan
 
 
+def _memory_unit(rows: Sequence[Row]) -> tuple[float, str]:
+    """Return the bytes and the name of the unit in which the largest peak memory is written."""
+    most = max((peak for row in rows if (peak := row.mean("peak_bytes")) is not None), default=0)
+    return next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= s), (1, "B"))
+
+
 def _official(rows: Sequence[Row]) -> list[tuple[Row, Measure]]:
     """Return the rows with a result on the test tasks; before any, those on the validation tasks."""
     split = "test" if any(row.split == "test" for row in rows) else "val"
@@ -181,11 +192,11 @@ def _official(rows: Sequence[Row]) -> list[tuple[Row, Measure]]:
 
 def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
     """Draw the measure against peak memory, an order a line."""
-    official = _official(rows)
+    official, (scale, unit) = _official(rows), _memory_unit(rows)
     for order in COLOURS:
         known = [(row, result, row.mean("peak_bytes")) for row, result in official if row.order == order]
         points = [
-            (row, _drawable(result.mean), _drawable(result.ci95), peak / 1e6)
+            (row, _drawable(result.mean), _drawable(result.ci95), peak / scale)
             for row, result, peak in known
             if peak is not None and 0 < peak < LARGEST
         ]
@@ -205,7 +216,7 @@ def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
         for row, value, _, peak in points:
             for run in row.measured if len(row.measured) > 1 else []:
                 if run.result is not None and run.peak_bytes is not None:
-                    mark = (_drawable(run.peak_bytes / 1e6), _drawable(run.result.mean))
+                    mark = (_drawable(run.peak_bytes / scale), _drawable(run.result.mean))
                     ax.plot(*mark, MARKERS[order], color=colour, alpha=0.3)
             if math.isnan(value):
                 continue
@@ -221,22 +232,22 @@ def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
     plain_log_axis(ax, "x")
     ax.margins(x=0.15)
     run = rows[0].runs[0]
-    ax.set_xlabel("peak memory of a meta-step, MB")
+    ax.set_xlabel(f"peak memory of a meta-step, {unit}")
     better = "higher" if run.higher_is_better else "lower"
     ax.set_ylabel(f"{measure_label(rows).lower()}\n({better} is better)")
 
 
-def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str) -> None:
-    unit = 1e6 if figure == "peak_bytes" else 1
+def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str, scale: float) -> None:
     for order, group in _by_order(rows):
         points = [
-            (row.inner_steps, _drawable(value / unit)) for row in group if (value := row.mean(figure))
+            (row.inner_steps, _drawable(value / scale)) for row in group if (value := row.mean(figure))
         ]
         if points:
             line = ax.plot(*zip(*points, strict=True), color=COLOURS[order], marker=MARKERS[order])
             line[0].set_label(LABELS[order])
     ax.set_xticks(sorted({row.inner_steps for row in rows}))
-    ax.set_ylim(bottom=0)
+    most = max((value for line in ax.lines for value in line.get_ydata() if value > 0), default=1)  # type: ignore[union-attr]
+    ax.set_ylim(0, 1.08 * most)
     ax.set_xlabel("inner steps k in training")
     ax.set_ylabel(label)
 
