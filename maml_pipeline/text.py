@@ -20,6 +20,11 @@ def printable(text: object) -> str:
     )
 
 
+def printable_lines(text: object) -> str:
+    """Escape as `printable` does, but keep the ends of lines."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def shortened(text: object, width: int) -> str:
     """Return printable text of at most `width` characters; what is longer ends in dots.
 

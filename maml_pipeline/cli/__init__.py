@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.text import printable_lines
 
 COMMANDS = {
     "fit": "meta-train, then test the best checkpoint",
@@ -50,4 +51,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             case name:
                 import_module(f"maml_pipeline.cli.{name}").run(parsed.arguments)
     except UserError as error:
-        sys.exit(f"maml: error: {error}")
+        # Names and paths in it may hold control characters, which a terminal would obey.
+        sys.exit(f"maml: error: {printable_lines(error)}")

@@ -1,11 +1,10 @@
 """`maml report`: a report comparing runs, finished or not."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.flags import OneLineErrors, path_argument
 from maml_pipeline.text import printable
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.report import write_report
@@ -31,10 +30,12 @@ def run(arguments: Sequence[str]) -> None:
         "runs",
         metavar="RUN_DIR",
         nargs="+",
-        type=_path,
+        type=path_argument,
         help="a run's folder, a folder of them, W&B's offline runs, or a tradeoff.json",
     )
-    parser.add_argument("--out", type=_path, default=Path("report"), help="where to (default: report/)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("report"), help="where to (default: report/)"
+    )
     settings = parser.parse_args(arguments)
     show_report(settings.runs, settings.out)
 
@@ -55,9 +56,3 @@ def show_report(paths: Sequence[Path], out: Path) -> None:
     for experiment, rows in compare(found.runs).items():
         print_comparison(experiment, rows)
     print(f"Report: {printable(write_report(found.runs, out, found.left_out))}")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; name a folder or a file")
-    return Path(text)

@@ -27,6 +27,7 @@ from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.text import printable
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
@@ -178,7 +179,7 @@ class MamlCLI(LightningCLI):
         text = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.resolved_config: dict[str, Any] = yaml.safe_load(text)
         write_atomically(self.folder / "config.yaml", text)
-        print(f"Run folder: {self.folder}")
+        print(f"Run folder: {printable(self.folder)}")
 
     def _fit_callbacks(self) -> list[Callback]:
         run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / "checkpoints"

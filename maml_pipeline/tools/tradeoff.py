@@ -1,5 +1,6 @@
 """Training every cell of a grid, each in a process of its own, and going on where one was stopped."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -17,8 +18,10 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import slurm
 from maml_pipeline.learner.metrics_csv import read_last_row
+from maml_pipeline.text import printable
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
+from maml_pipeline.tools.run import Run
 from maml_pipeline.tools.runs import load_runs
 
 logger = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ class Tradeoff:
         folder.mkdir(exist_ok=True)
         if slurm.is_first_process():
             self._claim(cell)
-            print(f"{cell.name}: its output goes to {folder / 'log.txt'}", flush=True)
+            print(f"{cell.name}: its output goes to {printable(folder / 'log.txt')}", flush=True)
         with (folder / "log.txt").open("a") as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
@@ -146,8 +149,14 @@ class Tradeoff:
         folder.mkdir(exist_ok=True)
         with (folder / "log.txt").open("a+", errors="replace") as log:
             earlier_attempts = log.seek(0, SEEK_END)
+            # A W&B id that is given to this process is not that of each of its trainings.
+            environment = {key: value for key, value in os.environ.items() if key != "WANDB_RUN_ID"}
             process = subprocess.Popen(
-                self.command(cell), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
+                self.command(cell),
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
             )
             try:
                 while True:
@@ -166,7 +175,12 @@ class Tradeoff:
 
     def write_summary(self, failures: dict[Cell, str]) -> None:
         """Write `tradeoff.json`: every run with its figures, their comparison, and what failed."""
-        runs = load_runs([self.folder]) if any(map(self.is_finished, self.cells)) else []
+        runs: list[Run] = []
+        if any(map(self.is_finished, self.cells)):
+            with contextlib.suppress(
+                UserError
+            ):  # what is damaged ends no trainings; the report names it
+                runs = load_runs([self.folder])
         summary = {
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
             "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
