@@ -177,9 +177,8 @@ class Tradeoff:
         """Write `tradeoff.json`: every run with its figures, their comparison, and what failed."""
         runs: list[Run] = []
         if any(map(self.is_finished, self.cells)):
-            with contextlib.suppress(
-                UserError
-            ):  # what is damaged ends no trainings; the report names it
+            # Damaged cells do not end the trainings of others; the report names them.
+            with contextlib.suppress(UserError):
                 runs = load_runs([self.folder])
         summary = {
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
