@@ -18,9 +18,8 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner.tracking import finish_tracking, read_wandb_log, wandb_logs
+from maml_pipeline.learner.tracking import finish_tracking, read_wandb_log, session, wandb_logs
 from maml_pipeline.learner.tracking.description import describe, git_state, surroundings
-from maml_pipeline.learner.tracking.session import hold
 from maml_pipeline.learner.tracking.tracker import WandbTracker
 from tests.conftest import CONFIGS
 from tests.test_metrics_doc import DOCUMENTED, pattern
@@ -245,6 +244,55 @@ def test_to_go_back_to_the_best_begins_another_run(maml: Maml, tmp_path: Path, o
     assert logged_steps(*newest) == table_steps(folder)
 
 
+@pytest.mark.parametrize("resumed_in", ["the sweep", "no sweep"])
+def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run(
+    resumed_in: str, maml: Maml, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    settings = wandb.setup().settings  # as W&B reads WANDB_SWEEP_ID and WANDB_RUN_ID, once a process
+    monkeypatch.setattr(settings, "sweep_id", "sweep1")
+    monkeypatch.setattr(settings, "run_id", "trial1")
+    folder = tmp_path / "run"
+    maml(*SHORT, "--run.dir", folder)
+    assert wandb_id(folder) == "trial1"
+    settings.sweep_id, settings.run_id = ("sweep1" if resumed_in == "the sweep" else None), "trial2"
+    maml(*SHORT, "--run.dir", folder, "--trainer.max_steps", 20, "--ckpt_path", "last")
+    assert wandb_id(folder) == "trial1"
+    (logs,) = wandb_logs(folder).values()
+    assert [log.name for log in logs] == ["run-trial1.wandb"] * 2
+    steps = logged_steps(*logs)
+    assert_increasing(steps)
+    # The first half ended with a test after meta-step 12, which W&B keeps.
+    assert [step for step in steps if step != 12] == table_steps(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"a\nb\n", b"a b\n", b"a/b\n", b"\xff\x00\n", b"x" * 200]
+)
+def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "wandb_id.txt").write_bytes(content)
+    assert session.wandb_id(tmp_path) is None
+    session.record_wandb_id(tmp_path, "abcd")
+    assert session.wandb_id(tmp_path) == "abcd" and session.is_held(tmp_path)
+    finish_tracking()
+    assert not session.is_held(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
+
+
+def test_an_empty_id_is_replaced_by_a_new_one_that_gets_the_whole_run(
+    maml: Maml, tmp_path: Path, offline: None
+) -> None:
+    folder = tmp_path / "run"
+    maml(*SHORT, "--run.dir", folder)
+    (folder / "wandb_id.txt").write_text("")
+    maml(*SHORT, "--run.dir", folder, "--trainer.max_steps", 20, "--ckpt_path", "last")
+    new = wandb_id(folder)
+    assert re.fullmatch("[0-9a-f]{8}", new)
+    (log,) = (log for logs in wandb_logs(folder).values() for log in logs if log.stem == f"run-{new}")
+    assert logged_steps(log) == table_steps(folder)
+
+
 def wandb_id(folder: Path) -> str:
     return (folder / "wandb_id.txt").read_text().strip()
 
@@ -344,8 +392,7 @@ def test_sync_says_what_is_missing(
     log.parent.mkdir(parents=True)
     log.write_bytes(bytes(100))
     assert "no API key here; run `wandb login`" in maml_error("sync", "run")
-    (tmp_path / "run" / "wandb_id.txt").write_text("abcd\n")
-    hold(tmp_path / "run")
+    session.record_wandb_id(tmp_path / "run", "abcd")
     assert "run is still being trained" in maml("sync", "run")
     finish_tracking()
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)

@@ -12,6 +12,7 @@ from maml_pipeline.cli import faults
 from maml_pipeline.cli.environment import check_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import Response, Stopped
+from maml_pipeline.text import printable_lines
 
 COMMANDS = {
     "fit": "meta-train, then test the best checkpoint",
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             signals.raise_if_requested()  # where something on the way has swallowed the exception
             sys.stdout.flush()
         except UserError as error:
-            sys.exit(f"maml: error: {error}")
+            sys.exit(f"maml: error: {printable_lines(error)}")
         except OSError as error:
             faults.exit_if_known(error)
             raise

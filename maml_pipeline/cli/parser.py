@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
+from maml_pipeline.text import printable
+
 
 class MamlParser(LightningArgumentParser):
     """A parser whose errors are one or two lines."""
@@ -14,7 +16,7 @@ class MamlParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong without the whole usage, and exit with status 2."""
         lines = [line.strip() for line in message.splitlines() if line.strip()]
-        sys.stderr.write("maml: error: " + " ".join(lines) + self._suggestion(message) + "\n")
+        sys.stderr.write(f"maml: error: {printable(' '.join(lines))}{self._suggestion(message)}\n")
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:

@@ -1,12 +1,14 @@
-"""`maml report`: a page with pictures of finished or still running runs."""
+"""`maml report`: a report comparing runs, finished or not."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.flags import OneLineErrors, path_argument
+from maml_pipeline.text import printable
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.report import write_report
-from maml_pipeline.tools.runs import load_runs
+from maml_pipeline.tools.runs import find_runs
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -28,12 +30,29 @@ def run(arguments: Sequence[str]) -> None:
         "runs",
         metavar="RUN_DIR",
         nargs="+",
-        type=Path,
+        type=path_argument,
         help="a run's folder, a folder of them, W&B's offline runs, or a tradeoff.json",
     )
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where to (default: report/)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("report"), help="where to (default: report/)"
+    )
     settings = parser.parse_args(arguments)
-    runs = load_runs(settings.runs)
-    for experiment, rows in compare(runs).items():
+    show_report(settings.runs, settings.out)
+
+
+def show_report(paths: Sequence[Path], out: Path) -> None:
+    """Print the comparison of the runs below some paths, and what is left out; write the report.
+
+    Args:
+        paths: As for `find_runs`.
+        out: The report's folder.
+
+    Raises:
+        UserError: There is no run to report, or the report cannot be written.
+    """
+    found = find_runs(paths)
+    for line in found.left_out:
+        print(f"Left out: {line}", file=sys.stderr)
+    for experiment, rows in compare(found.runs).items():
         print_comparison(experiment, rows)
-    print(f"Report: {write_report(runs, settings.out)}")
+    print(f"Report: {printable(write_report(found.runs, out, found.left_out))}")

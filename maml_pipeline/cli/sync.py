@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.flags import OneLineErrors, path_argument
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
 from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
 from maml_pipeline.learner.tracking.session import is_held
+from maml_pipeline.text import printable
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -29,7 +30,13 @@ def run(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", metavar="RUN_DIR", nargs="+", type=Path, help="a run's folder, or a folder of them")
+    add(
+        "runs",
+        metavar="RUN_DIR",
+        nargs="+",
+        type=path_argument,
+        help="a run's folder, or a folder of them",
+    )
     add("--entity", help="team or user (default: yours)")
     add("--project", help="project (default: the one that the run was made for)")
     settings = parser.parse_args(arguments)
@@ -49,7 +56,7 @@ def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     """Return the logs to upload: the first part of every run, then every second part, and so on."""
     runs: dict[str, list[Path]] = {}
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{path} does not exist; give a run's folder, or one that holds runs")
         found = wandb_logs(path)
         if not found:
@@ -59,7 +66,7 @@ def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     for logs in runs.values():
         folder = logs[0].parent.parent.parent
         if is_held(folder):
-            print(f"{folder} is still being trained: upload it once that has ended")
+            print(f"{printable(folder)} is still being trained: upload it once that has ended")
             continue
         logs = [log for log in logs if not is_empty(log)]
         # A part that is uploaded keeps its place, for only the first part begins the run.

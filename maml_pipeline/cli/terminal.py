@@ -5,12 +5,16 @@ import warnings
 
 from pytorch_lightning.utilities import rank_zero_only
 
+from maml_pipeline.text import printable_lines
+
 
 def configure_logging() -> None:
     """Show this project's messages, and hide warnings of libraries that the user cannot act on."""
     own = logging.getLogger("maml_pipeline")
     if not own.handlers:
-        own.addHandler(logging.StreamHandler())
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PrintableFormatter())
+        own.addHandler(handler)
     own.setLevel(logging.INFO if is_rank_zero() else logging.WARNING)
     for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(source).setLevel(logging.WARNING)
@@ -24,6 +28,13 @@ def configure_logging() -> None:
         ".*`srun` command is available.*",  # a short run on a login node is nobody's mistake
     ):
         warnings.filterwarnings("ignore", message)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Escape control characters of names and paths, which a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def is_rank_zero() -> bool:

@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.report import show_report
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -16,11 +17,9 @@ from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.learner.tracking import ORDERS
 from maml_pipeline.runs.identity import differences
 from maml_pipeline.signals import Stopped
-from maml_pipeline.tools.comparison import compare, print_comparison
+from maml_pipeline.text import printable
 from maml_pipeline.tools.grid import Cell, make_grid
 from maml_pipeline.tools.grid_progress import GridProgress
-from maml_pipeline.tools.report import write_report
-from maml_pipeline.tools.runs import load_runs
 from maml_pipeline.tools.tradeoff import Tradeoff, meta_steps_done
 
 VARIED = {
@@ -175,15 +174,17 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
 def _list(tradeoff: Tradeoff) -> None:
     for cell in tradeoff.cells:
         state = "finished" if tradeoff.is_finished(cell) else "to be trained"
-        print(f"{tradeoff.run_folder(cell)}: {state}")
+        print(f"{printable(tradeoff.run_folder(cell))}: {state}")
 
 
 def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
     """Train the cells that are not finished, and return the reasons of those that failed."""
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # a folder's name is no markup
     missing = [cell for cell in tradeoff.cells if not tradeoff.is_finished(cell)]
     finished = len(tradeoff.cells) - len(missing)
-    console.print(f"Trade-off in {tradeoff.folder}: {len(tradeoff.cells)} cells, {finished} finished")
+    console.print(
+        f"Trade-off in {printable(tradeoff.folder)}: {len(tradeoff.cells)} cells, {finished} finished"
+    )
     failures: dict[Cell, str] = {}
     if not missing:
         tradeoff.write_summary(failures)
@@ -207,11 +208,7 @@ def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
 def _show(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
     """Print the comparison, write the report and, where cells failed, end with an error."""
     if any(map(tradeoff.is_finished, tradeoff.cells)):
-        runs = load_runs([tradeoff.folder])
-        for experiment, rows in compare(runs).items():
-            print_comparison(experiment, rows)
-        report = write_report(runs, tradeoff.folder / "report")
-        print(f"Report: {report}")
+        show_report([tradeoff.folder], tradeoff.folder / "report")
     if failures:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))

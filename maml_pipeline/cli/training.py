@@ -48,6 +48,7 @@ from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
 from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE
+from maml_pipeline.text import printable
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
@@ -249,7 +250,7 @@ class MamlCLI(LightningCLI):
         )
         if job is not None:
             write_atomically(self.folder / run_folder.JOB, job + "\n")
-        print(f"Run folder: {self.folder}")
+        print(f"Run folder: {printable(self.folder)}")
 
     def _fit_callbacks(self) -> list[Callback]:
         run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS

@@ -8,6 +8,7 @@ from statistics import fmean, linear_regression
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from maml_pipeline.text import printable
 from maml_pipeline.tools.grid import Cell
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -38,8 +39,8 @@ class GridProgress:
         self.number = -1
         self.took: list[tuple[int, float]] = []  # weight and seconds of cells trained from their start
         self.bars = Progress(
-            *(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()),
-            TextColumn("{task.fields[left]} left for all"),
+            *(TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()),
+            TextColumn("{task.fields[left]} left for all", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -101,6 +102,5 @@ class GridProgress:
 
     def _say(self, what: str) -> None:
         self.last_line = self.clock()
-        self.console.print(
-            f"{self._place()} {self.cell.name}: {what}", highlight=False, markup=False, soft_wrap=True
-        )
+        line = printable(f"{self._place()} {self.cell.name}: {what}")
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)

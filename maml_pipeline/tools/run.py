@@ -1,13 +1,15 @@
 """One training: what was configured, logged and tested."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
-from maml_pipeline.learner.tracking import gradient_order
+from maml_pipeline.learner.tracking import experiment_name, gradient_order
+from maml_pipeline.text import printable
 
 Record = dict[str, float]
 """What was logged at one meta-step, by metric; `step` is the meta-step, from 0."""
@@ -48,8 +50,18 @@ class Run:
     test: dict[str, float]
 
     @property
+    def folder(self) -> str:
+        """Where it was read from."""
+        return shown_path(self.source)
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it comes from a `tradeoff.json`, which leaves out most of the history."""
+        return self.source.parent.suffix == ".json"
+
+    @property
     def experiment(self) -> str:
-        return str(self.config["run"]["experiment"])
+        return experiment_name(self.config)
 
     @property
     def order(self) -> str:
@@ -73,6 +85,7 @@ class Run:
         """What was trained, by key, but for order, inner steps and seed; and not where or how often."""
         trained = {key: self.config.get(key) or {} for key in ("model", "data")}
         trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
+        trained["run"] = {key: self.config["run"][key] for key in ("monitor", "mode")}
         return {key: value for key, value in _leaves(trained) if key not in NOT_SETTINGS}
 
     @property
@@ -85,6 +98,11 @@ class Run:
         """Meta-steps of which something is known."""
         training = (r for r in self.history if not any(key.startswith("test/") for key in r))
         return max((int(record["step"]) + 1 for record in training), default=0)
+
+    @property
+    def progress(self) -> str:
+        """The meta-steps done, of how many where there is an end."""
+        return f"{self.meta_steps:,}" + (f" of {self.max_steps:,}" if self.max_steps >= 0 else "")
 
     @property
     def is_finished(self) -> bool:
@@ -101,6 +119,12 @@ class Run:
         return self.monitor.partition("/")[2]
 
     @property
+    def measure_at_test(self) -> tuple[str, int | None]:
+        """The measure's name without an inner step, and the inner step that it names: `loss`, 2."""
+        match = re.fullmatch(r"(.+)_step_(\d+)", self.measure)
+        return (match[1], int(match[2])) if match else (self.measure, None)
+
+    @property
     def higher_is_better(self) -> bool:
         return bool(self.config["run"]["mode"] == "max")
 
@@ -109,19 +133,19 @@ class Run:
         """The measure on the test tasks; before the test, the latest on the validation tasks."""
         if f"test/{self.measure}" in self.test:
             key = f"test/{self.measure}"
-            return Measure(self.test[key], self.test.get(f"{key}_ci95", math.nan), "test")
-        values, intervals = self.series(self.monitor), self.series(f"{self.monitor}_ci95")
-        if not values:
+            return Measure(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test")
+        value = self._latest(self.monitor)
+        if value is None:
             return None
-        return Measure(values[-1][1], intervals[-1][1] if intervals else math.nan, "val")
+        return Measure(value, _margin(self._latest(f"{self.monitor}_ci95")), "val")
 
     @property
     def test_curve(self) -> list[Measure]:
         """The measure on the test tasks before the first inner step, and after each."""
-        name = self.measure.partition("_step_")[0]
+        name, _ = self.measure_at_test
         curve: list[Measure] = []
         while (key := f"test/{name}_step_{len(curve)}") in self.test:
-            curve.append(Measure(self.test[key], self.test[f"{key}_ci95"], "test"))
+            curve.append(Measure(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test"))
         return curve
 
     @property
@@ -152,7 +176,7 @@ class Run:
     def gap_cosine(self) -> float | None:
         """The mean cosine of the two orders' meta-gradients over the later half of the probe steps."""
         values = [value for _, value in self.series("order_gap/cosine")]
-        return fmean(values[len(values) // 2 :]) if values else None
+        return mean(values[len(values) // 2 :]) if values else None
 
     def series(self, metric: str) -> list[tuple[int, float]]:
         """Return (meta-steps done, value) wherever a metric was logged."""
@@ -174,7 +198,32 @@ class Run:
         ]
         final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
         final["step"] = self.meta_steps - 1  # and not that of the test, which comes after
-        return {"config": self.config, "test": self.test, "history": [*thinned, final]}
+        history = [_as_json(record) for record in [*thinned, final]]
+        return {"config": self.config, "test": _as_json(self.test), "history": history}
+
+
+def shown_path(path: Path) -> str:
+    """Return a path in printable text, relative to the working directory where it lies below that."""
+    here = Path.cwd()
+    return printable(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, also of infinities and of numbers whose sum is one, at which `fmean` raises."""
+    return sum(value / len(values) for value in values)
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number that JSON can hold; `None` for the result of a training that diverged."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _as_json(record: dict[str, float]) -> dict[str, float | None]:
+    return {key: finite(value) for key, value in record.items()}
+
+
+def _margin(value: float | None) -> float:
+    return value if value is not None and value >= 0 else math.nan
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, object]]:

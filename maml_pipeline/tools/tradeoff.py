@@ -1,5 +1,6 @@
 """Training every cell of a grid, each in a process of its own, and going on where one was stopped."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -20,8 +21,10 @@ from maml_pipeline.learner import slurm
 from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.signals import Response
+from maml_pipeline.text import printable
 from maml_pipeline.tools.comparison import compare
 from maml_pipeline.tools.grid import Cell
+from maml_pipeline.tools.run import Run
 from maml_pipeline.tools.runs import load_runs
 
 logger = logging.getLogger(__name__)
@@ -99,7 +102,7 @@ class Tradeoff:
         folder.mkdir(exist_ok=True)
         if slurm.is_first_process():
             self._claim()
-            print(f"{cell.name}: its output goes to {folder / 'log.txt'}", flush=True)
+            print(f"{cell.name}: its output goes to {printable(folder / run_folder.LOG)}", flush=True)
         with (folder / run_folder.LOG).open("a") as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
@@ -152,8 +155,14 @@ class Tradeoff:
             earlier_attempts = log.seek(0, SEEK_END)
             # Raised while the process starts, a stop would leave it behind.
             signals.respond(Response.NOTE, announces=True)
+            # A W&B id that is given to this process is not that of each of its trainings.
+            environment = {key: value for key, value in os.environ.items() if key != "WANDB_RUN_ID"}
             process = subprocess.Popen(
-                self.command(cell), stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]
+                self.command(cell),
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
             )
             try:
                 while (status := _wait(process)) is None:
@@ -172,7 +181,11 @@ class Tradeoff:
 
     def write_summary(self, failures: dict[Cell, str]) -> None:
         """Write `tradeoff.json`: every run with its figures, their comparison, and what failed."""
-        runs = load_runs([self.folder]) if any(map(self.is_finished, self.cells)) else []
+        runs: list[Run] = []
+        if any(map(self.is_finished, self.cells)):
+            # Damaged cells do not end the trainings of others; the report names them.
+            with contextlib.suppress(UserError):
+                runs = load_runs([self.folder])
         summary = {
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
             "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],

@@ -7,8 +7,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.learner.metrics_csv import MetricsCSV
-from maml_pipeline.learner.tracking.description import ORDERS, gradient_order
-from maml_pipeline.learner.tracking.logs import read_wandb_log, wandb_logs
+from maml_pipeline.learner.tracking.description import ORDERS, experiment_name, gradient_order
+from maml_pipeline.learner.tracking.logs import group_logs, read_wandb_log, wandb_logs
 from maml_pipeline.learner.tracking.session import finish_tracking, logged_in
 from maml_pipeline.learner.tracking.tracker import BeginTracking, WandbTracker
 
@@ -16,8 +16,10 @@ __all__ = [
     "ORDERS",
     "BeginTracking",
     "WandbTracker",
+    "experiment_name",
     "finish_tracking",
     "gradient_order",
+    "group_logs",
     "logged_in",
     "read_wandb_log",
     "run_loggers",

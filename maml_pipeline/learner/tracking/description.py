@@ -52,15 +52,23 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
     """
     model, order = config["model"], gradient_order(config)
     steps = model["inner_steps"]
-    name = f"{config['run']['experiment']}-{order}" + ("" if steps == 1 else f"-k{steps}")
+    name = f"{experiment_name(config)}-{order}" + ("" if steps == 1 else f"-k{steps}")
     flags = {"checkpointed": order == "checkpointed", "compiled": model["compile"]}
     tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
     return Description(
-        group=f"{config['run']['experiment']}-k{steps}",
+        group=f"{experiment_name(config)}-k{steps}",
         job_type=order,
         name=f"{name}-s{config['seed_everything']}",
         tags=(*tags, f"world-size-{world_size}"),
     )
+
+
+def experiment_name(config: dict[str, Any]) -> str:
+    """Return the name of what a resolved config trains; that of its tasks where it has none."""
+    name = config["run"]["experiment"]
+    if name is None:
+        name = str(config["data"]["tasks"]["class_path"]).rpartition(".")[2].lower()
+    return str(name)
 
 
 def surroundings(device: torch.device, world_size: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ AXIS = "meta_step"
 
 def wandb_logs(folder: Path) -> dict[str, list[Path]]:
     """Return W&B's logs in or below a folder by run, those of a resumed run in order."""
-    logs: dict[str, list[Path]] = {}
+    return group_logs(folder.rglob("run-*.wandb"))
+
+
+def group_logs(logs: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return W&B's logs by run, those of a resumed run in order."""
+    runs: dict[str, list[Path]] = {}
     # .../wandb/offline-run-20261124_030330-f76e1feb/run-f76e1feb.wandb: by the time in the name.
-    found = {path.resolve() for path in folder.rglob("run-*.wandb")}
+    found = {path.resolve() for path in logs}
     for log in sorted(found, key=lambda log: (log.parent.name.removeprefix("offline-"), log)):
-        logs.setdefault(str(log.parent.parent / log.stem), []).append(log)
-    return logs
+        runs.setdefault(str(log.parent.parent / log.stem), []).append(log)
+    return runs
 
 
 def is_offline(log: Path) -> bool:
@@ -50,20 +56,24 @@ def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
         UserError: W&B's own reader cannot read it.
     """
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True)
     if done.returncode:
-        raise UserError(f"{log} cannot be read: {(done.stderr.strip() or 'no reason').splitlines()[-1]}")
+        words = done.stderr.decode(errors="replace").strip() or "no reason"
+        raise UserError(f"{log.name} cannot be read: {words.splitlines()[-1]}")
     config: dict[str, Any] = {}
     history = []
-    for record in map(json.loads, done.stdout.splitlines()):
-        if record["type"] == "run":
-            config = record["run"]["config"]["update"]
-        elif record["type"] == "history":
-            item = record["history"]["item"]
-            if AXIS in item:
-                logged = {k: v for k, v in item.items() if k[0] != "_" and not isinstance(v, str)}
-                step = logged.pop(AXIS)
-                history.append({**logged, "step": step})
+    try:
+        for record in map(json.loads, done.stdout.splitlines()):
+            if record["type"] == "run":
+                config = record["run"]["config"]["update"]
+            elif record["type"] == "history":
+                item = record["history"]["item"]
+                if AXIS in item:
+                    logged = {k: v for k, v in item.items() if k[0] != "_" and not isinstance(v, str)}
+                    step = logged.pop(AXIS)
+                    history.append({**logged, "step": step})
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{log.name} is not the log of a run of this program") from error
     return config, history
 
 

@@ -1,9 +1,11 @@
 """The W&B session of this process: begun with a stable id, online where that can be, and ended."""
 
+import contextlib
 import fcntl
 import logging
 import netrc
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -29,23 +31,45 @@ SECONDS_TO_END = 60
 
 ID_FILE = "wandb_id.txt"
 
+ID_PATTERN = re.compile(r"[^\s/\\#?%:\x00-\x20]{1,128}")
+"""What W&B accepts as a run's id, on one line."""
 
-def wandb_id(folder: Path, renew: bool = False) -> str:
-    """Return the id of a folder's W&B run: drawn once, kept in the folder, and never a job's number."""
-    file = folder / ID_FILE
-    if renew or not file.exists():
-        write_atomically(file, secrets.token_hex(4) + "\n")
-    return file.read_text().strip()
+
+def wandb_id(folder: Path) -> str | None:
+    """Return the id of a folder's W&B run; `None` where none is recorded, or what is there is no id."""
+    try:
+        run_id = (folder / ID_FILE).read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return run_id if ID_PATTERN.fullmatch(run_id) else None
+
+
+def new_wandb_id(earlier: str | None) -> str:
+    """Return an id for a new W&B run: in a sweep the one that its agent gives, otherwise a random one.
+
+    Args:
+        earlier: The id of the folder's run that the new one takes the place of.
+    """
+    settings = _settings()
+    given = str(settings.run_id or "") if settings.sweep_id else ""
+    return given if ID_PATTERN.fullmatch(given) and given != earlier else secrets.token_hex(4)
+
+
+def record_wandb_id(folder: Path, run_id: str) -> None:
+    """Keep a W&B run's id in the run's folder, and hold the folder until `finish_tracking`.
+
+    The system releases the folder when this process ends, however it ends.
+    """
+    if wandb_id(folder) != run_id:
+        write_atomically(folder / ID_FILE, run_id + "\n")
+    # A replaced file is another one to the system: it is locked anew.
+    _held.append((folder / ID_FILE).open())
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(_held[-1], fcntl.LOCK_SH)
 
 
 _held: list[IO[str]] = []
 """The id files of runs of this process, which are locked while they go on."""
-
-
-def hold(folder: Path) -> None:
-    """Mark a folder as one whose run goes on, until `finish_tracking`, or the end of this process."""
-    _held.append((folder / ID_FILE).open())
-    fcntl.flock(_held[-1], fcntl.LOCK_SH)
 
 
 def is_held(folder: Path) -> bool:
@@ -53,10 +77,10 @@ def is_held(folder: Path) -> bool:
     try:
         with (folder / ID_FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:  # a log that was copied without its folder
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # a log that was copied without its folder, or a file system without locks
+        return False
     return False
 
 
@@ -105,6 +129,10 @@ def begin(
     import wandb  # late: it takes a second to import
 
     settings = _settings()
+    if settings.sweep_id:
+        # In a sweep W&B ignores the `id` of `init`. A resumed run continues its own run, whichever
+        # run the agent has started this process for.
+        settings.run_id = run_id
     online = mode == "online"
     try:
         return wandb.init(

@@ -1,8 +1,8 @@
 """Lightning's metrics on their way to W&B: one row a meta-step, each once, whatever happens."""
 
-import csv
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,17 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from maml_pipeline.learner.meta_learner import MetaLearner
+from maml_pipeline.learner.metrics_csv import read_metrics
 from maml_pipeline.learner.tracking.description import describe, surroundings
 from maml_pipeline.learner.tracking.logs import AXIS, last_logged
-from maml_pipeline.learner.tracking.session import begin, first_line, hold, wandb_id, wanted_mode
+from maml_pipeline.learner.tracking.session import (
+    begin,
+    first_line,
+    new_wandb_id,
+    record_wandb_id,
+    wandb_id,
+    wanted_mode,
+)
 
 if TYPE_CHECKING:
     import wandb
@@ -74,14 +82,16 @@ class WandbTracker(Logger):
         if mode == "disabled":
             return
         run_id = wandb_id(self.folder)
-        hold(self.folder)
-        known = last_logged(self.folder, run_id)
-        if goes_back and known is not None and known >= trainer.global_step:
-            # W&B takes nothing back: what is trained anew from there is another run.
-            run_id, known = wandb_id(self.folder, renew=True), -1
+        known = -1 if run_id is None else last_logged(self.folder, run_id)
+        if run_id is None or (goes_back and known is not None and known >= trainer.global_step):
+            # W&B takes nothing back: what is trained again from an earlier meta-step is another run.
+            run_id, known = new_wandb_id(earlier=run_id), -1
+        record_wandb_id(self.folder, run_id)
         about = describe(self.config, trainer.world_size)
         made = surroundings(trainer.strategy.root_device, trainer.world_size)
         self.run = begin(self.folder, run_id, mode, about, {**self.config, "made_with": made})
+        if self.run.id != run_id:  # W&B's own settings decide in the end
+            record_wandb_id(self.folder, self.run.id)
         self._summaries = _define_metrics(self.run, learner, self.config["run"])
         if self.run.resumed:  # online; else what is on this disk is all there is
             known = self.run.starting_step - 1
@@ -91,14 +101,10 @@ class WandbTracker(Logger):
 
     def _fill_in(self, before: int) -> None:
         """Log the rows of `metrics.csv` that a killed process could not hand over."""
-        table = self.folder / "metrics.csv"
-        if not table.exists():
-            return
-        with table.open(newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                if step < before:
-                    self.log_metrics({key: float(value) for key, value in row.items() if value}, step)
+        for row in read_metrics(self.folder / "metrics.csv"):
+            step = int(row.pop("step"))
+            if step < before:
+                self.log_metrics(row, step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics of a meta-step; those that come together are one row."""
@@ -193,7 +199,7 @@ def _define_metrics(
     names += [name for name in learner.evaluation_names("val") if not name.endswith("_ci95")]
     summaries = {}
     for name in names:
-        measure = name.partition("/")[2].partition("_step_")[0]
+        measure = re.sub(r"_step_\d+$", "", name.partition("/")[2])
         best = {"loss": "min", "accuracy": "max", monitored: settings["mode"]}.get(measure, "min,max")
         summaries[name] = f"{best},last"
     run.define_metric(AXIS)

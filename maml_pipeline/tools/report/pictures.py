@@ -1,15 +1,16 @@
 """The report's pictures of one experiment."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from statistics import fmean
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from maml_pipeline.text import shortened, wrapped
 from maml_pipeline.tools.comparison import Row
 from maml_pipeline.tools.report.style import (
     COLOURS,
@@ -22,7 +23,13 @@ from maml_pipeline.tools.report.style import (
     style,
     thousands,
 )
-from maml_pipeline.tools.run import Run
+from maml_pipeline.tools.run import Measure, Run, mean
+
+COLUMNS = 4
+"""Experiments beside each other in the overview."""
+
+LARGEST = 1e100
+"""A measure beyond it is that of a training that diverged; Matplotlib's arithmetic would overflow."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,17 @@ def draw_pictures(rows: Sequence[Row]) -> list[Picture]:
 
 
 def draw_overview(experiments: dict[str, list[Row]]) -> Figure:
-    """Draw the measure against peak memory of every experiment, side by side."""
+    """Draw the measure against peak memory of every experiment, up to four in a line."""
     with style():
-        figure = Figure(figsize=(WIDTH * len(experiments), HEIGHT), layout="constrained")
-        axes = figure.subplots(1, len(experiments), squeeze=False)[0]
-        for ax, (experiment, rows) in zip(axes, experiments.items(), strict=True):
+        columns = min(COLUMNS, len(experiments))
+        lines = math.ceil(len(experiments) / columns)
+        figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        for ax, (experiment, rows) in zip(axes, experiments.items(), strict=False):
             draw_pareto(ax, rows)
-            ax.set_title(experiment)
+            ax.set_title(wrapped(experiment, 50))
+        for ax in axes[len(experiments) :]:
+            ax.remove()
         _add_legend(figure)
         return figure
 
@@ -75,10 +86,11 @@ def _add_legend(figure: Figure) -> None:
 
 def _costs(rows: Sequence[Row]) -> Iterator[Picture]:
     """Draw what all numbers of inner steps share."""
-    if any(row.result and row.mean("peak_bytes") for row in rows):
+    scale, unit = _memory_unit(rows)
+    if any((peak := row.mean("peak_bytes")) and 0 < peak < LARGEST for row, _ in _official(rows)):
         yield _picture(
             "pareto",
-            f"{rows[0].runs[0].measure.capitalize()} against peak memory",
+            f"{_measure_name(rows).capitalize()} against peak memory",
             f"{measure_label(rows)}, with its 95 % confidence interval over tasks, against the most "
             "memory that a meta-step adds. A line joins the numbers of inner steps k in training; faint "
             "marks are single seeds.",
@@ -89,20 +101,25 @@ def _costs(rows: Sequence[Row]) -> Iterator[Picture]:
             "memory",
             "Peak memory against inner steps",
             "The most that a meta-step adds to parameters, gradients and the optimiser's state.",
-            partial(_draw_cost, rows=rows, figure="peak_bytes", label="peak memory of a meta-step, MB"),
+            partial(
+                _draw_cost, rows=rows, figure="peak_bytes", label=f"peak memory, {unit}", scale=scale
+            ),
         )
     if any(row.mean("meta_step_ms") for row in rows):
         yield _picture(
             "time",
             "Time against inner steps",
             "The median time of a meta-step, without drawing its tasks, on the machine that trained.",
-            partial(_draw_cost, rows=rows, figure="meta_step_ms", label="time of a meta-step, ms"),
+            partial(
+                _draw_cost, rows=rows, figure="meta_step_ms", label="time of a meta-step, ms", scale=1
+            ),
         )
 
 
 def _by_inner_steps(rows: Sequence[Row]) -> Iterator[Picture]:
     """Draw, for each number of inner steps in training, how training went and how tasks adapt."""
     monitor = rows[0].runs[0].monitor
+    label = shortened(monitor, 40)
     for k, same_steps in groupby(rows, lambda row: row.inner_steps):
         group = [*same_steps]
         runs = [run for row in group for run in row.runs]
@@ -111,8 +128,8 @@ def _by_inner_steps(rows: Sequence[Row]) -> Iterator[Picture]:
             yield _picture(
                 f"learning-curve-k{k}",
                 f"Validation, {steps} in training",
-                f"{monitor} while training: the mean of the seeds, and from the lowest to the highest.",
-                partial(_draw_series, rows=group, metric=monitor, label=monitor),
+                f"{label} while training: the mean of the seeds, and from the lowest to the highest.",
+                partial(_draw_series, rows=group, metric=monitor, label=label),
             )
         if any(run.series("order_gap/cosine") for run in runs):
             yield _picture(
@@ -141,42 +158,71 @@ def _picture(name: str, title: str, caption: str, draw: Callable[[Axes], None]) 
     return Picture(name, title, caption, figure)
 
 
+def _measure_name(rows: Sequence[Row]) -> str:
+    return shortened(rows[0].runs[0].measure, 40)
+
+
 def measure_label(rows: Sequence[Row]) -> str:
     """Name what the experiment is judged by: "Test accuracy after 3 inner steps"."""
     run = rows[0].runs[0]
-    results = [row.result for row in rows if row.result is not None]
-    split = "Test" if any(result.split == "test" for result in results) else "Validation"
-    name, _, step = run.measure.partition("_step_")
-    steps = step or max((len(run.test_curve) - 1 for row in rows for run in row.runs), default=-1)
-    return f"{split} {name}" + (f" after {steps} inner steps" if int(steps) >= 0 else "")
+    split = "Test" if any(row.split == "test" for row in rows) else "Validation"
+    name, step = run.measure_at_test
+    last = max((len(run.test_curve) - 1 for row in rows for run in row.runs), default=-1)
+    steps = last if step is None else step
+    after = f" after {steps} inner step{'' if steps == 1 else 's'}" if steps >= 0 else ""
+    return f"{split} {shortened(name, 40)}{after}"
+
+
+def _drawable(value: float) -> float:
+    """Return a value, or NaN, which is not drawn, for what a training that diverged has logged."""
+    return value if abs(value) < LARGEST else math.nan
+
+
+def _memory_unit(rows: Sequence[Row]) -> tuple[float, str]:
+    """Return the bytes and the name of the unit in which the largest peak memory is written."""
+    most = max((peak for row in rows if (peak := row.mean("peak_bytes")) is not None), default=0)
+    return next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= s), (1, "B"))
+
+
+def _official(rows: Sequence[Row]) -> list[tuple[Row, Measure]]:
+    """Return the rows with a result on the test tasks; before any, those on the validation tasks."""
+    split = "test" if any(row.split == "test" for row in rows) else "val"
+    return [(row, row.result) for row in rows if row.result is not None and row.split == split]
 
 
 def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
     """Draw the measure against peak memory, an order a line."""
-    for order, group in _by_order(rows):
-        known = [(row, row.result, row.mean("peak_bytes")) for row in group]
-        points = [(row, result, peak) for row, result, peak in known if result and peak]
+    official, (scale, unit) = _official(rows), _memory_unit(rows)
+    for order in COLOURS:
+        known = [(row, result, row.mean("peak_bytes")) for row, result in official if row.order == order]
+        points = [
+            (row, _drawable(result.mean), _drawable(result.ci95), peak / scale)
+            for row, result, peak in known
+            if peak is not None and 0 < peak < LARGEST
+        ]
         if not points:
             continue
-        x, y = [peak / 1e6 for _, _, peak in points], [result.mean for _, result, _ in points]
         colour = COLOURS[order]
         ax.errorbar(
-            *(x, y, [result.ci95 for _, result, _ in points]),
+            [peak for *_, peak in points],
+            [value for _, value, _, _ in points],
+            [margin for _, _, margin, _ in points],
             color=colour,
             marker=MARKERS[order],
             capsize=2,
             elinewidth=1,
             label=LABELS[order],
         )
-        for row, result, peak in points:
-            for run in row.runs if len(row.runs) > 1 else []:
+        for row, value, _, peak in points:
+            for run in row.measured if len(row.measured) > 1 else []:
                 if run.result is not None and run.peak_bytes is not None:
-                    ax.plot(
-                        run.peak_bytes / 1e6, run.result.mean, MARKERS[order], color=colour, alpha=0.3
-                    )
+                    mark = (_drawable(run.peak_bytes / scale), _drawable(run.result.mean))
+                    ax.plot(*mark, MARKERS[order], color=colour, alpha=0.3)
+            if math.isnan(value):
+                continue
             ax.annotate(
                 f"k={row.inner_steps}",
-                (peak / 1e6, result.mean),
+                (peak, value),
                 textcoords="offset points",
                 xytext=LABEL_OFFSETS[order],
                 ha="left" if LABEL_OFFSETS[order][0] > 0 else "right",
@@ -186,20 +232,22 @@ def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
     plain_log_axis(ax, "x")
     ax.margins(x=0.15)
     run = rows[0].runs[0]
-    ax.set_xlabel("peak memory of a meta-step, MB")
+    ax.set_xlabel(f"peak memory of a meta-step, {unit}")
     better = "higher" if run.higher_is_better else "lower"
     ax.set_ylabel(f"{measure_label(rows).lower()}\n({better} is better)")
 
 
-def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str) -> None:
-    unit = 1e6 if figure == "peak_bytes" else 1
+def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str, scale: float) -> None:
     for order, group in _by_order(rows):
-        points = [(row.inner_steps, value / unit) for row in group if (value := row.mean(figure))]
+        points = [
+            (row.inner_steps, _drawable(value / scale)) for row in group if (value := row.mean(figure))
+        ]
         if points:
             line = ax.plot(*zip(*points, strict=True), color=COLOURS[order], marker=MARKERS[order])
             line[0].set_label(LABELS[order])
     ax.set_xticks(sorted({row.inner_steps for row in rows}))
-    ax.set_ylim(bottom=0)
+    most = max((value for line in ax.lines for value in line.get_ydata() if value > 0), default=1)  # type: ignore[union-attr]
+    ax.set_ylim(0, 1.08 * most)
     ax.set_xlabel("inner steps k in training")
     ax.set_ylabel(label)
 
@@ -222,11 +270,11 @@ def _over_seeds(
     values: dict[int, list[float]] = {}
     for run in runs:
         for step, value in run.series(metric):
-            values.setdefault(step, []).append(value)
+            values.setdefault(step, []).append(_drawable(value))
     steps = sorted(values)
     return (
         steps,
-        [fmean(values[step]) for step in steps],
+        [mean(values[step]) for step in steps],
         [min(values[step]) for step in steps],
         [max(values[step]) for step in steps],
     )
@@ -238,8 +286,8 @@ def _draw_adaptation(ax: Axes, rows: Sequence[Row]) -> None:
         if not curves:
             continue
         points = [*zip(*curves, strict=False)]
-        means = [fmean(point.mean for point in seeds) for seeds in points]
-        margins = [fmean(point.ci95 for point in seeds) for seeds in points]
+        means = [_drawable(mean([point.mean for point in seeds])) for seeds in points]
+        margins = [_drawable(mean([point.ci95 for point in seeds])) for seeds in points]
         ax.errorbar(
             range(len(means)),
             means,
@@ -254,7 +302,7 @@ def _draw_adaptation(ax: Axes, rows: Sequence[Row]) -> None:
     ax.axvline(rows[0].inner_steps, color="#999999", linewidth=0.8)
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     ax.set_xlabel("inner steps at test")
-    ax.set_ylabel(f"test {rows[0].runs[0].measure.partition('_step_')[0]}")
+    ax.set_ylabel(f"test {shortened(rows[0].runs[0].measure_at_test[0], 40)}")
 
 
 def _by_order(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

@@ -46,6 +46,9 @@ def style() -> Iterator[None]:
         "legend.fontsize": 8,
         "figure.dpi": 96,
         "savefig.dpi": 200,
+        # Names may hold $, ^ and braces: none of the text is markup.
+        "text.parse_math": False,
+        "text.usetex": False,
         "svg.hashsalt": "maml_pipeline",  # the same picture is the same file
     }
     with mpl.rc_context(settings):

@@ -1,0 +1,47 @@
+"""Text from outside this program, such as names and paths, made safe to show."""
+
+import textwrap
+import unicodedata
+
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories: control characters, format characters (which reorder text, for example), lone
+surrogates (bytes of a path that are not UTF-8), line and paragraph separators."""
+
+
+def printable(text: object) -> str:
+    r"""Escape every character that would act on a terminal or break a line, such as `\x1b` and `\n`.
+
+    Args:
+        text: Any text; other objects as `str` shows them.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in INVISIBLE else char
+        for char in str(text)
+    )
+
+
+def printable_lines(text: object) -> str:
+    """Escape as `printable` does, but keep the ends of lines."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def shortened(text: object, width: int) -> str:
+    """Return printable text of at most `width` characters; what is longer ends in dots.
+
+    Args:
+        text: Any text.
+        width: At least 4.
+    """
+    shown = printable(text)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
+
+
+def wrapped(text: object, width: int, lines: int = 2) -> str:
+    """Return printable text in lines of at most `width` characters; what is longer ends in dots.
+
+    Args:
+        text: Any text.
+        width: Characters of a line, at least 4.
+        lines: The most lines.
+    """
+    return textwrap.fill(printable(text), width, max_lines=lines, placeholder="...")

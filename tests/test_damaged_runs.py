@@ -1,0 +1,212 @@
+"""`maml report` reports what is sound, and says of all else in a line what it left out and why."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maml_pipeline.cli import main
+from maml_pipeline.errors import UserError
+from maml_pipeline.tools.comparison import compare
+from maml_pipeline.tools.report import write_report
+from maml_pipeline.tools.runs import find_runs
+from tests.damaged_runs import (
+    BINARY,
+    LEFT_OUT,
+    REPORTED,
+    config,
+    damaged,
+    each,
+    edit,
+    metric,
+    remove,
+    result,
+    sparse,
+    write,
+)
+
+
+@pytest.fixture(scope="module")
+def sound(trained_runs: Path) -> list[Path]:
+    return [trained_runs / "lines" / name for name in ("first-k1-s0", "second-k1-s0")]
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_cannot_be_reported_is_left_out_with_a_line(
+    name: str, sound: list[Path], tmp_path: Path
+) -> None:
+    damage, reason = LEFT_OUT[name]
+    damaged(sound[0], tmp_path / name, damage)
+    found = find_runs([*sound, tmp_path])
+    assert [run.source for run in found.runs] == sound
+    (line,) = found.left_out
+    assert name in line and reason in line and line.isprintable() and len(line) < 600
+    with pytest.raises(UserError) as error:
+        find_runs([tmp_path])
+    assert str(error.value) == f"there is no run to report: {line}"
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_what_is_odd_but_sound_is_reported(name: str, sound: list[Path], tmp_path: Path) -> None:
+    odd = damaged(sound[0], tmp_path / name, REPORTED[name])
+    found = find_runs([*sound, tmp_path])
+    assert {run.source for run in found.runs} == {*sound, odd} and found.left_out == []
+
+
+def test_one_report_of_all_of_them(
+    sound: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert len(LEFT_OUT) >= 74
+    monkeypatch.chdir(tmp_path)
+    for name, (damage, _) in LEFT_OUT.items():
+        damaged(sound[0], Path("runs/left") / name, damage)
+    for seed, (name, odd) in enumerate(REPORTED.items(), 20):
+        damaged(sound[0], Path("runs/odd") / name, odd, seed)
+    for run in sound:
+        shutil.copytree(run, Path("runs") / run.name)
+
+    main(["report", "runs"])  # which returns: exit status 0
+    printed, page = capsys.readouterr(), Path("report/report.html").read_text()
+    reported = [f"runs/{run.name}" for run in sound] + [f"runs/odd/{name}" for name in REPORTED]
+    for folder in reported:
+        assert folder in printed.out and f">{folder}</td>" in page and folder not in printed.err
+    lines = printed.err.splitlines()
+    assert len(lines) == len(LEFT_OUT) and all(line.startswith("Left out: runs/left/") for line in lines)
+    for name, (_, reason) in LEFT_OUT.items():
+        assert len([line for line in lines if f"runs/left/{name}" in line and reason in line]) >= 1
+    assert f"{len(LEFT_OUT)} left out" in page
+
+
+# Runs that are there more than once, and runs that are no seed -----------------------------------
+
+
+def test_a_run_that_is_there_twice_is_one(sound: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(sound[0], run)
+    shutil.copytree(run, tmp_path / "copy")
+    shutil.copytree(run / "wandb", tmp_path / "log" / "wandb")
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    summary = [found.to_json() for found in find_runs([run]).runs]
+    (tmp_path / "summary").mkdir()
+    (tmp_path / "summary" / "tradeoff.json").write_text(json.dumps({"cells": summary}))
+    # As it was before its last meta-steps.
+    shutil.copytree(run, tmp_path / "earlier")
+    (tmp_path / "earlier" / "test.json").unlink()
+    edit("metrics.csv", lambda text: "".join(text.splitlines(keepends=True)[:8]))(tmp_path / "earlier")
+
+    found = find_runs([tmp_path])
+    (one,) = found.runs
+    assert one.is_finished and one.source in (run, tmp_path / "copy", tmp_path / "link")
+    assert len(found.left_out) == 4
+    assert all(f"it is the run of {one.source}" in line for line in found.left_out)
+    for paths in ([run, tmp_path / "link"], [tmp_path / "link"], [run, run / "metrics.csv" / ".."]):
+        assert len(find_runs(paths).runs) == 1
+
+
+def test_a_training_that_is_repeated_is_no_further_seed(sound: list[Path], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(sound[0], again)
+    metric(2, "speed/meta_step_ms", "1.5")(again)  # another training takes other times
+    found = find_runs([*sound, tmp_path])
+    assert len(found.runs) == 3 and found.left_out == []
+    groups = compare(found.runs)
+    assert [*groups] == ["toy", "toy, repeat 2"]
+    assert all(len(row.runs) == 1 and row.spread is None for rows in groups.values() for row in rows)
+
+
+def test_a_killed_run_is_no_seed_of_the_result(sound: list[Path], tmp_path: Path) -> None:
+    damaged(sound[0], tmp_path / "second-seed", lambda run: None, seed=1)
+    damaged(sound[0], tmp_path / "killed", remove("test.json"), seed=2)
+    (row,) = compare(find_runs([sound[0], tmp_path]).runs)["toy"]
+    assert [run.seed for run in row.measured] == [0, 1] and [run.seed for run in row.unfinished] == [2]
+    assert "0, 1 (unfinished: 2)" in row.cells()
+    official = [run.test["test/loss"] for run in row.measured]
+    assert row.result is not None and row.result.mean == pytest.approx(sum(official) / 2)
+    assert row.spread == (min(official), max(official))
+    assert (row.to_json()["seeds"], row.to_json()["unfinished_seeds"]) == ([0, 1], [2])
+
+
+def test_a_log_of_a_starting_run_is_not_a_run(sound: list[Path], tmp_path: Path) -> None:
+    starting = damaged(sound[0], tmp_path / "starting", each(remove("metrics.csv"), remove("test.json")))
+    assert [*starting.glob("wandb/*/run-*.wandb")]
+    found = find_runs([sound[0], starting])
+    assert [run.source for run in found.runs] == [sound[0]]
+    assert len(found.left_out) == 1 and "just starting" in found.left_out[0]
+
+
+def test_other_measurements_are_not_the_result(sound: list[Path], tmp_path: Path) -> None:
+    run = damaged(sound[0], tmp_path / "run", lambda run: None)
+    before = find_runs([run]).runs[0].result
+    for name in ("test-2.json", "test.best.json", "validate.json", "val.json"):
+        write(name, json.dumps({"test/loss": 9.0}))(run)
+    assert find_runs([run]).runs[0].result == before
+
+
+def test_a_tradeoff_whose_own_config_is_damaged_is_reported(sound: list[Path], tmp_path: Path) -> None:
+    for run in sound:
+        shutil.copytree(run, tmp_path / run.name)
+    for content in (b"", b"[1", BINARY):
+        write("config.yaml", content)(tmp_path)
+        write("tradeoff.json", content)(tmp_path)
+        found = find_runs([tmp_path])
+        assert len(found.runs) == 2 and found.left_out == []
+
+
+def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Path) -> None:
+    run = damaged(sound[0], tmp_path / "run", config("run.monitor", "val/my_step_size"))
+    result(my_step_size=0.5, my_step_size_step_0=0.7, my_step_size_step_1=0.6)(run)
+    (found,) = find_runs([run]).runs
+    assert found.measure_at_test == ("my_step_size", None) and len(found.test_curve) == 2
+    write_report([found], tmp_path / "report")
+
+
+# Paths ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "RUN_DIR: it is empty; name a folder or a file"),
+        ("nowhere", "nowhere: it does not exist"),
+        ("/proc/self/mem", "mem cannot be read"),
+        ("/dev/zero", "zero is not a file"),
+        ("/dev/null", "null is not a file"),
+        ("a" * 5000, "does not exist, or cannot be reached"),
+        ("nul\0", "does not exist, or cannot be reached"),
+        ("text.txt", "text.txt is not JSON"),
+        ("binary", "binary is not JSON"),
+        ("huge", "huge is too large"),
+        ("pipe", "pipe is not a file"),
+        ("\x1b[31mred\n", r"\x1b[31mred\n: it does not exist"),
+    ],
+)
+def test_a_path_that_is_no_run_is_one_line(
+    path: str, message: str, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("no run")
+    (tmp_path / "binary").write_bytes(BINARY)
+    sparse(10**12)(tmp_path / "huge")
+    os.mkfifo(tmp_path / "pipe")
+    error = maml_error("report", path)
+    assert message in error and error.isprintable()
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_path_that_is_no_run_does_not_hide_the_others(
+    sound: list[Path], maml: Callable[..., str], tmp_path: Path
+) -> None:
+    assert str(sound[0]) in maml("report", "nowhere", sound[0], "/proc/self/mem")
+
+
+def test_folders_that_lie_deep_or_cannot_be_read_end(tmp_path: Path, sound: list[Path]) -> None:
+    deep = tmp_path.joinpath(*["d"] * 200)
+    deep.mkdir(parents=True)
+    found = find_runs([tmp_path, sound[0]])
+    assert len(found.runs) == 1 and "it lies in more folders than any run" in found.left_out[0]
