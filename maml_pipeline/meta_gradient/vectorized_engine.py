@@ -114,7 +114,10 @@ class VectorizedEngine(Engine):
         trainable = trainable_parameters(network)
         # What is replaced by another object, or frozen, or no longer so, asks for another function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
-        key = network, network.training, loss, *trainable, *map(id, constants)
+        if isinstance(loss, nn.Module):
+            constants += [*loss.parameters(), *loss.buffers()]
+        # A loss may be of a class that cannot be hashed; the function made of it keeps it alive.
+        key = network, network.training, id(loss), *trainable, *map(id, constants)
         if key not in self._group_losses:
             call = stateless(network)
 
