@@ -53,8 +53,8 @@ class TaskDataModule(LightningDataModule):
         super().__init__()
         if not isinstance(tasks, TaskDistribution):
             raise UserError(
-                f"tasks is {kind_of(tasks)}; it must be a TaskDistribution, whose task(seed, split, index) "
-                "gives a task for every index: of a finite list, that of index % its length"
+                f"tasks is {kind_of(tasks)}; it must be a TaskDistribution, whose task(seed, split, "
+                "index) gives a task for every index: of a finite list, that of index % its length"
             )
         check_at_least("meta_batch_size", meta_batch_size, 1)
         check_at_least("val_tasks", val_tasks, 1)

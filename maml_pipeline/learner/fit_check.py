@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +42,7 @@ def check_measures(loss: Loss, metric: Loss | None) -> None:
         if name == "loss":
             raise UserError("metric is called loss, as the loss is; give it another name")
         if not name.isidentifier():
-            raise UserError(
-                f"metric is called {name}, under which it cannot be logged; define it by def"
-            )
+            raise UserError(f"metric is called {name}, which is no name to log it under: use def")
 
 
 def check_fit(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
@@ -89,8 +86,8 @@ def check_fit(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -
                     measured = metric(prediction.detach(), y.clone())
                 except Exception as error:
                     raise UserError(
-                        f"metric {measure_name(metric)} does not fit predictions {_kind(prediction)} and "
-                        f"targets {_kind(y)}: {describe(error)}"
+                        f"metric {measure_name(metric)} does not fit predictions {_kind(prediction)} "
+                        f"and targets {_kind(y)}: {describe(error)}"
                     ) from error
                 _check_number(measured, f"metric {measure_name(metric)}")
 
@@ -110,8 +107,8 @@ def _check_number(value: object, what: str) -> None:
         raise UserError(f"{what} returns a {kind_of(value)}; it must return a tensor with one number")
     if value.ndim or not value.is_floating_point():
         raise UserError(
-            f"{what} returns {_kind(value)}; it must return one floating-point number, a tensor of shape "
-            "(), such as a mean over the set"
+            f"{what} returns {_kind(value)}; it must return one floating-point number, a tensor of "
+            "shape (), such as a mean over the set"
         )
 
 

@@ -102,8 +102,8 @@ def check_picklable(tasks: TaskDistribution) -> None:
         pickle.Pickler(_Nowhere()).dump(tasks)
     except Exception as error:
         raise UserError(
-            f"tasks {type(tasks).__name__} cannot be sent to other processes ({describe(error)}): define "
-            "what they hold at the top of a module, or set data.num_workers to 0"
+            f"tasks {type(tasks).__name__} cannot be sent to other processes ({describe(error)}): "
+            "define what they hold at the top of a module, or set data.num_workers to 0"
         ) from error
 
 
