@@ -181,7 +181,7 @@ def test_a_config_gives_a_loss_its_settings(maml: Callable[..., str], tmp_path: 
             "metric whole returns () int64; it must return one floating-poi",
         ),
         ("metric", "my_measures.raises", "metric raises does not fit predictions (5, 1) float32 and ta"),
-        ("metric", "my_measures.unnamed", "metric is called <lambda>, under which it cannot be logged"),
+        ("metric", "my_measures.unnamed", "metric is called <lambda>, which is no name to log it"),
         ("metric", "my_measures.Learned", "metric learned has trainable parameters"),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
     both = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)
     gradient = Learn2LearnEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1)).gradient
     assert flatten(gradient).norm() > 0
-    with pytest.raises(UserError, match="Linear or its loss on many tasks at once.*engine learn2learn"):
+    with pytest.raises(UserError, match=r"Linear or its loss on many tasks at once.*engine learn2learn"):
         VectorizedEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1))
 
 
