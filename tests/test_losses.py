@@ -80,7 +80,7 @@ TOY = [
         "--trainer.enable_progress_bar",
         "false",
     ),
-    *("--trainer.max_steps", 3, "--trainer.val_check_interval", 3, "--trainer.logger", "false"),
+    *("--trainer.max_steps", 3, "--trainer.val_check_interval", 3),
     *("--data.val_tasks", 4, "--data.test_tasks", 4),
     *("--probes.memory", "false", "--probes.speed", "false", "--probes.order_gap", "false"),
 ]

@@ -41,6 +41,10 @@ class MetaLearner(LightningModule):
         inner_lr: Inner learning rate alpha.
         inner_steps: Inner steps k while training.
         eval_inner_steps: Inner steps while validating and testing; `None` for `inner_steps`.
+        transductive: Validate and test with query sets that are predicted as one batch, in which batch
+            normalisation lets their points see each other, as in the MAML paper; `False` predicts
+            each query point by itself, normalised together with the support set. Training is
+            transductive in any case.
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Take first-order meta-gradients in the first so many meta-steps, whatever
             `first_order` says of those after them (derivative-order annealing).
@@ -64,7 +68,8 @@ class MetaLearner(LightningModule):
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, algorithm 1; Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
-        (derivative-order annealing).
+        (derivative-order annealing); Nichol, Achiam, Schulman, "On First-Order Meta-Learning
+        Algorithms", 2018, section 6.1 (transduction).
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class MetaLearner(LightningModule):
         inner_lr: float,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
+        transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
         engine: Literal["learn2learn", "vectorized"] = "learn2learn",
@@ -104,6 +110,7 @@ class MetaLearner(LightningModule):
         self.eval_inner = InnerLoop(
             inner_lr, inner_steps if eval_inner_steps is None else eval_inner_steps
         )
+        self.transductive = transductive
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.loaded_meta_step = 0
@@ -232,11 +239,17 @@ class MetaLearner(LightningModule):
         if len(batch.support_x) == 0:
             return  # fewer tasks than devices, and none for this one
         curves = self.engine.adaptation_curves(
-            self.network, self.measures, self.loss, batch, self.eval_inner
+            self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
         )
         check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
         for name, curve in curves.items():
             self._curves[name].append(curve.to(self._curves[name][0].dtype))
+
+    def evaluation_protocol(self) -> str:
+        """Say how query sets are predicted, to stand beside every result."""
+        if self.transductive:
+            return "transductive: each query set is predicted as one batch"
+        return "not transductive: each query point is predicted by itself, with the support set"
 
     def evaluation_names(self, split: str) -> list[str]:
         """Return the names under which an evaluation of `split` logs its results."""

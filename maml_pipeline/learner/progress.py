@@ -115,7 +115,7 @@ class ResultTable(Callback):
         result["meta_step"] = trained
 
         order = "first" if learner.inner.first_order else "second"
-        table = Table()
+        table = Table(caption=learner.evaluation_protocol())
         table.add_column("inner steps", justify="right")
         for name in learner.measures:
             table.add_column(f"{name} ± 95 % CI", justify="right")
