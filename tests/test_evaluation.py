@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from maml_pipeline import MetaLearner, TaskBatch, TaskDataModule
 from maml_pipeline.learner import accuracy
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import SineWaves, Task
@@ -90,7 +90,7 @@ def test_a_query_point_does_not_see_the_others(engine: str) -> None:
         def of_first_point(prediction: Tensor, target: Tensor) -> Tensor:
             return cross_entropy(prediction[:1], target[:1])
 
-        measures = {"first": of_first_point}
+        measures: dict[str, Loss] = {"first": of_first_point}
         tasks = batch._replace(query_x=query_x)
         return ENGINES[engine].adaptation_curves(
             network, measures, cross_entropy, tasks, INNER, transductive
@@ -127,14 +127,14 @@ def test_the_learner_measures_what_its_key_says(engine: Any) -> None:
     x, y = torch.rand(2, 3, 6, 1, 28, 28), torch.arange(3).repeat(3, 2)
     batch = TaskBatch(x[0], y, x[1], y)
     network = ConvNet(ways=3, filters=4)
-    loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    loader: DataLoader[TaskBatch] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     for transductive in (True, False):
         learner = MetaLearner(
             network, loss=cross_entropy, inner_lr=0.1, inner_steps=2, engine=engine,
             metric=accuracy, transductive=transductive,
         )  # fmt: skip
         (result,) = trainer().test(learner, dataloaders=loader, verbose=False)
-        measures = {"loss": cross_entropy, "accuracy": accuracy}
+        measures: dict[str, Loss] = {"loss": cross_entropy, "accuracy": accuracy}
         curves = Learn2LearnEngine().adaptation_curves(
             network, measures, cross_entropy, batch, INNER, transductive
         )

@@ -299,3 +299,40 @@ def test_a_network_that_does_not_return_a_tensor_is_refused(kind: str) -> None:
     learner = MetaLearner(Returning(kind), loss=mse_loss, inner_lr=0.1)
     with pytest.raises(UserError, match=f"network Returning returns a {kind}.*must return one tensor"):
         learner.check_task(ONE_POINT_TASK)
+    with pytest.raises(UserError, match=f"network Returning returns a {kind}"):
+        learner.meta_gradient(TaskBatch.stack([ONE_POINT_TASK]))
+
+
+class Counting(nn.Module):
+    """A network with dropout and a buffer that changes as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.dropout = nn.Dropout()
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.layer(self.dropout(x))
+        return y
+
+
+class Uncopied(Counting):
+    """A network that cannot be copied, since it keeps a tensor computed from its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = self.layer.weight * 2
+
+
+@pytest.mark.parametrize("network", [Counting, Uncopied])
+def test_trying_leaves_the_network_and_the_random_state_as_they_were(network: type[Counting]) -> None:
+    learner = MetaLearner(network(), loss=mse_loss, inner_lr=0.1)
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        learner.check_task(ONE_POINT_TASK)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert learner.network.calls == 0
+    assert all(p.grad is None for p in learner.parameters())

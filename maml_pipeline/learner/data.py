@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.preemption import SIGNALS
 from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
-from maml_pipeline.tasks.checks import check_picklable, check_tasks, draw
+from maml_pipeline.tasks.checks import check_tasks, draw
 from maml_pipeline.tasks.task import check_at_least, kind_of
 
 EVALUATION_SEED = 0
@@ -99,10 +99,8 @@ class TaskDataModule(LightningDataModule):
             The first of them.
 
         Raises:
-            UserError: The distribution does not keep its promises, or cannot reach its workers.
+            UserError: The distribution does not keep its promises.
         """
-        if self.num_workers:
-            check_picklable(self.tasks)
         numbers = {
             "train": (self.seed, train_batches * self.meta_batch_size),
             "val": (EVALUATION_SEED, self.val_tasks),

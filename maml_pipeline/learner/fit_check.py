@@ -2,6 +2,9 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,63 +49,81 @@ def check_measures(loss: Loss, metric: Loss | None) -> None:
 
 
 def check_fit(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
-    """Try a copy of the network, the loss and the metric on both sets of one task.
+    """Try the network, the loss and the metric on both sets of one task, and leave them as they were.
 
     Raises:
         UserError: The network fails or does not return a tensor; the loss or metric fails or is not a
             number; or the loss is not one that the network can learn from.
     """
-    with torch.random.fork_rng([]), torch.enable_grad(), warnings.catch_warnings():
+    devices = [task.support_x.device] if task.support_x.is_cuda else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        _throwaway(network) as network,
+    ):
         # PyTorch's losses broadcast shapes that differ, and only warn.
         warnings.filterwarnings("error", "Using a target size")
-        network = _copied(network)  # so that no running statistic moves
         for name, x, y in (
             ("support", task.support_x, task.support_y),
             ("query", task.query_x, task.query_y),
         ):
-            try:
-                prediction = network(x.clone())
-                if isinstance(prediction, Tensor):
-                    value = loss(prediction, y.clone())
-            except Exception as error:  # whatever a user's own code may raise
-                raise UserError(
-                    f"network {type(network).__name__} and loss {measure_name(loss)} do not fit the "
-                    f"tasks, whose {name}_x is {_kind(x)} and {name}_y {_kind(y)} with values up to "
-                    f"{_largest(y)}: {describe(error)}"
-                ) from error
-            if not isinstance(prediction, Tensor):
-                raise UserError(
-                    f"network {type(network).__name__} returns a {kind_of(prediction)}; it must return "
-                    "one tensor, the predictions of a set: choose it in the network's forward"
-                )
-            _check_number(value, f"loss {measure_name(loss)}")
-            if not value.requires_grad:
-                raise UserError(
-                    f"no gradient reaches network {type(network).__name__} from loss "
-                    f"{measure_name(loss)}: it must be differentiable, and the network must not detach"
-                )
+            prediction = _try_loss(network, loss, name, x.clone(), y.clone())
             if metric is not None:
-                try:
-                    measured = metric(prediction.detach(), y.clone())
-                except Exception as error:
-                    raise UserError(
-                        f"metric {measure_name(metric)} does not fit predictions {_kind(prediction)} "
-                        f"and targets {_kind(y)}: {describe(error)}"
-                    ) from error
-                _check_number(measured, f"metric {measure_name(metric)}")
+                _try_metric(metric, prediction.detach(), y.clone())
 
 
-def _copied(network: nn.Module) -> nn.Module:
+def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -> Tensor:
+    kinds = f"whose {name}_x is {_kind(x)} and {name}_y {_kind(y)} with values up to {_largest(y)}"
     try:
-        return copy.deepcopy(network)
+        prediction = network(x)
+        value: Any = loss(prediction, y) if isinstance(prediction, Tensor) else None
+    except Exception as error:  # whatever a user's own code may raise
+        raise UserError(
+            f"network {type(network).__name__} and loss {measure_name(loss)} do not fit the tasks, "
+            f"{kinds}: {describe(error)}"
+        ) from error
+    if not isinstance(prediction, Tensor):
+        raise UserError(
+            f"network {type(network).__name__} returns a {kind_of(prediction)}; it must return one "
+            "tensor, the predictions of a set: let its forward choose it"
+        )
+    _check_number(value, f"loss {measure_name(loss)}")
+    if not value.requires_grad:
+        raise UserError(
+            f"no gradient reaches network {type(network).__name__} from loss {measure_name(loss)}: both "
+            "must be differentiable, and detach nothing"
+        )
+    return prediction
+
+
+def _try_metric(metric: Loss, prediction: Tensor, y: Tensor) -> None:
+    try:
+        value = metric(prediction, y)
     except Exception as error:
         raise UserError(
-            f"network {type(network).__name__} cannot be copied ({describe(error)}): it must hold "
-            "parameters and buffers alone, and no tensor that was computed from them"
+            f"metric {measure_name(metric)} does not fit predictions {_kind(prediction)} and targets "
+            f"{_kind(y)}: {describe(error)}"
         ) from error
+    _check_number(value, f"metric {measure_name(metric)}")
 
 
-def _check_number(value: object, what: str) -> None:
+@contextmanager
+def _throwaway(network: nn.Module) -> Iterator[nn.Module]:
+    """Lend a copy, or the network itself where it cannot be copied, with its buffers put back."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        copied = copy.deepcopy(network)
+    except Exception:  # such as a tensor computed from parameters, kept as an attribute
+        copied = network
+    yield copied
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def _check_number(value: Any, what: str) -> None:
     if not isinstance(value, Tensor):
         raise UserError(f"{what} returns a {kind_of(value)}; it must return a tensor with one number")
     if value.ndim or not value.is_floating_point():

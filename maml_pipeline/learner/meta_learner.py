@@ -118,6 +118,7 @@ class MetaLearner(LightningModule):
         if metric is not None:
             self.measures[measure_name(metric)] = metric
         self._curves: dict[str, list[Tensor]] = {}
+        self._is_checked = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""
@@ -157,6 +158,7 @@ class MetaLearner(LightningModule):
         return replace(self.inner, first_order=self.takes_first_order())
 
     def _meta_gradient(self, engine: Engine, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
+        self._check_first(batch)
         try:
             return engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
         except RuntimeError as error:
@@ -238,6 +240,7 @@ class MetaLearner(LightningModule):
     def _evaluate(self, batch: TaskBatch, when: str) -> None:
         if len(batch.support_x) == 0:
             return  # fewer tasks than devices, and none for this one
+        self._check_first(batch)
         curves = self.engine.adaptation_curves(
             self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
         )
@@ -288,6 +291,12 @@ class MetaLearner(LightningModule):
             UserError: They do not fit the task, with its shapes.
         """
         check_fit(self.network, self.loss, self.metric, task)
+        self._is_checked = True
+
+    def _check_first(self, batch: TaskBatch) -> None:
+        """Try the first batch that a process meets, where no task was tried before it."""
+        if not self._is_checked:
+            self.check_task(next(iter(batch.tasks())))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to keep parameters that are not finite."""

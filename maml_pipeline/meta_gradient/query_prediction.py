@@ -35,10 +35,15 @@ def predict_query(predict: Predict, tasks: Task | TaskBatch, transductive: bool)
         return predict(tasks.query_x, tasks.query_y)
     points = 1 if isinstance(tasks, TaskBatch) else 0  # the dimension that counts them
     predictions = []
-    for x, y in zip(tasks.query_x.split(1, points), tasks.query_y.split(1, points), strict=True):
-        support_and_point = predict(
-            torch.cat([tasks.support_x, x], points), torch.cat([tasks.support_y, y], points)
+    for q in range(tasks.query_x.shape[points]):
+        x, y = (
+            torch.cat([support, query.narrow(points, q, 1)], points)
+            for support, query in (
+                (tasks.support_x, tasks.query_x),
+                (tasks.support_y, tasks.query_y),
+            )
         )
+        support_and_point = predict(x, y)
         # A copy, so that the predictions of the support set are freed.
         predictions.append(support_and_point.select(points, -1).clone())
     return torch.stack(predictions, points)

@@ -1,6 +1,5 @@
 """Whether a distribution keeps its promises: checked on a few tasks, before a run begins."""
 
-import pickle
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -90,26 +89,6 @@ def check_tasks(
             "the same indices, side by side"
         )
     return first
-
-
-def check_picklable(tasks: TaskDistribution) -> None:
-    """See that the distribution can be sent to the processes that draw tasks.
-
-    Raises:
-        UserError: It holds what has no name of its own, such as a lambda.
-    """
-    try:
-        pickle.Pickler(_Nowhere()).dump(tasks)
-    except Exception as error:
-        raise UserError(
-            f"tasks {type(tasks).__name__} cannot be sent to other processes ({describe(error)}): "
-            "define what they hold at the top of a module, or set data.num_workers to 0"
-        ) from error
-
-
-class _Nowhere:
-    def write(self, data: bytes | memoryview) -> int:
-        return len(data)
 
 
 def _try(tasks: TaskDistribution, call: str, function: Callable[[], T]) -> T:
