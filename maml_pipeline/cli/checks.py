@@ -1,6 +1,7 @@
 """Checks of a training's settings, all made before its folder is created."""
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, slurm
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.tasks import Task, TaskDistribution
+from maml_pipeline.tasks.task import SPLITS, Split
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS, count_devices
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def check(cli: "MamlCLI") -> None:
             slurm.check_allocation(devices, trainer.num_nodes)
     if is_rank_zero():
         data.prepare_data()
-    task = data.tasks.task(data.seed, "train", 0)
+    task = data.check_tasks(*_drawn(cli.command, trainer))
     model.check_task(task)
     _check_ways(model, data.tasks, task)
     if settings.ckpt_path is not None:
@@ -61,6 +63,14 @@ def _check_ways(model: MetaLearner, tasks: TaskDistribution, task: Task) -> None
             f"{prediction.shape[1]} outputs; give both the same number (--data.tasks.ways N "
             "--model.network.ways N for ConvNet)"
         )
+
+
+def _drawn(command: str, trainer: Any) -> tuple[Sequence[Split], int]:
+    """Return the splits that a command draws from, and how many batches it trains on."""
+    if command != "fit":
+        return ["val" if command == "validate" else "test"], 0
+    splits: list[Split] = ["train", "test"] if trainer.limit_val_batches == 0 else [*SPLITS]
+    return splits, max(trainer.max_steps, 0) * trainer.accumulate_grad_batches
 
 
 def _check_validation(val_check_interval: Any) -> None:

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import SIGNALS
-from maml_pipeline.tasks import Split, TaskBatch, TaskDistribution
-from maml_pipeline.tasks.task import check_at_least
+from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
+from maml_pipeline.tasks.checks import check_tasks, draw
+from maml_pipeline.tasks.task import check_at_least, kind_of
 
 EVALUATION_SEED = 0
 SECONDS_TO_SERVE = 10
@@ -53,6 +54,11 @@ class TaskDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(tasks, TaskDistribution):
+            raise UserError(
+                f"tasks is {kind_of(tasks)}; it must be a TaskDistribution, whose task(seed, split, "
+                "index) gives a task for every index: of a finite list, that of index % its length"
+            )
         check_at_least("meta_batch_size", meta_batch_size, 1)
         check_at_least("val_tasks", val_tasks, 1)
         check_at_least("test_tasks", test_tasks, 1)
@@ -91,6 +97,31 @@ class TaskDataModule(LightningDataModule):
                 "divide; each device takes an equal share of a meta-step's tasks"
             )
 
+    def check_tasks(self, splits: Sequence[Split], train_batches: int) -> Task:
+        """Draw the first and the last task of what a run takes; may be called before it.
+
+        Args:
+            splits: The splits that it draws from.
+            train_batches: How many batches it trains on, where that is known, else 0.
+
+        Returns:
+            The first of them.
+
+        Raises:
+            UserError: The distribution does not keep its promises.
+        """
+        numbers = {
+            "train": (self.seed, train_batches * self.meta_batch_size),
+            "val": (EVALUATION_SEED, self.val_tasks),
+            "test": (EVALUATION_SEED, self.test_tasks),
+        }
+        drawn = [
+            check_tasks(self.tasks, seed, split, self.meta_batch_size, last=tasks - 1)
+            for split in splits
+            for seed, tasks in [numbers[split]]
+        ]
+        return drawn[0]
+
     @property
     def rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
@@ -121,7 +152,7 @@ class TaskDataModule(LightningDataModule):
         self, split: Split, seed: int, first_task: Callable[[], int] = int, stop: int | None = None
     ) -> DataLoader[TaskBatch]:
         stream = TaskStream(
-            draw=partial(self.tasks.batch, seed, split),
+            draw=partial(draw, self.tasks, seed, split),
             batch_size=self.meta_batch_size,
             rank=self.rank,
             world_size=self.world_size,

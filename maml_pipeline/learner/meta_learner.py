@@ -1,7 +1,6 @@
 """MetaLearner: MAML with either gradient order as a LightningModule."""
 
-import copy
-import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.fit_check import check_fit, check_measures, measure_name
 from maml_pipeline.learner.loss_with_gradient import LossWithGradient
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, MetaGradient, build_engine
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
@@ -35,10 +35,16 @@ class MetaLearner(LightningModule):
 
     Args:
         network: Maps inputs `(S, ...)` to predictions `(S, ...)`; its parameters are meta-learned.
-        loss: (prediction, target) -> scalar, on support and query sets alike.
+        loss: (prediction, target) -> scalar, on support and query sets alike: a function such as
+            `torch.nn.functional.mse_loss`, or an instance of a class such as `torch.nn.HuberLoss`, by
+            `class_path` and `init_args`.
         inner_lr: Inner learning rate alpha.
         inner_steps: Inner steps k while training.
         eval_inner_steps: Inner steps while validating and testing; `None` for `inner_steps`.
+        transductive: Validate and test with query sets that are predicted as one batch, in which batch
+            normalisation lets their points see each other, as in the MAML paper; `False` predicts
+            each query point by itself, normalised together with the support set. Training is
+            transductive in any case.
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Take first-order meta-gradients in the first so many meta-steps, whatever
             `first_order` says of those after them (derivative-order annealing).
@@ -51,7 +57,7 @@ class MetaLearner(LightningModule):
             keeping their graphs. First order keeps none in any case.
         compile: For `"vectorized"`: compile the meta-gradient with `torch.compile`, which takes up
             to minutes before the first meta-step.
-        metric: A second measure beside the loss, logged under its name, such as
+        metric: A second measure beside the loss, given like it and logged under its name, such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimiser from the parameters; Adam with 1e-3 by default.
         lr_scheduler: Builds a schedule of the outer learning rate, stepped once per meta-step.
@@ -62,24 +68,26 @@ class MetaLearner(LightningModule):
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, algorithm 1; Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
-        (derivative-order annealing).
+        (derivative-order annealing); Nichol, Achiam, Schulman, "On First-Order Meta-Learning
+        Algorithms", 2018, section 6.1 (transduction).
     """
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        loss: Loss,
+        loss: Callable[..., Any],
         inner_lr: float,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
+        transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
         engine: Literal["learn2learn", "vectorized"] = "learn2learn",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
         compile: bool = False,
-        metric: Loss | None = None,
+        metric: Callable[..., Any] | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -88,8 +96,7 @@ class MetaLearner(LightningModule):
             raise UserError(
                 f"network {type(network).__name__} has no parameter that requires a gradient"
             )
-        if metric is not None and _name(metric) == "loss":
-            raise UserError("metric is called loss, as the loss is; give it another name")
+        check_measures(loss, metric)
         self.network = network
         self.loss = loss
         self.metric = metric
@@ -103,13 +110,15 @@ class MetaLearner(LightningModule):
         self.eval_inner = InnerLoop(
             inner_lr, inner_steps if eval_inner_steps is None else eval_inner_steps
         )
+        self.transductive = transductive
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.loaded_meta_step = 0
         self.measures: dict[str, Loss] = {"loss": loss}
         if metric is not None:
-            self.measures[_name(metric)] = metric
+            self.measures[measure_name(metric)] = metric
         self._curves: dict[str, list[Tensor]] = {}
+        self._is_checked = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""
@@ -149,6 +158,7 @@ class MetaLearner(LightningModule):
         return replace(self.inner, first_order=self.takes_first_order())
 
     def _meta_gradient(self, engine: Engine, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
+        self._check_first(batch)
         try:
             return engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
         except RuntimeError as error:
@@ -177,7 +187,7 @@ class MetaLearner(LightningModule):
         if is_logged:
             measures = {"loss": result.loss}
             if self.metric is not None and result.metric is not None:
-                measures[_name(self.metric)] = result.metric.mean()
+                measures[measure_name(self.metric)] = result.metric.mean()
             for name, value in measures.items():
                 tasks = len(batch.support_x)
                 self.log(f"train/{name}", value, prog_bar=True, batch_size=tasks, sync_dist=True)
@@ -230,12 +240,19 @@ class MetaLearner(LightningModule):
     def _evaluate(self, batch: TaskBatch, when: str) -> None:
         if len(batch.support_x) == 0:
             return  # fewer tasks than devices, and none for this one
+        self._check_first(batch)
         curves = self.engine.adaptation_curves(
-            self.network, self.measures, self.loss, batch, self.eval_inner
+            self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
         )
         check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
         for name, curve in curves.items():
             self._curves[name].append(curve.to(self._curves[name][0].dtype))
+
+    def evaluation_protocol(self) -> str:
+        """Say how query sets are predicted, to stand beside every result."""
+        if self.transductive:
+            return "transductive: each query set is predicted as one batch"
+        return "not transductive: each query point is predicted by itself, with the support set"
 
     def evaluation_names(self, split: str) -> list[str]:
         """Return the names under which an evaluation of `split` logs its results."""
@@ -275,25 +292,18 @@ class MetaLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def check_task(self, task: Task) -> None:
-        """Try the network and the loss on one task's support set.
+        """Try the network, the loss and the metric on one task.
 
         Raises:
             UserError: They do not fit the task, with its shapes.
         """
-        network = copy.deepcopy(self.network)  # so that no running statistic moves
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                # PyTorch's losses broadcast shapes that differ, and only warn.
-                warnings.filterwarnings("error", "Using a target size")
-                self.loss(network(task.support_x), task.support_y)
-        except (RuntimeError, ValueError, IndexError, TypeError, UserWarning) as error:
-            x, y = tuple(task.support_x.shape), tuple(task.support_y.shape)
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"network {type(self.network).__name__} and loss {_name(self.loss)} do not fit the "
-                f"tasks, whose support_x is {x} and support_y {y} with values up to "
-                f"{task.support_y.max().item():g}: {reason}"
-            ) from error
+        check_fit(self.network, self.loss, self.metric, task)
+        self._is_checked = True
+
+    def _check_first(self, batch: TaskBatch) -> None:
+        """Try the first batch that a process meets, where no task was tried before it."""
+        if not self._is_checked:
+            self.check_task(next(iter(batch.tasks())))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to keep parameters that are not finite."""
@@ -322,7 +332,3 @@ def _gathered(curves: Tensor) -> Tensor:
     """Return the curves of every device, which may have measured unequally many tasks."""
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.cat(gather_all_tensors(curves)) if is_distributed else curves
-
-
-def _name(measure: Loss) -> str:
-    return getattr(measure, "__name__", type(measure).__name__.lower())

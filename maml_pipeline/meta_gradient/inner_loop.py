@@ -101,6 +101,7 @@ class Engine(Protocol):
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
+        transductive: bool = True,
     ) -> dict[str, Tensor]:
         """Measure the query set before the first inner step and after every one.
 
@@ -113,6 +114,8 @@ class Engine(Protocol):
             loss: What adaptation descends on the support set.
             batch: T tasks.
             inner: Inner learning rate and steps k.
+            transductive: Predict a query set as one batch; `False`: each of its points by itself, see
+                `predict_query`.
 
         Returns:
             By name of the measure, `(T, k + 1)`.

@@ -14,6 +14,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Parameters,
     trainable_parameters,
 )
+from maml_pipeline.meta_gradient.query_prediction import predict_query
 from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import group_gradient
 from maml_pipeline.meta_gradient.vectorizable import check_repeatable, check_twice_differentiable
@@ -105,13 +106,16 @@ class Learn2LearnEngine(Engine):
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
+        transductive: bool = True,
     ) -> dict[str, Tensor]:
         """See `Engine.adaptation_curves`."""
         steps = InnerLoop(inner.lr, inner.steps, first_order=True)
         with torch.inference_mode(False), torch.enable_grad():
             # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            by_task = [_curves(network, measures, loss, task, steps) for task in batch.tasks()]
+            by_task = [
+                _curves(network, measures, loss, task, steps, transductive) for task in batch.tasks()
+            ]
         return {name: torch.stack([curves[name] for curves in by_task]) for name in measures}
 
 
@@ -150,13 +154,18 @@ def _checkpointed_gradient(
 
 
 def _curves(
-    network: nn.Module, measures: dict[str, Loss], loss: Loss, task: Task, inner: InnerLoop
+    network: nn.Module,
+    measures: dict[str, Loss],
+    loss: Loss,
+    task: Task,
+    inner: InnerLoop,
+    transductive: bool,
 ) -> dict[str, Tensor]:
     learner = clone_for_task(network, inner)
     curves: dict[str, list[Tensor]] = {name: [] for name in measures}
     for step in range(inner.steps + 1):
         with torch.no_grad():
-            prediction = learner(task.query_x)
+            prediction = predict_query(lambda x, _: learner(x), task, transductive)
             for name, measure in measures.items():
                 curves[name].append(measure(prediction, task.query_y))
         if step < inner.steps:

@@ -1,6 +1,7 @@
 """The fast engine: all tasks of a chunk at once."""
 
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
+from maml_pipeline.meta_gradient.query_prediction import predict_query
 from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import GroupGradient, directly, group_gradient
 from maml_pipeline.meta_gradient.vectorizable import check_twice_differentiable, check_vectorizable
@@ -95,6 +97,7 @@ class VectorizedEngine(Engine):
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
+        transductive: bool = True,
     ) -> dict[str, Tensor]:
         """See `Engine.adaptation_curves`."""
         with torch.inference_mode(False), torch.enable_grad():
@@ -104,7 +107,7 @@ class VectorizedEngine(Engine):
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
             steps = InnerLoop(inner.lr, inner.steps, first_order=True)
             chunks = [
-                _curves(group_loss, measures, theta, chunk, inner)
+                _curves(group_loss, measures, theta, chunk, inner, transductive)
                 for chunk in self._chunks(group_loss, theta, batch, steps)
             ]
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
@@ -114,7 +117,10 @@ class VectorizedEngine(Engine):
         trainable = trainable_parameters(network)
         # What is replaced by another object, or frozen, or no longer so, asks for another function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
-        key = network, network.training, loss, *trainable, *map(id, constants)
+        if isinstance(loss, nn.Module):
+            constants += [*loss.parameters(), *loss.buffers()]
+        # A loss may be of a class that cannot be hashed; the function made of it keeps it alive.
+        key = network, network.training, id(loss), *trainable, *map(id, constants)
         if key not in self._group_losses:
             call = stateless(network)
 
@@ -170,18 +176,24 @@ def _mean(results: list[GroupGradient], tasks: int) -> Parameters:
     return {name: g / tasks for name, g in total.items()}
 
 
+def _predict(group_loss: GroupLoss, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
+    return group_loss(parameters, x, y)[1]
+
+
 def _curves(
     group_loss: GroupLoss,
     measures: dict[str, Loss],
     theta: Parameters,
     batch: TaskBatch,
     inner: InnerLoop,
+    transductive: bool,
 ) -> dict[str, Tensor]:
     adapted = expand(theta, len(batch.support_x))
     curves: dict[str, list[Tensor]] = {name: [] for name in measures}
     for t in range(inner.steps + 1):
         with torch.no_grad():
-            _, prediction = group_loss(adapted, batch.query_x, batch.query_y)
+            predict = partial(_predict, group_loss, adapted)
+            prediction = predict_query(predict, batch, transductive)
             for name, measure in measures.items():
                 curves[name].append(task_by_task(measure, prediction, batch.query_y))
         if t < inner.steps:

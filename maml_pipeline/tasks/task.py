@@ -40,8 +40,22 @@ class TaskBatch(NamedTuple):
 
     @classmethod
     def stack(cls, tasks: Iterable[Task]) -> "TaskBatch":
-        """Put tasks side by side along a new leading dimension T."""
-        return cls(*(torch.stack(tensors) for tensors in zip(*tasks, strict=True)))
+        """Put tasks side by side along a new leading dimension T.
+
+        Raises:
+            UserError: One of them is not a task, or they differ in shape or type.
+        """
+        columns = [*zip(*map(as_task, tasks), strict=True)]
+        for name, tensors in zip(cls._fields, columns, strict=True):
+            kinds = {(tuple(tensor.shape), str(tensor.dtype)): None for tensor in tensors}
+            if len(kinds) > 1:
+                (one, dtype), (other, other_dtype), *_ = kinds
+                raise UserError(
+                    f"tasks of one meta-batch differ: {name} is {one} {dtype} in one and {other} "
+                    f"{other_dtype} in another; make them alike, or set data.meta_batch_size to 1 "
+                    "and trainer.accumulate_grad_batches to the number of tasks of a meta-step"
+                )
+        return cls(*map(torch.stack, columns))
 
     def tasks(self) -> Iterable[Task]:
         """Iterate over the T tasks; each is a view of the batch."""
@@ -52,7 +66,8 @@ class TaskDistribution(ABC):
     """A distribution of tasks, each a pure function of (seed, split, index).
 
     Whatever the machine, world size, worker or resumed run, the same three numbers give the same
-    task. Subclass it to bring tasks of your own.
+    task. Subclass it to bring tasks of your own. All tasks have the same shapes; where the number of
+    shots varies, train with a meta-batch size of 1 and accumulate gradients over tasks.
     """
 
     @cached_property
@@ -76,6 +91,32 @@ class TaskDistribution(ABC):
     def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Return the tasks with these indices side by side; override it only for speed."""
         return TaskBatch.stack(self.task(seed, split, index) for index in indices)
+
+
+def as_task(value: object) -> Task:
+    """Return a task; a tuple or list of its four tensors is one, too.
+
+    Raises:
+        UserError: It is anything else.
+    """
+    if not isinstance(value, Task):
+        if not isinstance(value, tuple | list) or len(value) != len(Task._fields):
+            raise UserError(f"a task is {kind_of(value)}; it must be Task({', '.join(Task._fields)})")
+        value = Task(*value)
+    for name, tensor in zip(Task._fields, value, strict=True):
+        if not isinstance(tensor, Tensor):
+            remedy = {
+                np.ndarray: "; torch.from_numpy makes one of it",
+                dict: "; put several inputs into one, side by side, and let the network take it apart",
+            }.get(type(tensor), "")
+            raise UserError(f"{name} of a task is {kind_of(tensor)}; it must be a tensor{remedy}")
+    return value
+
+
+def kind_of(value: object) -> str:
+    """Name a value's type for a message: `dict`, `list of 3`."""
+    of = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"{type(value).__name__}{of}"
 
 
 def random_generator(seed: int, split: Split, index: int) -> np.random.Generator:

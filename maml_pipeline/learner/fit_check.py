@@ -1,0 +1,141 @@
+"""Whether network, loss and metric fit the tasks: tried on one task, before training."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.errors import UserError, describe
+from maml_pipeline.meta_gradient import Loss
+from maml_pipeline.tasks import Task
+from maml_pipeline.tasks.task import kind_of
+
+
+def measure_name(measure: Loss) -> str:
+    """Return the name under which a loss or metric is logged: a function's own, or its class's."""
+    return getattr(measure, "__name__", type(measure).__name__.lower())
+
+
+def check_measures(loss: Loss, metric: Loss | None) -> None:
+    """Refuse what cannot be a loss or a metric, whatever the tasks.
+
+    Raises:
+        UserError: It is not callable, learns parameters of its own, or cannot be logged by name.
+    """
+    for key, measure in (("loss", loss), ("metric", metric)):
+        if measure is None and key == "metric":
+            continue
+        if not callable(measure) or isinstance(measure, type):
+            given = f"the class {measure.__name__}" if isinstance(measure, type) else repr(measure)
+            raise UserError(
+                f"{key} is {given}; it must be a function of (prediction, target), or an instance of a "
+                "class like torch.nn.MSELoss"
+            )
+        if isinstance(measure, nn.Module) and any(p.requires_grad for p in measure.parameters()):
+            raise UserError(
+                f"{key} {measure_name(measure)} has trainable parameters, but the network's alone are "
+                "meta-learned: put them into the network, or set requires_grad to False"
+            )
+    if metric is not None:
+        name = measure_name(metric)
+        if name == "loss":
+            raise UserError("metric is called loss, as the loss is; give it another name")
+        if not name.isidentifier():
+            raise UserError(f"metric is called {name}, which is no name to log it under: use def")
+
+
+def check_fit(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
+    """Try the network, the loss and the metric on both sets of one task, and leave them as they were.
+
+    Raises:
+        UserError: The network fails or does not return a tensor; the loss or metric fails or is not a
+            number; or the loss is not one that the network can learn from.
+    """
+    devices = [task.support_x.device] if task.support_x.is_cuda else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        _throwaway(network) as network,
+    ):
+        # PyTorch's losses broadcast shapes that differ, and only warn.
+        warnings.filterwarnings("error", "Using a target size")
+        for name, x, y in (
+            ("support", task.support_x, task.support_y),
+            ("query", task.query_x, task.query_y),
+        ):
+            prediction = _try_loss(network, loss, name, x.clone(), y.clone())
+            if metric is not None:
+                _try_metric(metric, prediction.detach(), y.clone())
+
+
+def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -> Tensor:
+    kinds = f"whose {name}_x is {_kind(x)} and {name}_y {_kind(y)} with values up to {_largest(y)}"
+    try:
+        prediction = network(x)
+        value: Any = loss(prediction, y) if isinstance(prediction, Tensor) else None
+    except Exception as error:  # whatever a user's own code may raise
+        raise UserError(
+            f"network {type(network).__name__} and loss {measure_name(loss)} do not fit the tasks, "
+            f"{kinds}: {describe(error)}"
+        ) from error
+    if not isinstance(prediction, Tensor):
+        raise UserError(
+            f"network {type(network).__name__} returns a {kind_of(prediction)}; it must return one "
+            "tensor, the predictions of a set: let its forward choose it"
+        )
+    _check_number(value, f"loss {measure_name(loss)}")
+    if not value.requires_grad:
+        raise UserError(
+            f"no gradient reaches network {type(network).__name__} from loss {measure_name(loss)}: both "
+            "must be differentiable, and detach nothing"
+        )
+    return prediction
+
+
+def _try_metric(metric: Loss, prediction: Tensor, y: Tensor) -> None:
+    try:
+        value = metric(prediction, y)
+    except Exception as error:
+        raise UserError(
+            f"metric {measure_name(metric)} does not fit predictions {_kind(prediction)} and targets "
+            f"{_kind(y)}: {describe(error)}"
+        ) from error
+    _check_number(value, f"metric {measure_name(metric)}")
+
+
+@contextmanager
+def _throwaway(network: nn.Module) -> Iterator[nn.Module]:
+    """Lend a copy, or the network itself where it cannot be copied, with its buffers put back."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        copied = copy.deepcopy(network)
+    except Exception:  # such as a tensor computed from parameters, kept as an attribute
+        copied = network
+    yield copied
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def _check_number(value: Any, what: str) -> None:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{what} returns a {kind_of(value)}; it must return a tensor with one number")
+    if value.ndim or not value.is_floating_point():
+        raise UserError(
+            f"{what} returns {_kind(value)}; it must return one floating-point number, a tensor of "
+            "shape (), such as a mean over the set"
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _largest(y: Tensor) -> str:
+    return f"{y.max().item():g}" if y.numel() and not y.is_complex() else "?"

@@ -1,0 +1,166 @@
+"""Evaluation predicts query sets as one batch, or each point by itself with the support set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from maml_pipeline import MetaLearner, TaskBatch, TaskDataModule
+from maml_pipeline.learner import accuracy
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
+from maml_pipeline.meta_gradient.memory import peak_bytes
+from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.tasks import SineWaves, Task
+from tests.conftest import CONFIGS
+from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, batch_norm_network, case
+from tests.test_learner import trainer
+
+ENGINES: dict[str, Engine] = {
+    "learn2learn": Learn2LearnEngine(),
+    "vectorized": VectorizedEngine(),
+    "vectorized, chunks": VectorizedEngine(tasks_per_chunk=2),
+}
+BATCH_NORMALISED = {"strided": IMAGE_NETWORKS["strided"], "batch_norm": batch_norm_network}
+INDEPENDENT = VECTOR_NETWORKS | {"group_and_layer_norm": IMAGE_NETWORKS["group_and_layer_norm"]}
+INNER = InnerLoop(0.1, 2)
+
+
+def by_hand(build: Callable[[], nn.Module], name: str, task: Task, transductive: bool) -> list[Tensor]:
+    """Adapt by plain gradient descent, and measure one query point after another."""
+    network, loss, _ = case(name, build, tasks=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=INNER.lr)
+    losses = []
+    for _ in range(INNER.steps + 1):
+        with torch.no_grad():
+            rows = [
+                network(torch.cat([task.support_x, task.query_x[q : q + 1]]))[-1]
+                for q in range(len(task.query_x))
+            ]
+            prediction = network(task.query_x) if transductive else torch.stack(rows)
+            losses.append(loss(prediction, task.query_y))
+        optimizer.zero_grad()
+        loss(network(task.support_x), task.support_y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("transductive", [True, False])
+@pytest.mark.parametrize("name", BATCH_NORMALISED)
+def test_curves_are_those_of_a_loop_by_hand(name: str, transductive: bool, engine: str) -> None:
+    network, loss, batch = case(name, BATCH_NORMALISED[name], tasks=3)
+    with torch.inference_mode():
+        curves = ENGINES[engine].adaptation_curves(
+            network, {"loss": loss}, loss, batch, INNER, transductive
+        )["loss"]
+    expected = torch.stack(
+        [
+            torch.stack(by_hand(BATCH_NORMALISED[name], name, task, transductive))
+            for task in batch.tasks()
+        ]
+    )
+    torch.testing.assert_close(curves, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", INDEPENDENT | BATCH_NORMALISED)
+def test_it_makes_a_difference_only_where_points_see_each_other(name: str, engine: str) -> None:
+    network, loss, batch = case(name, (INDEPENDENT | BATCH_NORMALISED)[name], tasks=3)
+    whole, single = (
+        ENGINES[engine].adaptation_curves(network, {"loss": loss}, loss, batch, INNER, transductive)
+        for transductive in (True, False)
+    )
+    difference = ((single["loss"] - whole["loss"]) / whole["loss"]).abs()
+    if name in INDEPENDENT:
+        assert difference.max() <= 1e-12
+    else:
+        assert difference.min() > 1e-6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_query_point_does_not_see_the_others(engine: str) -> None:
+    network, _, batch = case("strided", IMAGE_NETWORKS["strided"], tasks=2)
+
+    def first_loss(query_x: Tensor, transductive: bool) -> Tensor:
+        def of_first_point(prediction: Tensor, target: Tensor) -> Tensor:
+            return cross_entropy(prediction[:1], target[:1])
+
+        measures: dict[str, Loss] = {"first": of_first_point}
+        tasks = batch._replace(query_x=query_x)
+        return ENGINES[engine].adaptation_curves(
+            network, measures, cross_entropy, tasks, INNER, transductive
+        )["first"]
+
+    others = batch.query_x.clone()
+    others[:, 1:] = torch.rand_like(others[:, 1:])
+    assert torch.equal(first_loss(batch.query_x, False), first_loss(others, False))
+    assert not torch.equal(first_loss(batch.query_x, True), first_loss(others, True))
+
+
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_memory_does_not_grow_with_the_query_set(engine: str) -> None:
+    network = MLP(hidden_features=[256])
+
+    def peak(queries: int) -> int:
+        tasks = SineWaves(shots=5, query_shots=queries).batch(0, "train", range(4))
+
+        def measure() -> Any:
+            return ENGINES[engine].adaptation_curves(
+                network, {"loss": nn.MSELoss()}, nn.MSELoss(), tasks, INNER, transductive=False
+            )
+
+        measure()
+        return peak_bytes(measure) - sum(t.numel() * t.element_size() for t in tasks)
+
+    # What may grow are predictions: a number (64 bytes in the allocator) for each point, twice.
+    assert peak(60) - peak(10) <= 2 * 4 * 50 * 64
+
+
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_the_learner_measures_what_its_key_says(engine: Any) -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 3, 6, 1, 28, 28), torch.arange(3).repeat(3, 2)
+    batch = TaskBatch(x[0], y, x[1], y)
+    network = ConvNet(ways=3, filters=4)
+    loader: DataLoader[TaskBatch] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    for transductive in (True, False):
+        learner = MetaLearner(
+            network, loss=cross_entropy, inner_lr=0.1, inner_steps=2, engine=engine,
+            metric=accuracy, transductive=transductive,
+        )  # fmt: skip
+        (result,) = trainer().test(learner, dataloaders=loader, verbose=False)
+        measures: dict[str, Loss] = {"loss": cross_entropy, "accuracy": accuracy}
+        curves = Learn2LearnEngine().adaptation_curves(
+            network, measures, cross_entropy, batch, INNER, transductive
+        )
+        for name, curve in curves.items():
+            for step, value in enumerate(curve.mean(0)):
+                assert result[f"test/{name}_step_{step}"] == pytest.approx(value.item(), rel=1e-4)
+
+
+def test_training_stays_as_it_is() -> None:
+    weights = []
+    for transductive in (True, False):
+        torch.manual_seed(0)
+        learner = MetaLearner(
+            MLP(hidden_features=[8]), loss=nn.MSELoss(), inner_lr=0.01, transductive=transductive
+        )
+        trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
+        weights.append(nn.utils.parameters_to_vector(learner.network.parameters()).detach())
+    assert torch.equal(*weights)
+
+
+def test_the_table_says_how_query_sets_were_predicted(maml: Callable[..., str], tmp_path: Path) -> None:
+    short = [
+        *("fit", "--config", CONFIGS / "toy.yaml", "--trainer.max_steps", 1, "--data.test_tasks", 2),
+        *("--trainer.enable_progress_bar", "false"),
+    ]
+    default = " ".join(maml(*short, "--run.dir", "a").split())
+    assert "transductive: each query set is predicted as one batch" in default
+    single = " ".join(maml(*short, "--run.dir", "b", "--model.transductive", "false").split())
+    assert "not transductive: each query point is predicted by itself" in single
