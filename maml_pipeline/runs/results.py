@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from maml_pipeline.files import write_whole
+from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.runs.folder import TEST
 from maml_pipeline.runs.identity import Difference
@@ -61,7 +61,7 @@ class ResultTable(Callback):
         result["meta_step"] = trained
 
         order = "first" if learner.inner.first_order else "second"
-        table = Table()
+        table = Table(caption=learner.evaluation_protocol())
         table.add_column("inner steps", justify="right")
         for name in learner.measures:
             table.add_column(f"{name} ± 95 % CI", justify="right")
@@ -76,12 +76,12 @@ class ResultTable(Callback):
 
     def _keep(self, folder: Path, file: str, result: dict[str, Any]) -> None:
         if not self.differences:
-            write_whole(folder / file, json.dumps(result, indent=2) + "\n")
+            write_atomically(folder / file, json.dumps(result, indent=2) + "\n")
             return
         differing = {key: {"here": here, "run": there} for key, here, there in self.differences}
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
         path = folder / file.replace(".", f"-{digest}.")
-        write_whole(path, json.dumps({**result, "differs": differing}, indent=2) + "\n")
+        write_atomically(path, json.dumps({**result, "differs": differing}, indent=2) + "\n")
         print(f"Not the run's own result, which is {file}: kept as {path}")
         for key, here, there in self.differences:
             print(f"  {key}: {here} here, {there} in the run")
