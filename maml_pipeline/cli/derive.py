@@ -2,16 +2,16 @@
 
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from maml_pipeline.cli.parser import TypedFlagParser
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.tasks import Task
@@ -54,19 +54,8 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(f"the {order}-order meta-gradients disagree: " + "; ".join(wrong))
 
 
-class _Parser(ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong without the whole usage and the names of Python's types."""
-        text = " ".join(line.strip() for line in message.splitlines() if line.strip())
-        text = re.sub(r"<class '(\w+)'>", r"\1", text)
-        text = text.replace("a typing.Literal[", "one of [")
-        raise UserError(re.sub(r'^Parser key "(\w+)":', r"\1:", text))
-
-
 def _parser() -> ArgumentParser:
-    parser = _Parser(
+    parser = TypedFlagParser(
         prog="maml derive",
         description="Work out the first- and the second-order meta-gradient of one linear unit, "
         "y = w x + b with squared error, on one task: by autograd, by hand and by finite differences.",

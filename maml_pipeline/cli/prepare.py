@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.parser import FlagParser
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot_images import find_images
 
@@ -17,7 +17,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = OneLineErrors(
+    parser = FlagParser(
         prog="maml prepare",
         description="Download a data set where it is missing, check that it is complete, and pack it "
         "into the cache that trainings read. Run it once, where there is a network, before you submit.",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.parser import FlagParser
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.report import write_report
 from maml_pipeline.tools.runs import load_runs
@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = OneLineErrors(
+    parser = FlagParser(
         prog="maml report",
         description="Compare runs, finished or not: report.html, which needs no network, report.md and "
         "the pictures as PNG.",

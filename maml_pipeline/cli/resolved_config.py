@@ -17,17 +17,19 @@ class ResolvedConfig(MamlCLI):
 
     Args:
         arguments: Those after `maml fit`.
+        elsewhere: Whether the training will run on another machine.
 
     Raises:
         UserError: The person can put it right.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], elsewhere: bool = False) -> None:
+        self.elsewhere = elsewhere
         super().__init__("fit", arguments)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         """Check, and build none."""
-        check(self)
+        check(self, self.elsewhere)
         self.text: str = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.values: dict[str, Any] = yaml.safe_load(self.text)
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.parser import FlagParser
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -68,14 +68,15 @@ class Plan:
 
     Args:
         arguments: Those after `maml tradeoff`.
+        elsewhere: Whether its cells will be trained on other machines.
 
     Raises:
         UserError: The person can put it right.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], elsewhere: bool = False) -> None:
         self.settings, self.fit_arguments = _parse(arguments)
-        values = ResolvedConfig(self.fit_arguments).values
+        values = ResolvedConfig(self.fit_arguments, elsewhere).values
         cells = make_grid(
             self.settings.orders or ORDERS,
             self.settings.inner_steps or [values["model"]["inner_steps"]],
@@ -108,7 +109,7 @@ class Plan:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OneLineErrors(
+    parser = FlagParser(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
