@@ -147,8 +147,8 @@ def _points(name: str, text: object, nested: bool = True) -> Points:
     except ValueError:
         try:
             value = json.loads(str(text))
-        except ValueError:
-            raise UserError(f"{name} is {text}; it must be {form}") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{name} is {_shown(text)}; it must be {form}") from None
     points: Points = [
         point if nested and isinstance(point, list) else [point]
         for point in (value if isinstance(value, list) else [value])
@@ -156,8 +156,12 @@ def _points(name: str, text: object, nested: bool = True) -> Points:
     if not points or not all(
         point and len(point) == len(points[0]) and all(_is_number(v) for v in point) for point in points
     ):
-        raise UserError(f"{name} is {text}; it must be {form}")
+        raise UserError(f"{name} is {_shown(text)}; it must be {form}")
     return [[float(v) for v in point] for point in points]
+
+
+def _shown(text: object) -> str:
+    return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}..."
 
 
 def _is_number(value: object) -> bool:

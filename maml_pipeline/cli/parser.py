@@ -1,18 +1,21 @@
-"""The parsers of all commands: argparse's, jsonargparse's and Lightning's, with errors of one line."""
+"""The parsers of all commands: argparse's, jsonargparse's and Lightning's, with one-line errors."""
 
 import argparse
 import difflib
 import re
 import traceback
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
+from maml_pipeline.cli.config_files import check_config_files
+from maml_pipeline.cli.parser_messages import one_line
 from maml_pipeline.errors import UserError
-
-LONGEST = 300
 
 
 class OneLineErrors:
@@ -20,7 +23,7 @@ class OneLineErrors:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong as a `UserError`."""
-        raise UserError(shortened(message) + self.suggestion(message))
+        raise UserError(one_line(message) + self.suggestion(message))
 
     def suggestion(self, message: str) -> str:
         """Name what may have been meant, to follow the message."""
@@ -37,6 +40,11 @@ class TypedFlagParser(OneLineErrors, jsonargparse.ArgumentParser):  # type: igno
 
 class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
     """The parser of `maml fit | validate | test`: Lightning's."""
+
+    def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse arguments whose configuration files can be read."""
+        check_config_files(args or [])
+        return _without_enums(super().parse_args(args, **kwargs))
 
     def suggestion(self, message: str) -> str:
         """Name the keys that come closest to one that does not exist."""
@@ -68,9 +76,21 @@ class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
             raise UserError(_why_not_built(cfg, error)) from error
 
 
-def shortened(message: str) -> str:
-    """Return a parser's message as one line: the key, the value and what would be right."""
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+def path(text: str) -> Path:
+    """Convert a flag's value to a path, which must have a name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
+def _without_enums(value: Any) -> Any:
+    """Replace text that a library keeps as an enumeration, which YAML cannot hold (Timer's interval)."""
+    if isinstance(value, Namespace):
+        for key, item in vars(value).items():
+            setattr(value, key, _without_enums(item))
+    elif isinstance(value, list):
+        return [_without_enums(item) for item in value]
+    return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 
 def _why_not_built(cfg: Namespace, error: Exception) -> str:
@@ -80,7 +100,7 @@ def _why_not_built(cfg: Namespace, error: Exception) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if "self" in frame.f_locals
     }
-    reason = shortened(str(error))[:LONGEST] or type(error).__name__
+    reason = one_line(str(error)) or "no reason given"
     for key, value in cfg.items():
         if key.endswith("class_path") and str(value).rpartition(".")[2] in failed:
             key = key.removesuffix(".class_path").partition(".")[2]

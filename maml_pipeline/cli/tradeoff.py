@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from maml_pipeline.cli.parser import FlagParser
+from maml_pipeline.cli.config_files import read_config
+from maml_pipeline.cli.parser import FlagParser, path
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -123,7 +124,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--orders", type=lambda text: text.split(","), help=f"of {','.join(ORDERS)} (default: all)")
     add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
-    add("--out", type=Path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
+    add("--out", type=path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--dry_run", action="store_true", help="list the cells, and run nothing")
     alone.add_argument(
@@ -162,9 +163,16 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
     values["run"]["dir"] = None
     if not tradeoff.config.exists():
         return values
-    shared: dict[str, Any] = yaml.safe_load(tradeoff.config.read_text())
-    if asked <= shared["model"]["eval_inner_steps"] >= most:
-        model["eval_inner_steps"] = shared["model"]["eval_inner_steps"]
+    shared: dict[str, Any] = read_config(tradeoff.config, "the configuration of the trade-off")
+    try:
+        kept = int(shared["model"]["eval_inner_steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{tradeoff.config} is damaged: it has no model.eval_inner_steps; name another folder with "
+            "--out"
+        ) from error
+    if asked <= kept >= most:
+        model["eval_inner_steps"] = kept
     for key, here, there in _differences(values, shared):
         if key not in VARIED:
             raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import restricted_number_type
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
@@ -21,6 +21,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from maml_pipeline.learner.limits import MAX_SEED
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
@@ -31,6 +32,7 @@ from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -85,7 +87,7 @@ class MamlCLI(LightningCLI):
         """Add the seed, which is always set."""
         parser.add_argument(
             "--seed_everything",
-            type=NonNegativeInt,
+            type=Seed,
             default=0,
             help="Seed of the initial parameters and of the training tasks.",
         )

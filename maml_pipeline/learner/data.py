@@ -97,8 +97,8 @@ class TaskDataModule(LightningDataModule):
         except Exception as error:
             raise UserError(
                 f"num_workers is {self.num_workers}, but {type(self.tasks).__name__} cannot be sent to "
-                f"worker processes ({str(error).splitlines()[0]}): keep no lambda, local function or open "
-                "file in it, or set num_workers to 0"
+                f"worker processes ({str(error).splitlines()[0]}): keep no lambda, local function or "
+                "open file in it, or set num_workers to 0"
             ) from error
 
     @property

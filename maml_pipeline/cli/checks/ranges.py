@@ -7,10 +7,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from maml_pipeline.errors import UserError
-
-MOST_INNER_STEPS = 10_000
-MOST_TASKS = 10_000_000
-MOST_WORKERS = 256
+from maml_pipeline.learner.limits import MAX_EVALUATION_TASKS, MAX_INNER_STEPS, MAX_WORKERS
 
 
 class Range(NamedTuple):
@@ -43,15 +40,31 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False or value == 0
 
 
-MOST_STEPS_TEXT = f"it must be at most {MOST_INNER_STEPS:,}: every inner step is a column of metrics.csv"
-MOST_TASKS_TEXT = f"it must be at most {MOST_TASKS:,}"
+def _is_named(value: Any) -> bool:
+    return value is None or bool(str(value).strip())
+
+
+def _is_a_name(value: str) -> bool:
+    parts = value.split("/")
+    return value.isprintable() and len(value) <= 100 and not {"", ".", ".."} & {p.strip() for p in parts}
+
+
+MOST_STEPS_TEXT = f"it must be at most {MAX_INNER_STEPS:,}: every inner step is a column of metrics.csv"
+MOST_TASKS_TEXT = f"it must be at most {MAX_EVALUATION_TASKS:,}"
 
 RANGES = (
-    Range("model.inner_steps", _up_to(MOST_INNER_STEPS), MOST_STEPS_TEXT),
-    Range("model.eval_inner_steps", _up_to(MOST_INNER_STEPS), MOST_STEPS_TEXT),
-    Range("data.val_tasks", _up_to(MOST_TASKS), MOST_TASKS_TEXT),
-    Range("data.test_tasks", _up_to(MOST_TASKS), MOST_TASKS_TEXT),
-    Range("data.num_workers", _up_to(MOST_WORKERS), f"it must be at most {MOST_WORKERS}"),
+    Range("model.inner_steps", _up_to(MAX_INNER_STEPS), MOST_STEPS_TEXT),
+    Range("model.eval_inner_steps", _up_to(MAX_INNER_STEPS), MOST_STEPS_TEXT),
+    Range("data.val_tasks", _up_to(MAX_EVALUATION_TASKS), MOST_TASKS_TEXT),
+    Range("data.test_tasks", _up_to(MAX_EVALUATION_TASKS), MOST_TASKS_TEXT),
+    Range("data.num_workers", _up_to(MAX_WORKERS), f"it must be at most {MAX_WORKERS}"),
+    Range("ckpt_path", _is_named, "give best, last or a file's path"),
+    Range("run.dir", _is_named, "name a folder, or leave the key out"),
+    Range(
+        "run.experiment",
+        _is_a_name,
+        "it becomes a folder's name: letters that can be printed, at most 100, and no .. in it",
+    ),
     Range("trainer.num_nodes", _from(1), "it must be 1 or more"),
     Range("trainer.max_steps", _from(1, -1), "it must be 1 or more, or -1 for no end"),
     Range("trainer.max_epochs", _from(1, -1, None), "it must be 1 or more, or -1 for no end"),
@@ -152,4 +165,5 @@ def _shown(value: Any) -> str:
     """Write a value as YAML does."""
     if isinstance(value, bool) or value is None:
         return str(value).lower().replace("none", "null")
-    return str(value)
+    text = str(value) or "empty"
+    return (text if len(text) <= 80 else f"{text[:77]}...").encode("unicode_escape").decode()

@@ -17,9 +17,7 @@ HEADS = ("ways", "num_classes", "n_classes", "out_features")
 """Names under which networks take their number of outputs."""
 
 
-def check_tasks(
-    model: MetaLearner, data: TaskDataModule, settings: Namespace, elsewhere: bool
-) -> None:
+def check_tasks(model: MetaLearner, data: TaskDataModule, settings: Namespace, elsewhere: bool) -> None:
     """Draw one task, and hold the settings to it.
 
     Args:
