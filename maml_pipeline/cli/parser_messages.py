@@ -111,7 +111,8 @@ def _expectation(line: str) -> str | None:
     if found := re.match(r"Not of type (\w+): (.*)", line):
         return RESTRICTIONS.get(found[1], found[2])
     if found := re.match(r"Expected an? typing\.Literal\[(.*)\]", line):
-        return "one of " + found[1].replace("'", "")
+        names = found[1].replace("'", "")
+        return f"one of {names}" if "," in names else names
     if found := re.match(r"Expected an? <class '([\w.]+)'>", line):
         name = found[1].rpartition(".")[2]
         return TYPES.get(name, f"a {name}")

@@ -21,6 +21,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_whole
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from maml_pipeline.learner.early_end import EndEarly
 from maml_pipeline.learner.limits import MAX_SEED
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
@@ -140,20 +141,20 @@ class MamlCLI(LightningCLI):
         check(self)
         wanted = self.config_init[self.command].trainer
         callbacks: list[Callback] = []
-        kwargs["logger"] = wanted.logger or False
+        loggers: list[Any] = [] if isinstance(wanted.logger, bool) else _as_list(wanted.logger)
         if self.command == "fit":
             self._open_folder()
             callbacks += self._fit_callbacks()
-            if self.folder is not None and is_rank_zero() and wanted.logger is None:
-                kwargs["logger"] = run_loggers(self.folder, self.resolved_config)
+            if self.folder is not None and is_rank_zero():
+                loggers = [*run_loggers(self.folder, self.resolved_config), *loggers]
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder))
         return super().instantiate_trainer(
+            logger=loggers or False,
             callbacks=[*_as_list(wanted.callbacks), *callbacks],
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
-            enable_checkpointing=self.command == "fit",
             plugins=[*_as_list(wanted.plugins), *_plugins()],
             **kwargs,
         )
@@ -187,7 +188,8 @@ class MamlCLI(LightningCLI):
         probes: ProbeSettings = self.config_init[self.command].probes
         stop = StopOnSignal()
         last = LastCheckpoint(checkpoints, run.checkpoint_every, stop)
-        return [DropRepeatedRows(), BeginTracking(), stop, *probes.callbacks(), self.best, last]
+        tracking = [DropRepeatedRows(), BeginTracking()]
+        return [*tracking, stop, *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

@@ -1,7 +1,6 @@
 """Tasks as a LightningDataModule: which tasks a meta-step sees, and which share a device takes."""
 
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +69,6 @@ class TaskDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Refuse a number of devices that does not divide the meta-batch."""
         self.check_devices(self.world_size)
-        self.check_workers()
 
     def check_devices(self, devices: int) -> None:
         """Refuse a number of devices that does not divide the meta-batch; may be called before a run.
@@ -83,23 +81,6 @@ class TaskDataModule(LightningDataModule):
                 f"meta_batch_size is {self.meta_batch_size}, which {devices} devices do not "
                 "divide; each device takes an equal share of a meta-step's tasks"
             )
-
-    def check_workers(self) -> None:
-        """Refuse tasks that cannot be sent to worker processes; may be called before a run.
-
-        Raises:
-            UserError: There are workers, and the tasks cannot.
-        """
-        if not self.num_workers:
-            return
-        try:
-            pickle.dumps(self.tasks)
-        except Exception as error:
-            raise UserError(
-                f"num_workers is {self.num_workers}, but {type(self.tasks).__name__} cannot be sent to "
-                f"worker processes ({str(error).splitlines()[0]}): keep no lambda, local function or "
-                "open file in it, or set num_workers to 0"
-            ) from error
 
     @property
     def rank(self) -> int:

@@ -75,11 +75,6 @@ RANGES = (
         "it must be a whole number of meta-steps, 1 or more: tasks come without end, and devices would "
         "disagree on a time",
     ),
-    Range(
-        "trainer.check_val_every_n_epoch",
-        lambda value: value is None,
-        "tasks come without end; set trainer.val_check_interval, in meta-steps, instead",
-    ),
     Range("trainer.log_every_n_steps", _from(0, None), "it must be 1 or more, or 0 for never"),
     Range("trainer.num_sanity_val_steps", _from(-1, None), "it must be 0 or more, or -1 for all"),
     Range(

@@ -1,4 +1,4 @@
-"""Whether tasks can be drawn, fit into memory, reach the workers, and fit the network."""
+"""Whether tasks can be drawn, fit into memory, and fit the network."""
 
 import copy
 import traceback
@@ -27,12 +27,11 @@ def check_tasks(model: MetaLearner, data: TaskDataModule, settings: Namespace, e
         elsewhere: Whether the training will run on another machine.
 
     Raises:
-        UserError: There is no such task, or it does not fit memory, workers, network or loss.
+        UserError: There is no such task, or it does not fit memory, network or loss.
     """
     task = _draw(data)
     if not elsewhere:
         _check_memory(task, data)
-    data.check_workers()
     _check_ways(task, model, data, settings)
     model.check_task(task)
 

@@ -43,7 +43,7 @@ def _try(arguments: dict[str, Any]) -> Trainer | Exception:
     """Build a trainer that runs nothing, or return what Lightning or PyTorch has against it."""
     try:
         # Loggers and checkpoints are the run's own, and are not there yet.
-        own = {"logger": False, "enable_checkpointing": False, "default_root_dir": os.devnull}
+        own = {"logger": False, "enable_checkpointing": True, "default_root_dir": os.devnull}
         return Trainer(**arguments, **own)
     except Exception as error:
         return error
@@ -56,8 +56,15 @@ def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) ->
         if arguments.get(key, default) != default:
             changed = _try({**arguments, key: default})
             if isinstance(changed, Trainer) or first_line(changed) != text:
-                return f"trainer.{key} is {settings[key]}, which Lightning refuses: {text}"
+                return f"trainer.{key} is {_shown(settings[key])}, which Lightning refuses: {text}"
     return f"trainer: Lightning refuses its settings: {text}"
+
+
+def _shown(value: Any) -> str:
+    """Write a value of the configuration; of a class its path alone."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(value.get("class_path", value) if isinstance(value, Namespace) else value)
 
 
 def _defaults() -> dict[str, Any]:
