@@ -1,4 +1,4 @@
-"""Trainings that end before `max_steps`, further loggers and schedules: Lightning's features that work."""
+"""Lightning features that work here: early ends, further loggers and checkpoints, schedules."""
 
 from collections.abc import Callable
 from pathlib import Path

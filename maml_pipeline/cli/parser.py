@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 import traceback
+import warnings
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -13,6 +14,7 @@ import jsonargparse
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
+from maml_pipeline.cli.checks.blame import refusal
 from maml_pipeline.cli.config_files import check_config_files
 from maml_pipeline.cli.parser_messages import one_line
 from maml_pipeline.errors import UserError
@@ -69,7 +71,10 @@ class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
             UserError: One cannot be built.
         """
         try:
-            return super().instantiate_classes(cfg, **kwargs)
+            with warnings.catch_warnings():
+                # An error follows, which says more.
+                warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+                return super().instantiate_classes(cfg, **kwargs)
         except UserError:
             raise
         except Exception as error:
@@ -100,9 +105,9 @@ def _why_not_built(cfg: Namespace, error: Exception) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if "self" in frame.f_locals
     }
-    reason = one_line(str(error)) or "no reason given"
     for key, value in cfg.items():
         if key.endswith("class_path") and str(value).rpartition(".")[2] in failed:
-            key = key.removesuffix(".class_path").partition(".")[2]
-            return f"{key}: {value} cannot be built: {type(error).__name__}: {reason}"
-    return f"{type(error).__name__}: {reason}"
+            key = key.removesuffix(".class_path")
+            # The command stands before it.
+            return refusal(key.partition(".")[2], cfg[key], error, lambda cls, **args: cls(**args))
+    return one_line(str(error)) or type(error).__name__

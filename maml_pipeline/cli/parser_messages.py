@@ -25,7 +25,7 @@ RESTRICTIONS = {
 # jsonargparse's own words about a value that several types were tried on.
 _FRAME = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Given value|Expected a path but|"
-    r"Unable to load config"
+    r"Unable to load config|Subclass types expect|a class path \(str\)|a dict with"
 )
 _VALUES = [
     re.compile(pattern)
@@ -37,7 +37,7 @@ _VALUES = [
         r"Unable to load config ['\"](.*)['\"]$",
     )
 ]
-_DONE = re.compile(r"([\w.]+) is (.*; it must be .*)")
+_DONE = re.compile(r"([\w.]+)( is .*; it must be .*|: .*)")
 _KEY = re.compile(r'-?\s*Parser key "([^"]+)":\s*')
 
 
@@ -59,9 +59,11 @@ def one_line(message: str) -> str:
             _join(keys, found[1])
             line = line[found.end() :]
         line = line.removeprefix("- ")
-        if done := _DONE.match(line):  # by the parser of a class that is an argument
+        if (
+            keys and not _FRAME.match(line) and (done := _DONE.match(line))
+        ):  # by the parser of a class that is an argument
             _join(keys, done[1])
-            return f"{'.'.join(keys)} is {done[2]}"
+            return f"{'.'.join(keys)}{done[2]}"
         for tried in _VALUES:
             if found := tried.search(line):
                 value = value or found[1]
@@ -108,6 +110,8 @@ def _expectation(line: str) -> str | None:
     """Return what a line of the message says that a value must be."""
     if line.startswith("Expected a dot import path string"):
         return "the import path of a class or function"
+    if found := re.match(r"Not a valid subclass of (\w+)", line):
+        return f"the import path of a {found[1]}"
     if found := re.match(r"Not of type (\w+): (.*)", line):
         return RESTRICTIONS.get(found[1], found[2])
     if found := re.match(r"Expected an? typing\.Literal\[(.*)\]", line):

@@ -37,7 +37,7 @@ def check(cli: "MamlCLI", elsewhere: bool = False) -> None:
         data.check_devices(devices * trainer.num_nodes)
         if slurm.starts_processes():
             slurm.check_allocation(devices, trainer.num_nodes)
-    check_trainer(trainer, built, elsewhere)
+    on_cpu = check_trainer(trainer, built, elsewhere)
     if is_rank_zero():
         data.prepare_data()
     check_tasks(model, data, settings, elsewhere)
@@ -46,7 +46,7 @@ def check(cli: "MamlCLI", elsewhere: bool = False) -> None:
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:
         raise UserError(f"run.monitor is {monitor}; this run logs {shortened(names)}")
-    check_optimization(model, trainer.max_steps, names)
+    check_optimization(model, settings, names, on_cpu)
 
 
 def shortened(names: list[str], most: int = 8) -> str:

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.limits import MAX_EVALUATION_TASKS, MAX_INNER_STEPS, MAX_WORKERS
+from maml_pipeline.learner.limits import (
+    MAX_ACCUMULATED_BATCHES,
+    MAX_BATCHES,
+    MAX_EVALUATION_TASKS,
+    MAX_INNER_STEPS,
+    MAX_WORKERS,
+)
 
 
 class Range(NamedTuple):
@@ -41,10 +47,12 @@ def _is_off(value: Any) -> bool:
 
 
 def _is_named(value: Any) -> bool:
-    return value is None or bool(str(value).strip())
+    return value is None or str(value).strip() not in ("", ".")
 
 
-def _is_a_name(value: str) -> bool:
+def _is_a_name(value: str | None) -> bool:
+    if value is None:
+        return True
     parts = value.split("/")
     return value.isprintable() and len(value) <= 100 and not {"", ".", ".."} & {p.strip() for p in parts}
 
@@ -68,7 +76,20 @@ RANGES = (
     Range("trainer.num_nodes", _from(1), "it must be 1 or more"),
     Range("trainer.max_steps", _from(1, -1), "it must be 1 or more, or -1 for no end"),
     Range("trainer.max_epochs", _from(1, -1, None), "it must be 1 or more, or -1 for no end"),
-    Range("trainer.accumulate_grad_batches", _from(1), "it must be 1 or more"),
+    Range(
+        "trainer.accumulate_grad_batches",
+        lambda value: 1 <= value <= MAX_ACCUMULATED_BATCHES,
+        f"it must be from 1 to {MAX_ACCUMULATED_BATCHES:,}",
+    ),
+    Range(
+        "trainer.limit_train_batches",
+        lambda value: value is None or 0 < value <= MAX_BATCHES,
+        "nothing would be trained, or no epoch would end; remove the key, or name a number of batches",
+    ),
+    Range("trainer.check_val_every_n_epoch", _from(1, None), "it must be 1 or more, or null"),
+    Range(
+        "trainer.limit_predict_batches", lambda value: value is None, "nothing is predicted; remove it"
+    ),
     Range(
         "trainer.val_check_interval",
         _from(1),

@@ -8,7 +8,7 @@ import psutil
 import torch
 from jsonargparse import Namespace
 
-from maml_pipeline.cli.checks.trainer import first_line
+from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.tasks import Task

@@ -9,6 +9,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
+from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.errors import UserError
 
@@ -16,13 +17,16 @@ KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
 """Keys that a run sets itself, or that write files when a trainer is built."""
 
 
-def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> None:
+def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> bool:
     """Refuse settings with which Lightning builds no trainer, or one that would wait without end.
 
     Args:
         settings: `trainer` of the configuration, as it was parsed.
         built: The same with its classes instantiated.
         elsewhere: Whether the training will run on another machine.
+
+    Returns:
+        Whether it will run on a CPU.
 
     Raises:
         UserError: No trainer can be built, or its strategy cannot train here.
@@ -35,8 +39,10 @@ def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> Non
     if isinstance(trainer, Exception):
         raise UserError(_reason(arguments, settings, trainer)) from trainer
     _check_strategy(trainer, settings)
-    if not elsewhere:
-        _check_nodes(trainer, settings)
+    if elsewhere:
+        return bool(settings.accelerator == "cpu")
+    _check_nodes(trainer, settings)
+    return bool(trainer.strategy.root_device.type == "cpu")
 
 
 def _try(arguments: dict[str, Any]) -> Trainer | Exception:
@@ -99,10 +105,3 @@ def _check_nodes(trainer: Trainer, settings: Namespace) -> None:
             f"trainer.num_nodes is {settings.num_nodes}, but nothing starts processes on other nodes: "
             f"use `maml submit`, srun or torchrun, or set {', '.join(missing)} on each node"
         )
-
-
-def first_line(error: BaseException, most: int = 200) -> str:
-    """Return the first line of an error's text, shortened; its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
