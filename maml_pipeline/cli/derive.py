@@ -2,16 +2,16 @@
 
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from maml_pipeline.cli.parser import TypedFlagParser
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.tasks import Task
@@ -54,19 +54,8 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(f"the {order}-order meta-gradients disagree: " + "; ".join(wrong))
 
 
-class _Parser(ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong without the whole usage and the names of Python's types."""
-        text = " ".join(line.strip() for line in message.splitlines() if line.strip())
-        text = re.sub(r"<class '(\w+)'>", r"\1", text)
-        text = text.replace("a typing.Literal[", "one of [")
-        raise UserError(re.sub(r'^Parser key "(\w+)":', r"\1:", text))
-
-
 def _parser() -> ArgumentParser:
-    parser = _Parser(
+    parser = TypedFlagParser(
         prog="maml derive",
         description="Work out the first- and the second-order meta-gradient of one linear unit, "
         "y = w x + b with squared error, on one task: by autograd, by hand and by finite differences.",
@@ -158,8 +147,8 @@ def _points(name: str, text: object, nested: bool = True) -> Points:
     except ValueError:
         try:
             value = json.loads(str(text))
-        except ValueError:
-            raise UserError(f"{name} is {text}; it must be {form}") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{name} is {_shown(text)}; it must be {form}") from None
     points: Points = [
         point if nested and isinstance(point, list) else [point]
         for point in (value if isinstance(value, list) else [value])
@@ -167,8 +156,12 @@ def _points(name: str, text: object, nested: bool = True) -> Points:
     if not points or not all(
         point and len(point) == len(points[0]) and all(_is_number(v) for v in point) for point in points
     ):
-        raise UserError(f"{name} is {text}; it must be {form}")
+        raise UserError(f"{name} is {_shown(text)}; it must be {form}")
     return [[float(v) for v in point] for point in points]
+
+
+def _shown(text: object) -> str:
+    return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}..."
 
 
 def _is_number(value: object) -> bool:

@@ -1,33 +1,113 @@
-"""The parser of `maml fit | validate | test`: Lightning's, with errors of one or two lines."""
+"""The parsers of all commands: argparse's, jsonargparse's and Lightning's, with one-line errors."""
 
+import argparse
 import difflib
 import re
-import sys
-from typing import NoReturn
+import traceback
+import warnings
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
 
+import jsonargparse
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from maml_pipeline.text import printable
+from maml_pipeline.cli.checks.blame import refusal
+from maml_pipeline.cli.config_files import check_config_files
+from maml_pipeline.cli.parser_messages import one_line
+from maml_pipeline.errors import UserError
 
 
-class MamlParser(LightningArgumentParser):
-    """A parser whose errors are one or two lines."""
+class OneLineErrors:
+    """Makes a parser's errors a line each, without the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong without the whole usage, and exit with status 2."""
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        sys.stderr.write(f"maml: error: {printable(' '.join(lines))}{self._suggestion(message)}\n")
-        sys.exit(2)
+        """Raise what is wrong as a `UserError`."""
+        raise UserError(one_line(message) + self.suggestion(message))
 
-    def _suggestion(self, message: str) -> str:
+    def suggestion(self, message: str) -> str:
+        """Name what may have been meant, to follow the message."""
+        return ""
+
+
+class FlagParser(OneLineErrors, argparse.ArgumentParser):  # type: ignore[misc]
+    """The parser of a command with flags of its own."""
+
+
+class TypedFlagParser(OneLineErrors, jsonargparse.ArgumentParser):  # type: ignore[misc]
+    """The same with typed flags."""
+
+
+class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
+    """The parser of `maml fit | validate | test`: Lightning's."""
+
+    def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse arguments whose configuration files can be read."""
+        check_config_files(args or [])
+        return _without_enums(super().parse_args(args, **kwargs))
+
+    def suggestion(self, message: str) -> str:
         """Name the keys that come closest to one that does not exist."""
-        unknown = re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'", message)
+        unknown = re.search(
+            r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)' is not expected",
+            message,
+        )
         if unknown is None:
             return ""
-        key = unknown[1] or unknown[2]
+        key = unknown[1] or unknown[2] or unknown[3]
         parsers = [self]
         if self._subcommands_action is not None:
             parsers += self._subcommands_action._name_parser_map.values()
         keys = [action.dest for parser in parsers for action in parser._actions]
         close = difflib.get_close_matches(key, keys, n=3)
         return f"; did you mean {' or '.join(close)}?" if close else ""
+
+    def instantiate_classes(self, cfg: Namespace, **kwargs: Any) -> Namespace:
+        """Build the classes that the configuration names.
+
+        Raises:
+            UserError: One cannot be built.
+        """
+        try:
+            with warnings.catch_warnings():
+                # An error follows, which says more.
+                warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+                return super().instantiate_classes(cfg, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(_why_not_built(cfg, error)) from error
+
+
+def path(text: str) -> Path:
+    """Convert a flag's value to a path, which must have a name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
+def _without_enums(value: Any) -> Any:
+    """Replace text that a library keeps as an enumeration, which YAML cannot hold (Timer's interval)."""
+    if isinstance(value, Namespace):
+        for key, item in vars(value).items():
+            setattr(value, key, _without_enums(item))
+    elif isinstance(value, list):
+        return [_without_enums(item) for item in value]
+    return value.value if isinstance(value, str) and isinstance(value, Enum) else value
+
+
+def _why_not_built(cfg: Namespace, error: Exception) -> str:
+    """Name the key of the class whose construction failed."""
+    failed = {
+        type(frame.f_locals["self"]).__name__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if "self" in frame.f_locals
+    }
+    for key, value in cfg.items():
+        if key.endswith("class_path") and str(value).rpartition(".")[2] in failed:
+            key = key.removesuffix(".class_path")
+            # The command stands before it.
+            return refusal(key.partition(".")[2], cfg[key], error, lambda cls, **args: cls(**args))
+    return one_line(str(error)) or type(error).__name__

@@ -1,9 +1,8 @@
 """`maml prepare`: data put in place beforehand, for jobs on nodes that have no network."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.parser import FlagParser, path
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot_images import find_images
 
@@ -17,7 +16,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = OneLineErrors(
+    parser = FlagParser(
         prog="maml prepare",
         description="Download a data set where it is missing, check that it is complete, and pack it "
         "into the cache that trainings read. Run it once, where there is a network, before you submit.",
@@ -25,9 +24,9 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("data", metavar="DATA", choices=["omniglot"], help="omniglot")
     parser.add_argument(
-        "--root", type=Path, help="its folder (default: MAML_OMNIGLOT_ROOT, else data/omniglot)"
+        "--root", type=path, help="its folder (default: MAML_OMNIGLOT_ROOT, else data/omniglot)"
     )
-    parser.add_argument("--cache_dir", type=Path, help="folder of the cache (default: the user's)")
+    parser.add_argument("--cache_dir", type=path, help="folder of the cache (default: the user's)")
     settings = parser.parse_args(arguments)
     Omniglot(root=settings.root, cache_dir=settings.cache_dir).prepare()
     halves, cache = find_images(settings.root, settings.cache_dir)

@@ -15,12 +15,14 @@ class ResolvedConfig(MamlCLI):
 
     Args:
         arguments: Those after `maml fit`.
+        elsewhere: Whether the training will run on another machine.
 
     Raises:
         UserError: The person can put it right.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], elsewhere: bool = False) -> None:
+        self.elsewhere = elsewhere
         super().__init__("fit", arguments)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]

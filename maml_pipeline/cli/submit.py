@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_pipeline.cli import tradeoff
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.parser import FlagParser
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -54,7 +54,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OneLineErrors(
+    parser = FlagParser(
         prog="maml submit",
         usage="maml submit [--tradeoff] [--dry_run] --config FILE [--KEY VALUE ...] "
         "[-- --SBATCH_FLAG ...]",
@@ -75,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
-    base = ResolvedConfig(arguments)
+    base = ResolvedConfig(arguments, elsewhere=True)
     given = _allocation(base.values)
     script = SCRIPTS / "train.sbatch"
     flags = [*given.sbatch_flags, f"--job-name=maml-{base.run_name}", *sbatch_flags]
@@ -90,11 +90,11 @@ def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) ->
 def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} has no place here: submit sets it for each job")
-    plan = tradeoff.Plan(arguments)
+    plan = tradeoff.Plan(arguments, elsewhere=True)
     given = _allocation(plan.shared)
     arguments = [*arguments, *given.fit_flags]
     # Once more with the devices that the jobs will ask for, which the folder's config then holds.
-    plan = tradeoff.Plan(arguments)
+    plan = tradeoff.Plan(arguments, elsewhere=True)
     script = SCRIPTS / "tradeoff.sbatch"
     cells = plan.tradeoff.cells
     missing = [i for i, cell in enumerate(cells) if not plan.tradeoff.is_finished(cell)]

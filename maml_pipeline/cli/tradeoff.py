@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from maml_pipeline.cli.flags import OneLineErrors
+from maml_pipeline.cli.config_files import read_config
+from maml_pipeline.cli.parser import FlagParser, path
 from maml_pipeline.cli.report import show_report
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
@@ -67,14 +68,15 @@ class Plan:
 
     Args:
         arguments: Those after `maml tradeoff`.
+        elsewhere: Whether its cells will be trained on other machines.
 
     Raises:
         UserError: The person can put it right.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], elsewhere: bool = False) -> None:
         self.settings, self.fit_arguments = _parse(arguments)
-        values = ResolvedConfig(self.fit_arguments).values
+        values = ResolvedConfig(self.fit_arguments, elsewhere).values
         cells = make_grid(
             self.settings.orders or ORDERS,
             self.settings.inner_steps or [values["model"]["inner_steps"]],
@@ -107,7 +109,7 @@ class Plan:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = OneLineErrors(
+    parser = FlagParser(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
@@ -121,7 +123,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--orders", type=lambda text: text.split(","), help=f"of {','.join(ORDERS)} (default: all)")
     add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
-    add("--out", type=Path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
+    add("--out", type=path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--dry_run", action="store_true", help="list the cells, and run nothing")
     alone.add_argument(
@@ -159,9 +161,16 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
     model["eval_inner_steps"] = max(asked, most)
     if not tradeoff.config.exists():
         return values
-    shared: dict[str, Any] = yaml.safe_load(tradeoff.config.read_text())
-    if asked <= shared["model"]["eval_inner_steps"] >= most:
-        model["eval_inner_steps"] = shared["model"]["eval_inner_steps"]
+    shared: dict[str, Any] = read_config(tradeoff.config, "the configuration of the trade-off")
+    try:
+        kept = int(shared["model"]["eval_inner_steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{tradeoff.config} is damaged: it has no model.eval_inner_steps; name another folder with "
+            "--out"
+        ) from error
+    if asked <= kept >= most:
+        model["eval_inner_steps"] = kept
     for key, here, there in differences(values, shared, ignored=()):
         if key not in VARIED:
             raise UserError(

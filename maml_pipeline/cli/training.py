@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import restricted_number_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -36,6 +36,8 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from maml_pipeline.learner.early_end import EndEarly
+from maml_pipeline.learner.limits import MAX_SEED
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
@@ -53,6 +55,7 @@ from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -79,6 +82,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
 
 class MamlCLI(LightningCLI):
     """Parse, check, make the run's folder, and run."""
+
+    elsewhere = False
+    """Whether the training will run on another machine."""
 
     def __init__(self, command: str, arguments: Sequence[str]) -> None:
         self.command = command
@@ -118,7 +124,7 @@ class MamlCLI(LightningCLI):
         """Add the seed, which is always set."""
         parser.add_argument(
             "--seed_everything",
-            type=NonNegativeInt,
+            type=Seed,
             default=0,
             help="Seed of the initial parameters and of the training tasks.",
         )
@@ -194,7 +200,7 @@ class MamlCLI(LightningCLI):
         self.folder = self.location.folder
         checkpoint = self.location.checkpoint
         self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
-        check(self)
+        check(self, self.elsewhere)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Locate the run, check, make its folder, and build the trainer."""
@@ -202,12 +208,12 @@ class MamlCLI(LightningCLI):
         wanted = self.config_init[self.command].trainer
         self.stop = StopOnSignal()
         callbacks: list[Callback] = [self.stop]
-        kwargs["logger"] = wanted.logger or False
+        loggers: list[Any] = [] if isinstance(wanted.logger, bool) else _as_list(wanted.logger)
         if self.command == "fit":
             self._open_folder()
             callbacks += self._fit_callbacks()
-            if self.folder is not None and is_rank_zero() and wanted.logger is None:
-                kwargs["logger"] = run_loggers(self.folder, self.resolved_config)
+            if self.folder is not None and is_rank_zero():
+                loggers = [*run_loggers(self.folder, self.resolved_config), *loggers]
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder, self.location.differences))
@@ -215,6 +221,7 @@ class MamlCLI(LightningCLI):
             wanted.val_check_interval, wanted.accumulate_grad_batches
         )
         return super().instantiate_trainer(
+            logger=loggers or False,
             callbacks=[
                 SeedRandomNumbers(self.settings.seed_everything),
                 *_as_list(wanted.callbacks),
@@ -222,7 +229,6 @@ class MamlCLI(LightningCLI):
             ],
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
-            enable_checkpointing=self.command == "fit",
             plugins=[*_as_list(wanted.plugins), WholeCheckpointIO(), *cluster_environment()],
             **kwargs,
         )
@@ -257,7 +263,7 @@ class MamlCLI(LightningCLI):
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), self.best, last]
+        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

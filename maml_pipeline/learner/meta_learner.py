@@ -1,5 +1,6 @@
 """MetaLearner: MAML with either gradient order as a LightningModule."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -60,7 +61,8 @@ class MetaLearner(LightningModule):
         metric: A second measure beside the loss, given like it and logged under its name, such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimiser from the parameters; Adam with 1e-3 by default.
-        lr_scheduler: Builds a schedule of the outer learning rate, stepped once per meta-step.
+        lr_scheduler: Builds a schedule of the outer learning rate, stepped once per meta-step;
+            ReduceLROnPlateau once per validation, whose `monitor` is by default `val/loss`.
 
     Raises:
         UserError: A setting is out of its range, or is not one of this engine's.
@@ -119,6 +121,7 @@ class MetaLearner(LightningModule):
             self.measures[measure_name(metric)] = metric
         self._curves: dict[str, list[Tensor]] = {}
         self._is_checked = False
+        self._evaluated: dict[str, float] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""
@@ -218,6 +221,7 @@ class MetaLearner(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log every measure's mean and 95 % confidence interval over the validation tasks."""
         self._log_curves("val")
+        self._step_plateau()
 
     def on_test_epoch_start(self) -> None:
         """Begin with no task measured."""
@@ -274,6 +278,7 @@ class MetaLearner(LightningModule):
 
     def _log_equal(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
         """Log what is equal on every device already; the largest of equals is exact."""
+        self._evaluated[name] = value.item()
         self.log(name, value, prog_bar=prog_bar, reduce_fx="max", sync_dist=True)
 
     def configure_model(self) -> None:
@@ -288,8 +293,20 @@ class MetaLearner(LightningModule):
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = self.lr_scheduler(optimizer)
+        settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            # Stepped by each validation, before the state is saved: Lightning would step it after.
+            settings |= {"monitor": getattr(scheduler, "monitor", "val/loss"), "frequency": sys.maxsize}
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def _step_plateau(self) -> None:
+        """Let schedules that watch a validation's result see this one."""
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor is not None:
+                config.scheduler.step(self._evaluated[config.monitor])
 
     def check_task(self, task: Task) -> None:
         """Try the network, the loss and the metric on one task.

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.limits import MAX_INNER_STEPS, MAX_SEED
 from maml_pipeline.learner.tracking import ORDERS
 
 
@@ -55,13 +56,20 @@ def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence
     Raises:
         UserError: A value is none, or is there twice.
     """
+    if wrong := [order for order in orders if order not in ORDERS]:
+        raise UserError(
+            f"orders has {wrong[0] or 'an empty one'}; an order is one of {', '.join(ORDERS)}"
+        )
     for name, values in (("orders", orders), ("inner_steps", inner_steps), ("seeds", seeds)):
         repeated = [value for value in values if [*values].count(value) > 1]
         if repeated:
             raise UserError(f"{name} has {repeated[0]} more than once; name each once")
-    if wrong := next((order for order in orders if order not in ORDERS), None):
-        raise UserError(f"orders has {wrong}; an order is one of {', '.join(ORDERS)}")
-    for name, numbers in (("inner_steps", inner_steps), ("seeds", seeds)):
+    for name, numbers, most in (
+        ("inner_steps", inner_steps, MAX_INNER_STEPS),
+        ("seeds", seeds, MAX_SEED),
+    ):
         if (negative := min(numbers)) < 0:
             raise UserError(f"{name} has {negative}; each must be 0 or more")
+        if (largest := max(numbers)) > most:
+            raise UserError(f"{name} has {largest}; each must be at most {most}")
     return [Cell(order, k, seed) for seed, k, order in product(seeds, inner_steps, orders)]

@@ -88,7 +88,7 @@ def count_devices(devices: Any) -> int:
     Raises:
         UserError: It is nothing of the kind.
     """
-    if isinstance(devices, list):
+    if isinstance(devices, list) and devices:
         return len(devices)
     text = str(devices)
     count = str(len([part for part in text.split(",") if part])) if "," in text else text

@@ -1,0 +1,58 @@
+"""Checks of a training's settings, all made before its folder is created."""
+
+from typing import TYPE_CHECKING
+
+from maml_pipeline.cli.checks.callbacks import check_callbacks
+from maml_pipeline.cli.checks.optimization import check_optimization
+from maml_pipeline.cli.checks.ranges import check_ranges
+from maml_pipeline.cli.checks.tasks import check_tasks
+from maml_pipeline.cli.checks.trainer import check_trainer
+from maml_pipeline.cli.epochs import check_epochs
+from maml_pipeline.cli.terminal import is_rank_zero
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner import slurm
+from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.tools.submission import WHATEVER_THERE_IS, count_devices
+
+if TYPE_CHECKING:
+    from maml_pipeline.cli.training import MamlCLI
+
+
+def check(cli: "MamlCLI", elsewhere: bool = False) -> None:
+    """Check everything that can be checked before the run's folder is made.
+
+    Args:
+        cli: Its settings are parsed and its classes built.
+        elsewhere: Whether the training will run on another machine, so that this one's devices,
+            processes and memory say nothing.
+
+    Raises:
+        UserError: A setting cannot work.
+    """
+    settings, model, data = cli.settings, cli.model, cli.datamodule
+    trainer, built = settings.trainer, cli.config_init[cli.command].trainer
+    check_ranges(settings)
+    check_epochs(trainer)
+    check_callbacks(built.callbacks, model.evaluation_names("val"))
+    if str(trainer.devices) not in WHATEVER_THERE_IS:
+        devices = count_devices(trainer.devices)
+        data.check_devices(devices * trainer.num_nodes)
+        if slurm.starts_processes():
+            slurm.check_allocation(devices, trainer.num_nodes)
+    on_cpu = check_trainer(trainer, built, elsewhere)
+    if is_rank_zero():
+        data.prepare_data()
+    check_tasks(cli.command, model, data, settings, elsewhere)
+    if settings.ckpt_path is not None:
+        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes=cli.command == "fit"))
+    names, monitor = model.evaluation_names("val"), settings.run.monitor
+    if monitor not in names:
+        raise UserError(f"run.monitor is {monitor}; this run logs {shortened(names)}")
+    check_optimization(model, settings, names, on_cpu)
+
+
+def shortened(names: list[str], most: int = 8) -> str:
+    """List names, and leave out the middle of many."""
+    if len(names) > most:
+        names = [*names[: most // 2], "...", *names[-most // 2 :]]
+    return ", ".join(names)

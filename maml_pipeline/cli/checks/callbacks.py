@@ -1,0 +1,75 @@
+"""Lightning's callbacks: those that cannot work with an endless stream of tasks are refused by name."""
+
+from typing import Any
+
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    ProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
+
+from maml_pipeline.errors import UserError
+
+NO_EPOCHS = "it changes training from epoch to epoch, and tasks come without end"
+OTHER_WEIGHTS = "a resumed run would end with other weights than one that was never stopped"
+
+REFUSED: dict[type[Callback], str] = {
+    BackboneFinetuning: f"{NO_EPOCHS}; freeze parameters with requires_grad in the network",
+    BaseFinetuning: f"{NO_EPOCHS}; freeze parameters with requires_grad in the network",
+    BatchSizeFinder: "data.meta_batch_size changes the training; choose it, and bound memory with "
+    "model.tasks_per_chunk",
+    GradientAccumulationScheduler: f"{NO_EPOCHS}; set trainer.accumulate_grad_batches",
+    LearningRateFinder: "it trains before training; set the learning rate of model.optimizer",
+    ModelPruning: "it replaces the parameters that are meta-learned",
+    ProgressBar: "a training has its own; set trainer.enable_progress_bar to false for none",
+    StochasticWeightAveraging: OTHER_WEIGHTS,
+    WeightAveraging: OTHER_WEIGHTS,
+}
+"""Why each cannot work, and what does."""
+
+
+def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list[str]) -> None:
+    """Refuse callbacks that cannot work, or that watch a metric that the run does not log.
+
+    Args:
+        callbacks: Those of the configuration.
+        monitored: Names of what a validation logs.
+
+    Raises:
+        UserError: There is one.
+    """
+    for callback in as_list(callbacks):
+        name = type(callback).__name__
+        for refused, reason in REFUSED.items():
+            if isinstance(callback, refused):
+                raise UserError(f"trainer.callbacks has {name}, which cannot work here: {reason}")
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in monitored:
+            raise UserError(
+                f"trainer.callbacks: {name} watches monitor {monitor}; a validation logs "
+                f"{', '.join(monitored[:4])}, ..."
+            )
+        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end:
+            raise UserError(
+                "trainer.callbacks: check_on_train_epoch_end is true, but an epoch has no end here; "
+                f"leave it out, and {name} looks after each validation"
+            )
+        if isinstance(callback, Timer) and callback._interval != "step":
+            raise UserError(
+                "trainer.callbacks: the interval of Timer is epoch, but an epoch has no end here; "
+                "leave it out for step"
+            )
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return what is one thing, several or none as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,91 @@
+"""The outer optimiser and its schedule: built and tried once on copies of the parameters."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.cli import ReduceLROnPlateau
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import OneCycleLR
+
+from maml_pipeline.cli.checks.blame import refusal
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner import MetaLearner
+
+
+def check_optimization(
+    model: MetaLearner, settings: Namespace, monitored: list[str], on_cpu: bool
+) -> None:
+    """Refuse an optimiser or a schedule with which training would end in an error.
+
+    Args:
+        model: Neither its parameters nor its optimiser are touched.
+        settings: The parsed configuration.
+        monitored: Names of what a validation logs.
+        on_cpu: Whether the parameters will be on the CPU, as they are here.
+
+    Raises:
+        UserError: It cannot be built, cannot take a step, ends too early or watches what is not logged.
+    """
+    optimizer = _checked_optimizer(model, settings.model.optimizer, on_cpu)
+    if model.lr_scheduler is None:
+        return
+    scheduler = _checked_schedule(model, optimizer, settings.model.lr_scheduler)
+    name = type(scheduler).__name__
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.monitor not in monitored:
+        raise UserError(
+            f"model.lr_scheduler: {name} watches monitor {scheduler.monitor}; a validation logs "
+            f"{', '.join(monitored[:4])}, ..."
+        )
+    max_steps = settings.trainer.max_steps
+    # OneCycleLR raises in the step after its last one.
+    if isinstance(scheduler, OneCycleLR) and not 0 < max_steps <= scheduler.total_steps:
+        raise UserError(
+            f"model.lr_scheduler: the total_steps of {name} are {scheduler.total_steps}, but "
+            f"trainer.max_steps is {max_steps}; the schedule must be as long as the training"
+        )
+
+
+def _checked_schedule(model: MetaLearner, optimizer: Optimizer, spec: Any) -> Any:
+    """Build the schedule and take a step with it."""
+
+    def use(build: Any, **arguments: Any) -> Any:
+        scheduler = build(optimizer, **arguments)
+        _step(optimizer)  # before the schedule's, as PyTorch asks
+        is_plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+        scheduler.step(0.0) if is_plateau else scheduler.step()
+        return scheduler
+
+    try:
+        return use(model.lr_scheduler)
+    except Exception as error:
+        raise UserError(refusal("model.lr_scheduler", spec, error, use)) from error
+
+
+def _checked_optimizer(model: MetaLearner, spec: Any, on_cpu: bool) -> Optimizer:
+    """Build the optimiser on copies of the parameters, and take a step with a gradient of zero."""
+    own = [p for p in model.parameters() if p.requires_grad]
+    try:
+        optimizer = model.optimizer(_copies(own))
+        _step(optimizer)
+    except Exception as error:
+        if isinstance(error, AssertionError) and not on_cpu:
+            return optimizer  # `capturable`, which works where the parameters will be: on the GPU
+        text = refusal(
+            "model.optimizer", spec, error, lambda cls, **args: _step(cls(_copies(own), **args))
+        )
+        raise UserError(text) from error
+    return optimizer
+
+
+def _copies(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    return [p.detach().clone().requires_grad_() for p in parameters]
+
+
+def _step(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(lambda: 0.0)

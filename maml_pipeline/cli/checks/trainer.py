@@ -1,0 +1,107 @@
+"""Whether Lightning's trainer can be built: tried before anything is written."""
+
+import inspect
+import os
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning_fabric.plugins.environments import LightningEnvironment
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+
+from maml_pipeline.cli.checks.blame import first_line
+from maml_pipeline.cli.checks.callbacks import as_list
+from maml_pipeline.errors import UserError
+
+KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
+"""Keys that a run sets itself, or that write files when a trainer is built."""
+
+
+def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> bool:
+    """Refuse settings with which Lightning builds no trainer, or one that would wait without end.
+
+    Args:
+        settings: `trainer` of the configuration, as it was parsed.
+        built: The same with its classes instantiated.
+        elsewhere: Whether the training will run on another machine.
+
+    Returns:
+        Whether it will run on a CPU.
+
+    Raises:
+        UserError: No trainer can be built, or its strategy cannot train here.
+    """
+    arguments = {key: value for key, value in vars(built).items() if key not in KEPT_OUT}
+    arguments["callbacks"] = [*as_list(built.callbacks)]
+    if elsewhere:
+        arguments |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
+    trainer = _try(arguments)
+    if isinstance(trainer, Exception):
+        raise UserError(_reason(arguments, settings, trainer)) from trainer
+    _check_strategy(trainer, settings)
+    if elsewhere:
+        return bool(settings.accelerator == "cpu")
+    _check_nodes(trainer, settings)
+    return bool(trainer.strategy.root_device.type == "cpu")
+
+
+def _try(arguments: dict[str, Any]) -> Trainer | Exception:
+    """Build a trainer that runs nothing, or return what Lightning or PyTorch has against it."""
+    try:
+        # Loggers and checkpoints are the run's own, and are not there yet.
+        own = {"logger": False, "enable_checkpointing": True, "default_root_dir": os.devnull}
+        return Trainer(**arguments, **own)
+    except Exception as error:
+        return error
+
+
+def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) -> str:
+    """Name the key without which a trainer can be built, or another error comes first."""
+    text = first_line(error)
+    for key, default in _defaults().items():
+        if arguments.get(key, default) != default:
+            changed = _try({**arguments, key: default})
+            if isinstance(changed, Trainer) or first_line(changed) != text:
+                return f"trainer.{key} is {_shown(settings[key])}, which Lightning refuses: {text}"
+    return f"trainer: Lightning refuses its settings: {text}"
+
+
+def _shown(value: Any) -> str:
+    """Write a value of the configuration; of a class its path alone."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(value.get("class_path", value) if isinstance(value, Namespace) else value)
+
+
+def _defaults() -> dict[str, Any]:
+    """Return what each key of the trainer is set to, to find out whether an error rests on it."""
+    parameters = inspect.signature(Trainer.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    # The devices last: with one CPU, what is wrong with a strategy or a precision may be hidden.
+    return {**defaults, "callbacks": []} | {"devices": 1, "accelerator": "cpu"}
+
+
+def _check_strategy(trainer: Trainer, settings: Namespace) -> None:
+    if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+        raise UserError(
+            f"trainer.strategy is {settings.strategy}, which a meta-gradient cannot be computed with: "
+            "every process needs all parameters; use ddp, or auto"
+        )
+    if getattr(trainer.strategy, "_start_method", "popen") != "popen":
+        raise UserError(
+            f"trainer.strategy is {settings.strategy}; a training cannot be sent to spawned or forked "
+            "processes; use ddp"
+        )
+
+
+def _check_nodes(trainer: Trainer, settings: Namespace) -> None:
+    """Refuse to wait for processes on other nodes that nothing starts."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if settings.num_nodes == 1 or not isinstance(environment, LightningEnvironment):
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"trainer.num_nodes is {settings.num_nodes}, but nothing starts processes on other nodes: "
+            f"use `maml submit`, srun or torchrun, or set {', '.join(missing)} on each node"
+        )

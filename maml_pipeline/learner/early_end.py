@@ -1,0 +1,86 @@
+"""A training that ends before `trainer.max_steps`: by a time limit, or by EarlyStopping."""
+
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, Timer
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class EndEarly(Checkpoint):
+    """End training after a whole meta-step, say why, and keep it ended when the run is resumed.
+
+    A training that a metric ended has ended for good: without this, Lightning would resume it. A time
+    limit counts the time of all parts of a run, so that a longer one continues it.
+
+    A `Checkpoint`, since Lightning calls those after all other callbacks, in the order of the list: the
+    last state is saved after what this has noted.
+    """
+
+    def __init__(self) -> None:
+        self._ended = False
+        self._stops_after_meta_step = False
+        self._stopped_before_validation = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let EarlyStopping look after validations, before the last state is saved."""
+        for callback in trainer.early_stopping_callbacks:
+            _check_after_validation(callback)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no more where a metric has ended the training before."""
+        trainer.should_stop = trainer.should_stop or self._ended
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Put off a stop in the middle of a meta-step until its end."""
+        self._stops_after_meta_step = self._stops_after_meta_step or trainer.should_stop
+        trainer.should_stop = (
+            self._stops_after_meta_step and not trainer.fit_loop.epoch_loop._should_accumulate()
+        )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note whether something other than the validation ends the training."""
+        self._stopped_before_validation = trainer.should_stop
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation ended the training; the last state, saved next, says so."""
+        if trainer.state.fn == "fit" and trainer.should_stop and not self._stopped_before_validation:
+            self._ended = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why the training ended early."""
+        if trainer.should_stop and trainer.global_step != trainer.max_steps:
+            _print(f"Training ended after meta-step {trainer.global_step:,}: {_reason(trainer)}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep whether a metric has ended the training."""
+        return {"ended": self._ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self._ended = state_dict["ended"]
+
+
+def _check_after_validation(callback: EarlyStopping) -> None:
+    # Lightning decides this from its own defaults, and then at the end of an epoch; it has no setter.
+    callback._check_on_train_epoch_end = False
+
+
+def _reason(trainer: Trainer) -> str:
+    for callback in trainer.callbacks:
+        if isinstance(callback, Timer):
+            remaining = callback.time_remaining()
+            if remaining is not None and remaining <= 0:
+                return (
+                    "its time is over (trainer.max_time, or Timer); give a longer one with "
+                    "--ckpt_path last to resume it"
+                )
+        message = getattr(callback, "stopping_reason_message", None)
+        if isinstance(callback, EarlyStopping) and message:
+            return f"EarlyStopping: {message.removesuffix(' Signaling Trainer to stop.')}"
+    return "a callback ended it, now or in an earlier part of the run"
+
+
+@rank_zero_only
+def _print(text: str) -> None:
+    print(text, flush=True)

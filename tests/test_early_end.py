@@ -1,0 +1,83 @@
+"""Lightning features that work here: early ends, further loggers and checkpoints, schedules."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Timer
+
+from tests.test_cli import SHORT, final_weights
+
+Maml = Callable[..., str]
+
+STOPS_AT_ONCE = (
+    *("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
+    *("--trainer.callbacks.stopping_threshold", 1e9),
+)
+PLATEAU = (
+    *("--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau"),
+    *("--model.lr_scheduler.patience", 0, "--model.lr_scheduler.threshold", 1e9),
+)
+
+
+def last(folder: Path) -> dict[str, object]:
+    checkpoint: dict[str, object] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint
+
+
+def test_a_run_that_early_stopping_ended_is_not_trained_on(maml: Maml, tmp_path: Path) -> None:
+    run = ("fit", *SHORT, *STOPS_AT_ONCE, "--run.dir", tmp_path / "run")
+    assert "Training ended after meta-step 4: EarlyStopping: Stopping threshold reached" in maml(*run)
+    before = final_weights(tmp_path / "run")
+    printed = maml(*run, "--ckpt_path", "last")
+    assert "Training ended after meta-step 4" in printed and "Test after 4 meta-steps" in printed
+    assert last(tmp_path / "run")["global_step"] == 4
+    assert torch.equal(final_weights(tmp_path / "run"), before)
+
+
+def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_resumes_it(
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock that advances by a second with every look: one after each batch.
+    looks = iter(range(1, 1000))
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: next(looks))
+    run = (*SHORT, "--trainer.accumulate_grad_batches", 2, "--run.dir", tmp_path / "run")
+    interval = ("--trainer.val_check_interval", 100)
+    printed = maml("fit", *run, *interval, "--trainer.max_time", "00:00:00:06")
+    step = last(tmp_path / "run")["global_step"]
+    assert isinstance(step, int) and 0 < step < 12
+    assert f"Training ended after meta-step {step}: its time is over" in printed
+    longer = ("--trainer.max_time", "00:00:59:00", "--ckpt_path", "last")
+    assert "Training ended" not in maml("fit", *run, *interval, *longer)
+    assert last(tmp_path / "run")["global_step"] == 12
+
+
+def test_a_further_logger_joins_the_runs_own(maml: Maml, tmp_path: Path) -> None:
+    mine = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path / "mine")
+    maml("fit", *SHORT, *mine, "--run.dir", tmp_path / "run")
+    (theirs,) = (tmp_path / "mine").rglob("metrics.csv")
+    for table in (tmp_path / "run" / "metrics.csv", theirs):
+        assert "val/loss" in table.read_text().splitlines()[0]
+
+
+def test_a_further_checkpoint_callback_keeps_its_own_and_is_no_hindrance_to_measuring(
+    maml: Maml, tmp_path: Path
+) -> None:
+    own = ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath", tmp_path / "mine")
+    maml("fit", *SHORT, *own, "--run.dir", tmp_path / "run")
+    assert list((tmp_path / "mine").iterdir())
+    config = tmp_path / "run" / "config.yaml"
+    assert "Test after" in maml("test", "--config", config, "--ckpt_path", "best")
+
+
+def test_a_plateau_is_seen_once_a_validation_and_survives_a_resume(maml: Maml, tmp_path: Path) -> None:
+    maml("fit", *SHORT, *PLATEAU, "--run.dir", tmp_path / "whole")
+    # Three validations: the first is the best so far, and each after it divides the rate by ten.
+    (state,) = last(tmp_path / "whole")["lr_schedulers"]  # type: ignore[misc]
+    assert state["last_epoch"] == 3
+    part = ("--run.dir", tmp_path / "parts", "--trainer.max_steps")
+    maml("fit", *SHORT, *PLATEAU, *part, 4)
+    maml("fit", *SHORT, *PLATEAU, *part, 12, "--ckpt_path", "last")
+    assert last(tmp_path / "parts")["lr_schedulers"] == last(tmp_path / "whole")["lr_schedulers"]
+    assert torch.equal(final_weights(tmp_path / "parts"), final_weights(tmp_path / "whole"))
