@@ -41,7 +41,9 @@ def opened(folder: Path | None, name: str, job: str | None = None) -> Iterator[P
     else:
         make(folder, exist_ok=True)
     with held(folder, job):
-        was_unused = {path.name for path in folder.iterdir()} <= {LOCK, CHECKPOINTS} and not _is_used(folder)
+        was_unused = {path.name for path in folder.iterdir()} <= {LOCK, CHECKPOINTS} and not _is_used(
+            folder
+        )
         try:
             yield folder
         except BaseException:
@@ -103,4 +105,6 @@ def _do_without(folder: Path, job: str | None, error: OSError) -> None:
             f"{folder} holds a run of Slurm job {owner}, and its file system has no locks that would "
             f"tell whether that job still trains; remove {folder / JOB} if it does not"
         ) from error
-    logger.warning("%s cannot be locked (%s): make sure that no other process trains in it", folder, error)
+    logger.warning(
+        "%s cannot be locked (%s): make sure that no other process trains in it", folder, error
+    )
