@@ -329,7 +329,9 @@ def test_a_checkpoint_measured_with_the_settings_of_another_run_is_kept_nowhere(
 def test_an_unfinished_run_has_no_result(maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
     stop(maml, capsys, 6, *SHORT)
     folder = Path("runs", NAME)
-    assert "trainer.max_steps: 6 here, 12 in the run" in maml("test", "--config", folder / "config.yaml")
+    assert "trained meta-steps: 6 here, 12 in the run" in maml(
+        "test", "--config", folder / "config.yaml"
+    )
     assert not (folder / "test.json").exists() and len([*folder.glob("test-*.json")]) == 1
 
 

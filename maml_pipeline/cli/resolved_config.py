@@ -28,7 +28,7 @@ class ResolvedConfig(MamlCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         """Check, and build none."""
         self.prepare()
-        self.values = self.resolve_config()
+        self.values = self.resolved_config
         return None
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr
-from io import StringIO
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,10 @@ from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check
 from maml_pipeline.cli.epochs import val_check_batches
 from maml_pipeline.cli.launcher import cluster_environment
-from maml_pipeline.cli.location import (
-    Location,
-    Request,
-    carried_name,
-    check_free,
-    config_of_run,
-    explicit_folder,
-    locate_measurement,
-    locate_training,
-    read_config,
-    resume_command,
-)
+from maml_pipeline.cli.location import check_free, locate_training, resume_command
+from maml_pipeline.cli.measurement import locate_measurement
 from maml_pipeline.cli.parser import MamlParser
+from maml_pipeline.cli.request import Request
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
 from maml_pipeline.errors import UserError
@@ -45,7 +35,6 @@ from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.folder import check_name
 from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
@@ -148,57 +137,15 @@ class MamlCLI(LightningCLI):
         if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
-    def _locate(self) -> Location:
-        """Find the run that is to be resumed or measured, where there is one."""
-        order = "first" if self.settings.model.first_order else "second"
-        config_of = config_of_run(self.settings.config)
-        values = self.resolve_config()
-        if config_of is not None:
-            values["run"]["experiment"] = carried_name(
-                values, self._with_defaults(read_config(config_of))
-            )
-        if values["run"]["experiment"] is None:
-            check_name("the tasks' name", self.datamodule.tasks.name)
-            values["run"]["experiment"] = self.datamodule.tasks.name
-        self.settings.run.experiment = values["run"]["experiment"]
-        self.run_name = f"{self.settings.run.experiment}-{order}-s{self.settings.seed_everything}"
-        request = Request(
-            name=self.run_name,
-            values=values,
-            with_defaults=self._with_defaults,
-            run_dir=explicit_folder(self.settings.run.dir, config_of),
-            config_of=config_of,
-            ckpt_path=self.settings.ckpt_path,
-        )
-        if self.command == "fit":
-            return locate_training(request)
-        return locate_measurement(request, RESULT_FILES[self.command])
-
-    def resolve_config(self) -> dict[str, Any]:
-        """Return the settings as plain values: they say what a run is, not where or how it began."""
-        settings = self.settings.clone()
-        settings.ckpt_path, settings.run.dir = None, None
-        values: dict[str, Any] = yaml.safe_load(
-            self._parser(self.command).dump(settings, skip_unset=False)
-        )
-        return values
-
-    def _with_defaults(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill the keys that the config of an older run lacks; leave one that has others as it is."""
-        parser = self._parser(self.command)
-        try:
-            with redirect_stderr(StringIO()):
-                text = parser.dump(parser.parse_object(values), skip_unset=False)
-        except (Exception, SystemExit):
-            return values
-        filled: dict[str, Any] = yaml.safe_load(text)
-        return filled
-
     def prepare(self) -> None:
-        """Locate the run, and check all that needs no training."""
-        self.location = self._locate()
-        self.folder = self.location.folder
-        checkpoint = self.location.checkpoint
+        """Find the run that is to be resumed or measured, and check all that needs no training."""
+        request = Request.read(self._parser(self.command), self.settings, self.datamodule.tasks)
+        self.run_name, self.resolved_config = request.name, request.values
+        if self.command == "fit":
+            self.location = locate_training(request)
+        else:
+            self.location = locate_measurement(request, RESULT_FILES[self.command])
+        self.folder, checkpoint = self.location.folder, self.location.checkpoint
         self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
         check(self, self.elsewhere)
 
@@ -214,6 +161,8 @@ class MamlCLI(LightningCLI):
             callbacks += self._fit_callbacks()
             if self.folder is not None and is_rank_zero():
                 loggers = [*run_loggers(self.folder, self.resolved_config), *loggers]
+        elif self.location.checkpoint is not None and is_rank_zero():
+            print(f"Checkpoint: {printable(self.location.checkpoint)}")
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder, self.location.differences))
@@ -250,13 +199,12 @@ class MamlCLI(LightningCLI):
             check_free(self.folder)  # once more, now that nobody else trains in it
         remove_unfinished(self.folder)
         os.environ[RUN_DIR_VARIABLE] = str(self.folder)
-        self.resolved_config = self.resolve_config()
-        write_atomically(
-            self.folder / run_folder.CONFIG, yaml.safe_dump(self.resolved_config, sort_keys=False)
-        )
+        text = yaml.safe_dump(self.resolved_config, sort_keys=False)
+        write_atomically(self.folder / run_folder.CONFIG, text)
         if job is not None:
             write_atomically(self.folder / run_folder.JOB, job + "\n")
-        print(f"Run folder: {printable(self.folder)}")
+        start = self.location.checkpoint
+        print(f"Run folder: {printable(self.folder)}" + (f", from {printable(start)}" if start else ""))
 
     def _fit_callbacks(self) -> list[Callback]:
         run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS

@@ -72,7 +72,7 @@ def checkpoint(folder: Path, which: str) -> Path:
 
 
 def result_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint that a run's result is of: the best, or the last where none was validated."""
+    """Return the checkpoint that is tested: the best, or the last where nothing was validated."""
     best = checkpoint(folder, "best")
     return best if best.exists() else checkpoint(folder, "last")
 

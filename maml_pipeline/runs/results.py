@@ -38,9 +38,10 @@ class ResultTable(Callback):
         self._has_trained = False
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Remove the result of a run that trains on: it is of an earlier state."""
+        """Remove the results of a run that trains on: they are of an earlier state."""
         if self.folder is not None and trainer.is_global_zero and not self._has_trained:
-            (self.folder / TEST).unlink(missing_ok=True)
+            for file in RESULT_FILES.values():
+                (self.folder / file).unlink(missing_ok=True)
         self._has_trained = True
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,0 +1,62 @@
+"""Which checkpoint `maml test` and `maml validate` measure, and whether that is its run's own result."""
+
+from pathlib import Path
+
+from maml_pipeline.cli.location import WHICH, Location, existing_file, is_same, matching_run
+from maml_pipeline.cli.request import Request, read_config
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.runs.identity import MEASUREMENT, Difference, is_among
+
+
+def locate_measurement(request: Request, official: str) -> Location:
+    """Find out which checkpoint is measured, and how that differs from its run's own measurement.
+
+    Args:
+        request: What the settings say.
+        official: Name of the file that holds the run's own result.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
+    wanted, folder = request.ckpt_path, request.named
+    if wanted is None and folder is None:
+        return Location()  # the initial parameters, for which there is no folder
+    if wanted is not None and wanted not in WHICH:
+        file = existing_file(wanted)
+        owner = run_folder.run_of(file)
+        if folder is not None and (owner is None or not is_same(owner, folder)):
+            if request.run_dir is not None:
+                raise UserError(f"ckpt_path {file} is not a checkpoint of the run in run.dir {folder}")
+            owner = None
+        elif owner is not None and folder is None and not _measures(request, owner):
+            owner = None
+        if owner is None:
+            return Location(checkpoint=file)  # with settings that are not its run's: kept nowhere
+        folder = owner
+    elif folder is None:
+        assert wanted is not None
+        folder = matching_run(request, wanted, MEASUREMENT)
+        file = run_folder.checkpoint(folder, wanted)
+    else:
+        file = run_folder.checkpoint(folder, wanted) if wanted else run_folder.result_checkpoint(folder)
+        if not file.exists():
+            raise UserError(f"{folder} has no {file.name} to measure; give ckpt_path or another folder")
+    found = request.differences(folder) + _other_state(folder, file, official)
+    return Location(folder, file, differences=found)
+
+
+def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:
+    own = run_folder.result_checkpoint(folder)
+    if not is_same(file, own):
+        return [Difference("ckpt_path", file.name, own.name)]
+    if (folder / official).exists():
+        return []
+    last, end = run_folder.checkpoint(folder, "last"), read_config(folder)["trainer"]["max_steps"]
+    trained = load_checkpoint(str(last))["global_step"] if last.exists() else 0
+    return [] if trained == end else [Difference("trained meta-steps", trained, end)]
+
+
+def _measures(request: Request, folder: Path) -> bool:
+    return all(is_among(difference.key, MEASUREMENT) for difference in request.differences(folder))

@@ -1,0 +1,129 @@
+"""What a command's settings say about its run: what it is, what it is called, and where it lies."""
+
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.files import expanded
+from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.runs.identity import Difference, differences
+from maml_pipeline.tasks import TaskDistribution
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the settings of a command say about its run.
+
+    Args:
+        parser: The command's.
+        values: The settings as plain values: they say what the run is, not where or how it began.
+        name: The run's name.
+        run_dir: `run.dir`.
+        config_of: The run whose `config.yaml` was given with `--config`.
+        ckpt_path: `best`, `last`, a file, or `None`.
+    """
+
+    parser: ArgumentParser
+    values: dict[str, Any]
+    name: str
+    run_dir: Path | None
+    config_of: Path | None
+    ckpt_path: str | None
+
+    @classmethod
+    def read(cls, parser: ArgumentParser, settings: Namespace, tasks: TaskDistribution) -> "Request":
+        """Read the settings.
+
+        Args:
+            parser: The command's.
+            settings: As it has parsed them.
+            tasks: As they were built from them.
+
+        Raises:
+            UserError: A name or a path in them cannot be.
+        """
+        config_of, run_dir = _run_of_config(settings.config), settings.run.dir
+        values = _plain(parser, settings)
+        run, theirs = values["run"], {} if config_of is None else read_config(config_of)
+        if theirs and run_dir is not None and (theirs.get("run") or {}).get("dir") == str(run_dir):
+            run_dir = None  # as an older version wrote it into a run's own config
+        if theirs and _is_name_of_other_tasks(values, _with_defaults(parser, theirs)):
+            run["experiment"] = None
+        if run["experiment"] is None:
+            run_folder.check_name("the tasks' name", tasks.name)
+            run["experiment"] = tasks.name
+        order = "first" if values["model"]["first_order"] else "second"
+        return cls(
+            parser,
+            values,
+            name=f"{run['experiment']}-{order}-s{values['seed_everything']}",
+            run_dir=None if run_dir is None else expanded(Path(str(run_dir)), "run.dir"),
+            config_of=config_of,
+            ckpt_path=settings.ckpt_path,
+        )
+
+    @property
+    def named(self) -> Path | None:
+        """The folder that the user names, in the one way or the other."""
+        return self.run_dir or self.config_of
+
+    def differences(self, folder: Path) -> list[Difference]:
+        """Return the keys in which the run in a folder has other settings.
+
+        Raises:
+            UserError: The folder's config cannot be read.
+        """
+        return differences(self.values, _with_defaults(self.parser, read_config(folder)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run's config.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    file = folder / run_folder.CONFIG
+    if not file.exists():
+        raise UserError(f"{folder} has no {file.name}, which would say what run it holds; name another")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is not the config of a run")
+    return config
+
+
+def _run_of_config(configs: Sequence[Any] | None) -> Path | None:
+    """Return the run folder of the last `--config` that is a run's `config.yaml`."""
+    folders = [run_folder.run_of(Path(str(config))) for config in configs or ()]
+    return next((folder for folder in reversed(folders) if folder is not None), None)
+
+
+def _is_name_of_other_tasks(values: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Tell whether `run.experiment` is what a run's own config calls other tasks than these."""
+    here, there = ({"data": {"tasks": config["data"]["tasks"]}} for config in (values, theirs))
+    return values["run"]["experiment"] == theirs["run"]["experiment"] and bool(differences(here, there))
+
+
+def _plain(parser: ArgumentParser, settings: Namespace) -> dict[str, Any]:
+    settings = settings.clone()
+    settings.ckpt_path, settings.run.dir = None, None
+    values: dict[str, Any] = yaml.safe_load(parser.dump(settings, skip_unset=False))
+    return values
+
+
+def _with_defaults(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
+    """Fill the keys that the config of an older run lacks; leave one that has others as it is."""
+    try:
+        with redirect_stderr(StringIO()):
+            return _plain(parser, parser.parse_object(values))
+    except (Exception, SystemExit):  # whatever a class that has changed meanwhile says
+        return values
