@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
@@ -52,12 +52,16 @@ class MetaStepProgressBar(TQDMProgressBar):
         """Draw the test's own bar on a terminal only."""
         return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
 
-    def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
+    def on_train_start(self, trainer: Trainer, *args: object) -> None:
         """Start where a resumed run starts, so that its rate and time left are right."""
-        super().on_train_epoch_start(trainer, *args)
+        super().on_train_start(trainer, *args)
         bar = self.train_progress_bar
-        bar.set_description("Meta-training")
+        bar.total = convert_inf(self.total_train_batches)
         bar.initial = bar.n = trainer.global_step * trainer.accumulate_grad_batches
+        bar.set_description("Meta-training")
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
+        """Leave the bar as it is: Lightning's restarts it, and not in a run that is resumed."""
 
     def on_train_batch_end(
         self,
