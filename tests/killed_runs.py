@@ -73,7 +73,7 @@ class Server:
         kill_at: int | None = None,
         half: bool = False,
         seconds: float | None = None,
-        **environment: str,
+        wandb_mode: str = "disabled",
     ) -> Answer:
         """Run `maml` in a folder, and kill it where that is asked for."""
         folder.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ class Server:
             kill_at=kill_at,
             half=half,
             seconds=seconds,
-            environment=environment,
+            environment={"WANDB_MODE": wandb_mode},
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -129,7 +129,7 @@ class Operations:
             self.begin("open", file)
             return WatchedFile(original_open(file, mode, *args, **kwargs), file, self)
 
-        builtins.open = io.open = open_  # type: ignore[assignment]
+        builtins.open = io.open = open_
         for name in ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir", "truncate"):
             setattr(os, name, self._watched(name, getattr(os, name)))
         original_os_open = os.open

@@ -3,7 +3,7 @@
 import csv
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ FIT = (
     *("--trainer.enable_progress_bar", "false"),
 )
 TIMED = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
-DISABLED = {"WANDB_MODE": "disabled"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """Return the folder of the run that was not killed, and what it did to files."""
     folder = tmp_path_factory.mktemp("runs")
     # Checkpoints hold the path of the best one: all runs are made in the same place.
-    answer = server.run(folder / "current", *FIT, **DISABLED)
+    answer = server.run(folder / "current", *FIT)
     assert answer["status"] == 0, answer["output"]
     (folder / "current").rename(folder / "whole")
     return folder / "whole" / RUN, answer
@@ -56,7 +55,7 @@ def test_a_kill_before_in_the_middle_of_and_after_every_write(
     kills = [(number, half) for number, half in kills if not half or is_write(operations[number])]
     failures = []
     for number, half in kills:
-        killed = server.run(folder, *FIT, kill_at=number, half=half, **DISABLED)
+        killed = server.run(folder, *FIT, kill_at=number, half=half)
         assert killed["status"] == -9, killed["output"]
         assert len(killed["operations"]) == number + 1, "a run writes in another order than before"
         if difference := resume_and_compare(server, folder, reference):
@@ -73,13 +72,13 @@ def test_a_kill_at_a_random_time(
     reference, _ = whole
     folder = reference.parent.with_name("current")
     # Of W&B's files each process adds its own: they are left out, and tests/test_tracking.py reads them.
-    ends_after = server.run(folder, *FIT, WANDB_MODE=mode)["seconds"]
+    ends_after = server.run(folder, *FIT, wandb_mode=mode)["seconds"]
     shutil.rmtree(folder)
     generator = random.Random(kills)
     times = [generator.uniform(0.05, ends_after) for _ in range(kills)]
     failures, killed = [], 0
     for seconds in times:
-        killed += server.run(folder, *FIT, seconds=seconds, WANDB_MODE=mode)["status"] == -9
+        killed += server.run(folder, *FIT, seconds=seconds, wandb_mode=mode)["status"] == -9
         if difference := resume_and_compare(server, folder, reference, mode):
             failures.append(f"after {seconds:.3f} s: {difference}")
         shutil.rmtree(folder)
@@ -96,7 +95,7 @@ def resume_and_compare(server: Server, folder: Path, whole: Path, mode: str = "d
     """Return what differs from the run that was not killed, if anything."""
     has_state = (folder / RUN / "checkpoints" / "last.ckpt").exists()
     resume = ("--ckpt_path", "last") if has_state else ()
-    resumed = server.run(folder, *FIT, *resume, WANDB_MODE=mode)
+    resumed = server.run(folder, *FIT, *resume, wandb_mode=mode)
     if resumed["status"]:
         return f"resuming ends with status {resumed['status']}: {resumed['output'][-500:]}"
     run = folder / RUN
@@ -131,7 +130,7 @@ def read_checkpoint(path: Path) -> Any:
     return torch.load(path, weights_only=True)
 
 
-READERS = {
+READERS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": read_config,
     "metrics.csv": read_table,
     "test.json": Path.read_text,

@@ -102,7 +102,12 @@ def test_a_signal_puts_a_job_of_slurm_back_into_its_queue(
 ) -> None:
     asked: list[str | None] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(slurm, "requeue", lambda: asked.append(slurm.job_id()) or True)
+
+    def requeue() -> bool:
+        asked.append(slurm.job_id())
+        return True
+
+    monkeypatch.setattr(slurm, "requeue", requeue)
     spy = Spy(monkeypatch, *PLACES[place], signal.SIGUSR1)
     assert exit_status(maml, *FIT) == 0
     assert spy.is_hit and asked == ["7"]

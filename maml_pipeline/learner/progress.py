@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm, convert_inf
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
@@ -31,13 +31,6 @@ class MetaStepProgressBar(TQDMProgressBar):
         self.seconds_between = 0.2 if self.on_terminal else 30.0
         self.drawn_at = 0.0
 
-    @property
-    def total_train_batches(self) -> int | float:
-        """Batches of the whole training, also those before a resumed run started."""
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        return float("inf")
-
     def init_train_tqdm(self) -> Tqdm:
         """Count in meta-steps."""
         bar = super().init_train_tqdm()
@@ -56,8 +49,8 @@ class MetaStepProgressBar(TQDMProgressBar):
         """Start where a resumed run starts, so that its rate and time left are right."""
         super().on_train_start(trainer, *args)
         bar = self.train_progress_bar
-        bar.total = convert_inf(self.total_train_batches)
-        bar.initial = bar.n = trainer.global_step * trainer.accumulate_grad_batches
+        bar.total = trainer.max_steps if trainer.max_steps > 0 else None
+        bar.initial = bar.n = trainer.global_step
         bar.set_description("Meta-training")
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
@@ -72,9 +65,9 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         """Redraw when it is time, and at the end."""
-        self.train_progress_bar.n = batch_idx + 1  # which validation's redrawing shows, too
+        self.train_progress_bar.n = trainer.global_step  # which validation's redrawing shows, too
         now = time.monotonic()
-        if now - self.drawn_at >= self.seconds_between or batch_idx + 1 == self.total_train_batches:
+        if now - self.drawn_at >= self.seconds_between or trainer.global_step == trainer.max_steps:
             self.drawn_at = now
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
