@@ -48,5 +48,5 @@ def test_the_bar_of_a_resumed_run_has_its_total_and_its_own_rate(
     assert len(shown) == 40 * accumulate
     for batches, bar in enumerate(shown, 1):
         # tqdm's rate is (n - initial) / elapsed, and the time left (total - n) / rate.
-        assert (bar["prefix"], bar["unit"]) == ("Meta-training: ", " meta-steps")
+        assert (bar["prefix"], bar["unit"]) == ("Meta-training", " meta-steps")
         assert (bar["initial"], bar["n"], bar["total"]) == (20, 20 + batches // accumulate, 60)

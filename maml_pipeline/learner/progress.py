@@ -32,10 +32,21 @@ class MetaStepProgressBar(TQDMProgressBar):
         self.drawn_at = 0.0
 
     def init_train_tqdm(self) -> Tqdm:
-        """Count in meta-steps."""
-        bar = super().init_train_tqdm()
-        bar.unit = " meta-steps"
-        return bar
+        """Count in meta-steps, from where a resumed run starts: its rate and time left are its own."""
+        steps = self.trainer.max_steps
+        return Tqdm(
+            desc="Meta-training",
+            unit=" meta-steps",
+            initial=self.trainer.global_step,
+            total=steps if steps > 0 else None,
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def init_validation_tqdm(self) -> Tqdm:
         """Draw validation's own bar on a terminal only."""
@@ -44,14 +55,6 @@ class MetaStepProgressBar(TQDMProgressBar):
     def init_test_tqdm(self) -> Tqdm:
         """Draw the test's own bar on a terminal only."""
         return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
-
-    def on_train_start(self, trainer: Trainer, *args: object) -> None:
-        """Start where a resumed run starts, so that its rate and time left are right."""
-        super().on_train_start(trainer, *args)
-        bar = self.train_progress_bar
-        bar.total = trainer.max_steps if trainer.max_steps > 0 else None
-        bar.initial = bar.n = trainer.global_step
-        bar.set_description("Meta-training")
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
         """Leave the bar as it is: Lightning's restarts it, and not in a run that is resumed."""
