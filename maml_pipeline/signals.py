@@ -131,6 +131,17 @@ def raise_if_requested() -> None:
         raise Stopped(_State.requested, _State.meta_steps)
 
 
+def was_interrupted() -> bool:
+    """Tell whether a second Ctrl-C has come: nothing that may take time should be begun."""
+    return _State.interrupted.is_set()
+
+
+def exit_if_interrupted() -> None:
+    """End this process after a second Ctrl-C, and wait for none of its libraries' farewells."""
+    if was_interrupted():
+        _exit("maml: interrupted", 128 + signal.SIGINT)
+
+
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _State.requested is not None:
         # Signals that Slurm repeats do not disturb how the first one is answered.

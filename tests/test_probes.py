@@ -384,7 +384,7 @@ class SaveAt(Callback):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("network", [lambda: nn.Linear(1, 1), MLP])
 def test_a_process_that_starts_just_before_a_probe_step_logs_what_one_process_would(
-    tmp_path: Path, network: Any, engine: str, order: str
+    tmp_path: Path, network: Any, engine: Any, order: str
 ) -> None:
     starts = range(5, 13)  # before, at and after the probe steps 6, 10 and 12
 
@@ -401,7 +401,7 @@ def test_a_process_that_starts_just_before_a_probe_step_logs_what_one_process_wo
         lightning.fit(
             learner,
             datamodule=TaskDataModule(SineWaves(), 3),
-            ckpt_path=start and tmp_path / f"{start}.ckpt",
+            ckpt_path=None if start is None else tmp_path / f"{start}.ckpt",
             weights_only=True,
         )
         return kept.figures, [p.detach().clone() for p in learner.parameters()]

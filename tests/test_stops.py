@@ -102,7 +102,12 @@ def test_a_signal_puts_a_job_of_slurm_back_into_its_queue(
 ) -> None:
     asked: list[str | None] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(slurm, "requeue", lambda: asked.append(slurm.job_id()) or True)
+
+    def requeue() -> bool:
+        asked.append(slurm.job_id())
+        return True
+
+    monkeypatch.setattr(slurm, "requeue", requeue)
     spy = Spy(monkeypatch, *PLACES[place], signal.SIGUSR1)
     assert exit_status(maml, *FIT) == 0
     assert spy.is_hit and asked == ["7"]
@@ -219,6 +224,29 @@ def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
     ended = python(script)
     assert ended.returncode == 128 + signal.SIGINT
     assert ended.stderr.endswith("maml: interrupted\n") and not ended.stdout
+
+
+def test_the_second_ctrl_c_ends_a_process_whatever_a_library_makes_of_it() -> None:
+    ended = python("""
+        import atexit, os, signal, sys, types
+        from maml_pipeline import cli, signals
+
+        def run(arguments):
+            signals.respond(signals.Response.NOTE)
+            atexit.register(print, "a library takes its time")
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                sys.exit(1)
+
+        module = types.ModuleType("maml_pipeline.cli.derive")  # a command that imports nothing slow
+        module.run = run
+        sys.modules[module.__name__] = module
+        cli.main(["derive"])
+    """)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGINT, "")
+    assert ended.stderr == "maml: interrupted\n"
 
 
 def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from signal import SIGINT
 
 from maml_pipeline import signals
 from maml_pipeline.cli import faults
@@ -46,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         except Stopped as stop:
             import_module("maml_pipeline.cli.stopping").end_stopped(stop)
-        except KeyboardInterrupt:
-            print("maml: interrupted", file=sys.stderr)
-            sys.exit(128 + SIGINT)
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one into the other
+            signals.exit_if_interrupted()
+            raise
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

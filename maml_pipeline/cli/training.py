@@ -12,6 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from maml_pipeline import signals
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check
 from maml_pipeline.cli.epochs import val_check_batches
@@ -66,7 +67,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
         leave_process_group()
         end_stopped(stop)
     finally:
-        finish_tracking()
+        if not signals.was_interrupted():
+            finish_tracking()
 
 
 class MamlCLI(LightningCLI):

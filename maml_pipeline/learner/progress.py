@@ -23,18 +23,22 @@ class MetaStepProgressBar(TQDMProgressBar):
         self.seconds_between = 0.2 if self.on_terminal else 30.0
         self.drawn_at = 0.0
 
-    @property
-    def total_train_batches(self) -> int | float:
-        """Batches of the whole training, also those before a resumed run started."""
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        return float("inf")
-
     def init_train_tqdm(self) -> Tqdm:
-        """Count in meta-steps."""
-        bar = super().init_train_tqdm()
-        bar.unit = " meta-steps"
-        return bar
+        """Count in meta-steps, from where a resumed run starts: its rate and time left are its own."""
+        steps = self.trainer.max_steps
+        return Tqdm(
+            desc="Meta-training",
+            unit=" meta-steps",
+            initial=self.trainer.global_step,
+            total=steps if steps > 0 else None,
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=True,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format=self.BAR_FORMAT,
+        )
 
     def init_validation_tqdm(self) -> Tqdm:
         """Draw validation's own bar on a terminal only."""
@@ -45,11 +49,7 @@ class MetaStepProgressBar(TQDMProgressBar):
         return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
-        """Start where a resumed run starts, so that its rate and time left are right."""
-        super().on_train_epoch_start(trainer, *args)
-        bar = self.train_progress_bar
-        bar.set_description("Meta-training")
-        bar.initial = bar.n = trainer.global_step * trainer.accumulate_grad_batches
+        """Leave the bar as it is: Lightning's restarts it, and not in a run that is resumed."""
 
     def on_train_batch_end(
         self,
@@ -60,9 +60,9 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         """Redraw when it is time, and at the end."""
-        self.train_progress_bar.n = batch_idx + 1  # which validation's redrawing shows, too
+        self.train_progress_bar.n = trainer.global_step  # which validation's redrawing shows, too
         now = time.monotonic()
-        if now - self.drawn_at >= self.seconds_between or batch_idx + 1 == self.total_train_batches:
+        if now - self.drawn_at >= self.seconds_between or trainer.global_step == trainer.max_steps:
             self.drawn_at = now
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
