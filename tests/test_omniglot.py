@@ -317,6 +317,13 @@ def decoded(half: Path) -> np.ndarray:
     return np.stack([decode(name, read) for name, read in drawings(half)])
 
 
+def decoded_or_refused(half: Path) -> np.ndarray | str:
+    try:
+        return decoded(half)
+    except UserError as error:
+        return str(error)
+
+
 def test_a_flipped_bit_in_a_zip_is_one_line_or_changes_nothing(
     compressed: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
@@ -328,10 +335,9 @@ def test_a_flipped_bit_in_a_zip_is_one_line_or_changes_nothing(
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(random.integers(8))
         half.write_bytes(damaged)
-        try:
-            found = decoded(half)
-        except UserError as error:
-            assert "truncated or damaged" in str(error) and len(str(error).splitlines()) == 1
+        found = decoded_or_refused(half)
+        if isinstance(found, str):
+            assert "truncated or damaged" in found and len(found.splitlines()) == 1
             named += 1
         else:
             # Dates and the like. A drawing that is lost is found by counting, as `pack` does.
@@ -342,7 +348,6 @@ def test_a_flipped_bit_in_a_zip_is_one_line_or_changes_nothing(
 def test_a_flipped_bit_in_a_picture_is_one_line(
     compressed: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    (_, read), *_ = drawings(compressed[0])
     with zipfile.ZipFile(compressed[0]) as archive:
         whole = archive.read(f"{HALVES[0]}/A/character01/0001_00.png")
     assert whole.startswith(b"\x89PNG")
