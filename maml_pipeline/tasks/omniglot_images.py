@@ -7,8 +7,10 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from http.client import HTTPException
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -156,11 +158,12 @@ def drawings(half: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         return
     try:
         with zipfile.ZipFile(half) as archive:
-            # Windows may have packed it with backslashes.
-            names = [(re.split(r"[/\\]", name), name) for name in archive.namelist()]
-            found = [(parts[-3:], name) for parts, name in names if _is_drawing(parts)]
-            for parts, name in sorted(found):
-                yield "/".join(parts), lambda name=name: archive.read(name)  # type: ignore[misc]
+            # Windows may have packed it with backslashes. Read by entry and not by name, of which a
+            # damaged archive may have two.
+            entries = [(re.split(r"[/\\]", entry.filename), entry) for entry in archive.infolist()]
+            found = [(parts[-3:], entry) for parts, entry in entries if _is_drawing(parts)]
+            for parts, entry in sorted(found, key=itemgetter(0)):
+                yield "/".join(parts), partial(archive.read, entry)
     except UserError:
         raise
     except Exception as error:  # what a ZIP reader raises on damaged headers is of many kinds
