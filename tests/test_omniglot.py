@@ -269,8 +269,8 @@ def test_litter_and_doubly_nested_folders_in_a_tree_change_nothing(
                 (folder / stray).write_bytes(b"no drawing")
     halves = find_halves(tmp_path)
     assert halves == [tmp_path / half / half / half for half in HALVES]
-    for half in halves:
-        assert np.array_equal(decoded(half), images)
+    for folder in halves:
+        assert np.array_equal(decoded(folder), images)
 
 
 def test_an_empty_folder_is_no_half(compressed: tuple[Path, np.ndarray], tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_a_download_is_found(
 def test_an_unwritable_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cache_dir .*file/cache cannot be made"):
-        write_cache(tmp_path / "file" / "cache", np.ones(1, dtype=np.uint8))
+        write_cache(tmp_path / "file" / "cache" / "omniglot-0.npz", np.ones(1, dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")

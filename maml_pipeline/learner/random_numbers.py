@@ -60,5 +60,5 @@ def seed_generators(*key: int) -> None:
     seed = random.getrandbits(64)
     # Not torch.manual_seed, which looks for every kind of device and takes ten times as long.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(seed)

@@ -152,9 +152,9 @@ def drawings(half: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         `<alphabet>/<character>/<drawing>.png`, and how to read it.
     """
     if half.is_dir():
-        paths = {path.relative_to(half).parts: path for path in half.glob("*/*/*.png")}
-        for parts in sorted(filter(_is_drawing, paths)):
-            yield "/".join(parts), paths[parts].read_bytes
+        for path in sorted(half.glob("*/*/*.png")):
+            if _is_drawing(path.relative_to(half).parts):
+                yield str(path.relative_to(half)), path.read_bytes
         return
     try:
         with zipfile.ZipFile(half) as archive:
