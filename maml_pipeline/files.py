@@ -1,8 +1,6 @@
 """Files that are whole or not there."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
@@ -24,19 +22,6 @@ def make_folder(path: Path, key: str) -> None:
         raise UserError(
             f"{key} {path} cannot be made ({error.strerror}); name a writable folder"
         ) from error
-
-
-@contextlib.contextmanager
-def removed_on_failure(*folders: Path) -> Iterator[None]:
-    """Remove the folders that a failing block has made and left empty, and those that they lie in."""
-    missing = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        yield
-    except BaseException:
-        for place in missing:
-            with contextlib.suppress(OSError):  # not made, or not empty
-                place.rmdir()
-        raise
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

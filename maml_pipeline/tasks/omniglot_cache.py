@@ -3,13 +3,14 @@
 import contextlib
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from maml_pipeline.checksum import add_checksum, has_valid_checksum
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, removed_on_failure, write_whole
+from maml_pipeline.files import make_folder, write_whole
 
 SECONDS_TO_WRITE = 3600
 """An unfinished file that is older was left by a process that was killed."""
@@ -51,6 +52,19 @@ def write_cache(cache: Path, images: np.ndarray) -> None:
             write_whole(cache, add_checksum(content.getvalue()))
         except OSError as error:
             raise UserError(f"cache_dir {cache.parent} cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def removed_on_failure(*folders: Path) -> Iterator[None]:
+    """Remove the folders that a failing block has made and left empty, and those that they lie in."""
+    missing = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in missing:
+            with contextlib.suppress(OSError):  # not made, or not empty
+                place.rmdir()
+        raise
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -19,8 +19,8 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, removed_on_failure
-from maml_pipeline.tasks.omniglot_cache import read_cache, write_cache
+from maml_pipeline.files import make_folder
+from maml_pipeline.tasks.omniglot_cache import read_cache, removed_on_failure, write_cache
 
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
 SHAPE = (CHARACTERS, DRAWINGS, SIDE, SIDE)
