@@ -21,7 +21,6 @@ def check(cli: "MamlCLI") -> None:
     """
     settings, model, data = cli.settings, cli.model, cli.datamodule
     trainer = settings.trainer
-    check_epochs(trainer)
     if str(trainer.devices) not in WHATEVER_THERE_IS:
         devices = count_devices(trainer.devices)
         data.check_devices(devices * trainer.num_nodes)
@@ -31,9 +30,10 @@ def check(cli: "MamlCLI") -> None:
         data.prepare_data()
     model.check_task(data.tasks.task(data.seed, "train", 0))
     if settings.ckpt_path is not None:
-        resumes = cli.command == "fit"
-        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes))
+        checkpoint = load_checkpoint(settings.ckpt_path, resumes=cli.command == "fit")
+        model.on_load_checkpoint(checkpoint)
     _check_validation(cli.config_init[cli.command].trainer.val_check_interval)
+    check_epochs(trainer)
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:
         raise UserError(f"run.monitor is {monitor}; this run logs {', '.join(names)}")

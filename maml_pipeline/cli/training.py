@@ -139,7 +139,7 @@ class MamlCLI(LightningCLI):
         """Check, make the run's folder, and build the trainer."""
         check(self)
         wanted = self.config_init[self.command].trainer
-        callbacks: list[Callback] = []
+        callbacks: list[Callback] = [SeedRandomNumbers(self.settings.seed_everything)]
         kwargs["logger"] = wanted.logger or False
         if self.command == "fit":
             self._open_folder()
@@ -149,15 +149,9 @@ class MamlCLI(LightningCLI):
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder))
-        kwargs["val_check_interval"] = val_check_batches(
-            wanted.val_check_interval, wanted.accumulate_grad_batches
-        )
         return super().instantiate_trainer(
-            callbacks=[
-                SeedRandomNumbers(self.settings.seed_everything),
-                *_as_list(wanted.callbacks),
-                *callbacks,
-            ],
+            callbacks=[*_as_list(wanted.callbacks), *callbacks],
+            val_check_interval=val_check_batches(wanted),
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
             enable_checkpointing=self.command == "fit",
