@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
-from maml_pipeline import MetaLearner
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import WholeCheckpointIO, load_checkpoint
 from tests.conftest import CONFIGS
@@ -147,7 +146,7 @@ class Damage(Callback):
 
     path: Path
 
-    def on_train_end(self, trainer: Trainer, learner: MetaLearner) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         damage(self.path)
 
 

@@ -277,12 +277,11 @@ def test_a_run_that_was_stopped_early_does_not_train_on(maml: Maml, tmp_path: Pa
     settings = {"monitor": "val/loss", "patience": 1, "min_delta": 100.0}
     stopping = json.dumps({"class_path": "EarlyStopping", "init_args": settings})
     run = (*RUN, f"--trainer.callbacks={stopping}", "--trainer.val_check_interval", 5)
-    run = (*run, "--run.dir", tmp_path / "run")
-    maml(*run)
+    maml(*run, "--run.dir", tmp_path / "run")
     ended = {name: checkpoint(tmp_path / "run", name) for name in ("last", "best")}
     result, table = (tmp_path / "run" / "test.json").read_text(), rows(tmp_path / "run")
     assert int(ended["last"]["meta_step"]) == 10
-    maml(*run, "--ckpt_path", "last")
+    maml(*run, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
     for name, state in ended.items():
         again = checkpoint(tmp_path / "run", name)
         assert all(torch.equal(value, again[key]) for key, value in state.items())

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, Task, TaskDataModule, TaskDistribution
-from maml_pipeline.cli.epochs import check_epochs
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.preemption import StopOnSignal
@@ -66,6 +65,11 @@ def expected(steps: range, accumulate: int = 1) -> dict[int, list[int]]:
     return {step: list(range(step * of_step, (step + 1) * of_step)) for step in steps}
 
 
+def same_weights(one: MetaLearner, other: MetaLearner) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
 EPOCHS: dict[str, dict[str, Any]] = {
     "one endless epoch": {"val_check_interval": 5},
     "short epochs": {"limit_train_batches": 5, "val_check_interval": 7},
@@ -111,8 +115,7 @@ def test_every_task_is_drawn_once_in_order_also_by_a_resumed_run(
         after, resumed = fit(folder, META_STEPS, **settings)
         assert before.tasks == expected(range(stop))
         assert after.tasks == expected(range(stop, META_STEPS))
-        for name, value in learner.state_dict().items():
-            assert torch.equal(value, resumed.state_dict()[name])
+        assert same_weights(learner, resumed)
 
 
 def test_epochs_alone_end_a_run(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_epochs_alone_end_a_run(tmp_path: Path) -> None:
         fit(tmp_path / str(stop), stop, **epochs)
         after, resumed = fit(tmp_path / str(stop), -1, **epochs)
         assert after.tasks == expected(range(stop, 15))
-        assert torch.equal(learner.network.weight, resumed.network.weight)
+        assert same_weights(learner, resumed)
 
 
 @pytest.mark.parametrize("limit", [{}, {"limit_train_batches": 4}])
@@ -135,7 +138,7 @@ def test_accumulated_batches_go_on_in_the_stream(tmp_path: Path, limit: dict[str
         fit(tmp_path / str(stop), stop, **settings)
         after, resumed = fit(tmp_path / str(stop), META_STEPS, **settings)
         assert after.tasks == expected(range(stop, META_STEPS), accumulate=2)
-        assert torch.equal(learner.network.weight, resumed.network.weight)
+        assert same_weights(learner, resumed)
 
 
 @pytest.mark.parametrize(("workers", "reload"), [(2, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
@@ -161,24 +164,13 @@ def test_an_epoch_or_a_validation_within_a_meta_step_is_refused(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"limit_train_batches": 0}, "limit_train_batches is 0; it must be at least 1"),
         ({"limit_train_batches": 0.5}, "limit_train_batches is 0.5, but tasks come without end"),
         (
             {"limit_train_batches": 5, "accumulate_grad_batches": 2},
             "limit_train_batches is 5, which trainer.accumulate_grad_batches 2 does not divide",
         ),
-        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches is 0; it must be at least 1"),
         ({"max_epochs": 3, "max_steps": -1}, "max_epochs is 3, but tasks come without end"),
         ({"check_val_every_n_epoch": 2}, "check_val_every_n_epoch is 2, but the one epoch has no end"),
-        ({"val_check_interval": 1.0}, "val_check_interval is 1.0, a share of an epoch; set it to"),
-        (
-            {"val_check_interval": 1.0, "limit_train_batches": 5},
-            "val_check_interval is 1.0, a share of an epoch; set it to",
-        ),
-        (
-            {"check_val_every_n_epoch": 1, "val_check_interval": 1.0},
-            "check_val_every_n_epoch is 1, but the one epoch has no end",
-        ),
         (
             {"check_val_every_n_epoch": 1, "limit_train_batches": 5},
             "val_check_interval is 100, but with trainer.check_val_every_n_epoch 1 it counts within",
@@ -192,12 +184,3 @@ def test_epochs_that_cannot_work_are_refused_before_a_folder_is_made(
     keys = [f"--trainer.{name}={value}" for name, value in settings.items()]
     assert message in maml_error("fit", "--config", toy, *keys)
     assert not list(tmp_path.iterdir())
-
-
-def test_lightning_sets_epochs_itself_for_a_development_run() -> None:
-    class Settings:
-        accumulate_grad_batches = 1
-        fast_dev_run = 1
-        limit_train_batches = 0.5
-
-    check_epochs(Settings())

@@ -3,7 +3,6 @@
 from typing import Any
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.tasks.task import check_at_least
 
 
 def check_epochs(trainer: Any) -> None:
@@ -12,53 +11,25 @@ def check_epochs(trainer: Any) -> None:
     An epoch ends after `limit_train_batches` batches; without it the tasks never end.
 
     Args:
-        trainer: The trainer's settings, under their names on the command line.
+        trainer: The trainer's settings, under their names on the command line, each in its range.
 
     Raises:
         UserError: They do not fit together.
     """
-    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
-    check_at_least("trainer.accumulate_grad_batches", accumulated, 1)
-    if trainer.fast_dev_run:
-        return  # Lightning sets all of these itself
-    if isinstance(limit, float) and limit != 1.0:
+    limit, every = trainer.limit_train_batches, trainer.check_val_every_n_epoch
+    if isinstance(limit, int):
+        _check_epochs_of(limit, trainer)
+    elif limit is not None and limit != 1.0:
         raise UserError(
             f"trainer.limit_train_batches is {limit}, but tasks come without end and have no such "
             "fraction; name a whole number of batches for each epoch"
         )
-    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if every is None and isinstance(interval, float):
-        raise UserError(
-            f"trainer.val_check_interval is {interval}, a share of an epoch; set it to the meta-steps "
-            "between two validations"
-        )
-    if not isinstance(limit, int):
-        _check_endless_epoch(trainer)
-        return
-    check_at_least("trainer.limit_train_batches", limit, 1)
-    if limit % accumulated:
-        raise UserError(
-            f"trainer.limit_train_batches is {limit}, which trainer.accumulate_grad_batches "
-            f"{accumulated} does not divide: an epoch would end in the middle of a meta-step; name a "
-            f"multiple of {accumulated}"
-        )
-    meta_steps = limit // accumulated
-    if every is not None and isinstance(interval, int) and interval > meta_steps:
-        raise UserError(
-            f"trainer.val_check_interval is {interval}, but with trainer.check_val_every_n_epoch "
-            f"{every} it counts within an epoch, which has {meta_steps} meta-steps; set it to 1.0 for "
-            "the end of the epoch, or check_val_every_n_epoch to null to count over all epochs"
-        )
-
-
-def _check_endless_epoch(trainer: Any) -> None:
-    if trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps == -1:
+    elif trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps == -1:
         raise UserError(
             f"trainer.max_epochs is {trainer.max_epochs}, but tasks come without end and so does the "
             "epoch; set trainer.max_steps, or trainer.limit_train_batches to the batches of an epoch"
         )
-    every = trainer.check_val_every_n_epoch
-    if every is not None and (every > 1 or isinstance(trainer.val_check_interval, float)):
+    elif every is not None and every > 1:
         raise UserError(
             f"trainer.check_val_every_n_epoch is {every}, but the one epoch has no end; set "
             "trainer.val_check_interval to the meta-steps between two validations, or "
@@ -66,13 +37,28 @@ def _check_endless_epoch(trainer: Any) -> None:
         )
 
 
-def val_check_batches(val_check_interval: Any, accumulate_grad_batches: int) -> Any:
-    """Return `val_check_interval`, which here counts meta-steps, in the batches that Lightning counts.
+def _check_epochs_of(batches: int, trainer: Any) -> None:
+    accumulated = trainer.accumulate_grad_batches
+    if batches % accumulated:
+        raise UserError(
+            f"trainer.limit_train_batches is {batches}, which trainer.accumulate_grad_batches "
+            f"{accumulated} does not divide: an epoch would end in the middle of a meta-step; name a "
+            f"multiple of {accumulated}"
+        )
+    meta_steps, every = batches // accumulated, trainer.check_val_every_n_epoch
+    if every is not None and trainer.val_check_interval > meta_steps:
+        raise UserError(
+            f"trainer.val_check_interval is {trainer.val_check_interval}, but with "
+            f"trainer.check_val_every_n_epoch {every} it counts within an epoch, which has {meta_steps} "
+            "meta-steps; name at most as many, or set check_val_every_n_epoch to null to count over "
+            "all epochs"
+        )
+
+
+def val_check_batches(trainer: Any) -> Any:
+    """Return `val_check_interval`, which counts meta-steps, in the batches that Lightning counts.
 
     Args:
-        val_check_interval: A whole number of meta-steps; anything else is returned as it is.
-        accumulate_grad_batches: Batches of a meta-step.
+        trainer: The trainer's settings, under their names on the command line.
     """
-    if isinstance(val_check_interval, int):
-        return val_check_interval * accumulate_grad_batches
-    return val_check_interval
+    return trainer.val_check_interval * trainer.accumulate_grad_batches

@@ -156,7 +156,7 @@ class MamlCLI(LightningCLI):
         self.prepare()
         wanted = self.config_init[self.command].trainer
         self.stop = StopOnSignal()
-        callbacks: list[Callback] = [self.stop]
+        callbacks: list[Callback] = [self.stop, SeedRandomNumbers(self.settings.seed_everything)]
         loggers: list[Any] = [] if isinstance(wanted.logger, bool) else _as_list(wanted.logger)
         if self.command == "fit":
             self._open_folder()
@@ -168,16 +168,10 @@ class MamlCLI(LightningCLI):
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder, self.location.differences))
-        kwargs["val_check_interval"] = val_check_batches(
-            wanted.val_check_interval, wanted.accumulate_grad_batches
-        )
         return super().instantiate_trainer(
             logger=loggers or False,
-            callbacks=[
-                SeedRandomNumbers(self.settings.seed_everything),
-                *_as_list(wanted.callbacks),
-                *callbacks,
-            ],
+            callbacks=[*_as_list(wanted.callbacks), *callbacks],
+            val_check_interval=val_check_batches(wanted),
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
             plugins=[*_as_list(wanted.plugins), WholeCheckpointIO(), *cluster_environment()],

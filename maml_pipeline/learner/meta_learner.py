@@ -286,7 +286,7 @@ class MetaLearner(LightningModule):
 
         Lightning does only afterwards, so that float64 parameters would pass through float32.
         """
-        self.trainer.precision_plugin.convert_module(self)  # type: ignore[attr-defined]
+        self.trainer.precision_plugin.convert_module(self)
 
     def configure_optimizers(self) -> Any:
         """Build the outer optimiser and, where asked for, its schedule."""

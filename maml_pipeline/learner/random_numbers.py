@@ -16,9 +16,9 @@ class SeedRandomNumbers(Callback):
 
     As a task is a pure function of (seed, split, index), the random numbers of a batch are one of
     (seed, split, meta-step, batch of the meta-step, rank). A resumed run draws what one that never
-    stopped does, whatever was drawn between (by validations, probes, data loaders), without states
-    of generators in its checkpoints, and on another number of devices. Ranks differ, so that dropout
-    on one device is independent of dropout on the others. An evaluation is the same each time.
+    stopped does, whatever was drawn between (by validations, probes, data loaders), and without states
+    of generators in its checkpoints. Ranks differ, so that dropout on one device is independent of
+    dropout on the others. An evaluation draws the same each time.
 
     Seeding takes about 10 microseconds a batch on a CPU.
 
@@ -60,5 +60,5 @@ def seed_generators(*key: int) -> None:
     seed = random.getrandbits(64)
     # Not torch.manual_seed, which looks for every kind of device and takes ten times as long.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(seed)

@@ -1,12 +1,16 @@
-"""The Omniglot drawings: found or downloaded, scaled to 28x28, packed into one array on disk."""
+"""The Omniglot drawings: found or downloaded, decoded, scaled to 28x28."""
 
 import hashlib
 import io
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from http.client import HTTPException
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +19,17 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import expanded
+from maml_pipeline.files import expanded, make_folder
+from maml_pipeline.tasks.omniglot_cache import read_cache, removed_on_failure, write_cache
 
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
+SHAPE = (CHARACTERS, DRAWINGS, SIDE, SIDE)
 HALVES = ("images_background", "images_evaluation")
 ROOT_VARIABLE = "MAML_OMNIGLOT_ROOT"
 OFFLINE_VARIABLE = "MAML_OFFLINE"
+DRAWING = re.compile(r"\d{4}_\d{2}\.png")
+LITTER = re.compile(r"\..*|__MACOSX")
+"""Names of what operating systems add to folders and archives."""
 
 
 def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.ndarray:
@@ -38,15 +47,11 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.n
         UserError: The data are missing, cannot be downloaded, or are incomplete or damaged.
     """
     halves, cache = find_images(root, cache_dir)
-    try:
-        # Reading an .npz verifies the checksum, so a damaged cache is found out and packed anew.
-        with cache.open("rb") as file, np.load(file) as archive:
-            images: np.ndarray = archive["images"]
-        return images
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    images = read_cache(cache, SHAPE)
+    if images is None:
         images = pack(halves)
-        write_atomically(cache, images)
-        return images
+        write_cache(cache, images)
+    return images
 
 
 def find_images(root: Path | None = None, cache_dir: Path | None = None) -> tuple[list[Path], Path]:
@@ -69,10 +74,7 @@ def find_images(root: Path | None = None, cache_dir: Path | None = None) -> tupl
 def find_halves(root: Path) -> list[Path] | None:
     """Return the two halves below `root`, each a folder or a zip, or `None` where there is neither."""
     for folder in (root, root / "omniglot-py"):
-        found = [
-            next((path for path in (folder / half, folder / f"{half}.zip") if path.exists()), None)
-            for half in HALVES
-        ]
+        found = [_find_half(folder, half) for half in HALVES]
         halves = [path for path in found if path is not None]
         if len(halves) == len(HALVES):
             return halves
@@ -80,6 +82,16 @@ def find_halves(root: Path) -> list[Path] | None:
             missing = HALVES[found.index(None)]
             raise UserError(f"{folder} has {halves[0].name} but neither {missing} nor {missing}.zip")
     return None
+
+
+def _find_half(folder: Path, half: str) -> Path | None:
+    unpacked, archive = folder / half, folder / f"{half}.zip"
+    if unpacked.is_dir() and any(unpacked.iterdir()):
+        # Unpacked into a folder of its name, as some programs do, it lies one folder deeper.
+        while (unpacked / half).is_dir():
+            unpacked /= half
+        return unpacked
+    return archive if archive.exists() else None
 
 
 def download_halves(root: Path) -> list[Path]:
@@ -92,14 +104,20 @@ def download_halves(root: Path) -> list[Path]:
         )
     from torchvision.datasets import Omniglot  # late: torchvision takes a while to import
 
-    try:
-        for background in (True, False):
-            Omniglot(str(root), background=background, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"root {root} holds no Omniglot and the download failed ({error}). Put {HALVES[0]}.zip "
-            f"and {HALVES[1]}.zip there, or name their folder in {ROOT_VARIABLE}"
-        ) from error
+    with removed_on_failure(root):
+        make_folder(root, "root")
+        try:
+            # Beside the place where it is looked for, so that half a download is never found.
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as unfinished:
+                for background in (True, False):
+                    Omniglot(unfinished, background=background, download=True)
+                if not find_halves(root):  # another process may have been faster
+                    Path(unfinished, "omniglot-py").rename(root / "omniglot-py")
+        except (OSError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"root {root} holds no Omniglot and the download failed ({error}). Put {HALVES[0]}.zip "
+                f"and {HALVES[1]}.zip there, or name their folder in {ROOT_VARIABLE}"
+            ) from error
     return find_halves(root) or []
 
 
@@ -111,7 +129,7 @@ def fingerprint(halves: list[Path]) -> str:
 
 def pack(halves: list[Path]) -> np.ndarray:
     """Decode every drawing of both halves into one uint8 array `(1623, 20, 28, 28)`."""
-    images = np.empty((CHARACTERS, DRAWINGS, SIDE, SIDE), dtype=np.uint8)
+    images = np.empty(SHAPE, dtype=np.uint8)
     characters = 0
     with tqdm(total=CHARACTERS, desc="Packing Omniglot", unit=" characters", disable=None) as progress:
         for half in halves:
@@ -130,41 +148,49 @@ def pack(halves: list[Path]) -> np.ndarray:
 
 
 def drawings(half: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Iterate over a half's drawings in the order of their paths, each with how to read it."""
+    """Iterate over a half's drawings in the order of their paths, and nothing else that lies there.
+
+    Yields:
+        `<alphabet>/<character>/<drawing>.png`, and how to read it.
+    """
     if half.is_dir():
         for path in sorted(half.glob("*/*/*.png")):
-            yield str(path.relative_to(half)), path.read_bytes
+            if _is_drawing(path.relative_to(half).parts):
+                yield str(path.relative_to(half)), path.read_bytes
         return
     try:
         with zipfile.ZipFile(half) as archive:
-            for name in sorted(archive.namelist(), key=lambda name: name.split("/")):
-                if not name.endswith(".png"):
-                    continue
-                yield name, lambda name=name: archive.read(name)  # type: ignore[misc]
-    except (zipfile.BadZipFile, EOFError) as error:
+            # Windows may have packed it with backslashes. Read by entry and not by name, of which a
+            # damaged archive may have two.
+            entries = [(re.split(r"[/\\]", entry.filename), entry) for entry in archive.infolist()]
+            found = [(parts[-3:], entry) for parts, entry in entries if _is_drawing(parts)]
+            for parts, entry in sorted(found, key=itemgetter(0)):
+                yield "/".join(parts), partial(archive.read, entry)
+    except UserError:
+        raise
+    except Exception as error:  # what a ZIP reader raises on damaged headers is of many kinds
         raise UserError(f"{half} is truncated or damaged ({error}): fetch it again") from error
+
+
+def _is_drawing(parts: Sequence[str]) -> bool:
+    return (
+        len(parts) >= 3
+        and DRAWING.fullmatch(parts[-1]) is not None
+        and not any(LITTER.fullmatch(part) for part in parts)
+    )
 
 
 def decode(name: str, read: Callable[[], bytes]) -> np.ndarray:
     """Decode one drawing to uint8 `(28, 28)`, strokes white on black."""
     try:
-        with Image.open(io.BytesIO(read())) as image:
+        content = read()
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # the checksums, which decoding does not look at
+        with Image.open(io.BytesIO(content)) as image:
             small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    except OSError as error:
+    except Exception as error:  # from a damaged zip entry, or a damaged picture: of many kinds
         raise UserError(f"{name} is truncated or damaged ({error}): fetch it again") from error
-    return 255 - np.asarray(small)
-
-
-def write_atomically(cache: Path, images: np.ndarray) -> None:
-    """Write the cache under another name and rename it, so that nobody ever reads half of it."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npz", delete=False) as file:
-            try:
-                np.savez(file, images=images)
-                os.replace(file.name, cache)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise UserError(f"cache_dir {cache.parent} cannot be written ({error.strerror})") from error
+    drawing = 255 - np.asarray(small)
+    if not drawing.any():
+        raise UserError(f"{name} is blank: fetch it again")
+    return drawing
