@@ -78,6 +78,16 @@ def in_place(name: str, make: Callable[[Path], object]) -> Damage:
     return damage
 
 
+def in_its_place(make: Callable[[Path], object]) -> Damage:
+    """Make something in the place of the whole folder."""
+
+    def damage(run: Path) -> None:
+        shutil.rmtree(run)
+        make(run)
+
+    return damage
+
+
 def sparse(size: int) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         with path.open("wb") as file:
@@ -233,8 +243,8 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
         each(remove("metrics.csv"), remove("test.json")),
         "no metrics.csv: it is just starting",
     ),
-    "broken-link": (lambda run: (shutil.rmtree(run), run.symlink_to("none")), "leads nowhere"),
-    "looping-link": (lambda run: (shutil.rmtree(run), run.symlink_to(run)), "leads nowhere"),
+    "broken-link": (in_its_place(lambda run: run.symlink_to("none")), "leads nowhere"),
+    "looping-link": (in_its_place(lambda run: run.symlink_to(run)), "leads nowhere"),
     # W&B's logs, and tradeoff.json
     "log-empty": (wandb_log_alone(lambda log: b""), "holds no metrics"),
     "log-cut": (wandb_log_alone(lambda log: log[:900]), "holds no metrics"),

@@ -1,5 +1,7 @@
 """`maml report`: one page that holds all it shows, on any screen and without a network."""
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,9 +11,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.tools.comparison import compare
-from maml_pipeline.tools.report import write_report
-from maml_pipeline.tools.report.pictures import draw_pictures
+from maml_pipeline.tools.report import in_markdown, write_report
+from maml_pipeline.tools.report.pictures import draw_overview, draw_pictures
 from maml_pipeline.tools.runs import load_runs
 
 Maml = Callable[..., str]
@@ -34,11 +37,15 @@ def test_the_command_reports_what_lies_below_the_folders(
     printed = maml("report", trained_runs / "lines", trained_runs / "other", "--out", "mine")
     assert "Report: mine/report.html" in printed
     page = (tmp_path / "mine" / "report.html").read_text()
-    assert "13 of 13 runs finished" in page
+    markdown = (tmp_path / "mine" / "report.md").read_text()
+    assert "13 of 13 runs finished" in page and "Left out" not in page + markdown
     for rows in compare(load_runs([trained_runs])).values():
         for row in rows:
             # Off a terminal the table keeps its whole width.
             assert all(cell in printed and cell in page for cell in row.cells())
+            for run in row.runs:
+                assert f"{run.source} " in printed and f">{run.source}</td>" in page
+                assert f"| {in_markdown(run.source)} |" in markdown
 
 
 def test_every_picture_is_there_in_three_forms(report: Path) -> None:
@@ -89,12 +96,50 @@ def test_a_run_without_probes_and_before_its_first_validation_is_reported(
     assert draw_pictures(rows) == []
 
 
+# Written whole or not at all --------------------------------------------------------------------
+
+
 def test_a_report_that_cannot_be_written_is_one_line(
-    maml_error: Callable[..., str], trained_runs: Path
+    maml_error: Callable[..., str], trained_runs: Path, tmp_path: Path
 ) -> None:
+    run = trained_runs / "other"
     assert "out /dev/null/report cannot be made" in maml_error(
-        "report", trained_runs / "other", "--out", "/dev/null/report"
+        "report", run, "--out", "/dev/null/report"
     )
+    assert "--out: it is empty" in maml_error("report", run, "--out", "")
+    (tmp_path / "there" / "report.html").mkdir(parents=True)
+    assert "report.html is a folder" in maml_error("report", run, "--out", "there")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "report.html"]
+
+
+def test_a_full_disk_leaves_the_earlier_report(
+    trained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(load_runs([trained_runs / "other"]), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    written: list[Path] = []
+
+    def full_after_three(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(content)
+
+    monkeypatch.setattr("maml_pipeline.tools.report.write_atomically", full_after_three)
+    runs = load_runs([trained_runs / "lines" / "first-k1-s0"])
+    with pytest.raises(UserError, match="cannot be written to \\(No space left on device\\)"):
+        write_report(runs, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(UserError):
+        write_report(runs, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_many_experiments_fit_into_one_picture(trained_runs: Path) -> None:
+    runs = load_runs([trained_runs / "other"])
+    rows = next(iter(compare(runs).values()))
+    figure = draw_overview({f"toy {number}": rows for number in range(9)})
+    assert len(figure.axes) == 9 and max(figure.get_size_inches()) < 20
 
 
 # In a browser -----------------------------------------------------------------------------------
@@ -134,6 +179,7 @@ def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: 
     assert page.evaluate("document.documentElement.scrollWidth") == width
     smallest = "Math.min(...[...document.querySelectorAll('p, td, th, li, figcaption')].map("
     assert page.evaluate(smallest + "e => parseFloat(getComputedStyle(e).fontSize)))") >= 14
-    page.locator("details summary").first.click()
     assert page.locator("details a").first.is_visible()
+    page.locator("details summary").first.click()
+    assert not page.locator("details a").first.is_visible()
     page.close()

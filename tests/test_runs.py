@@ -1,6 +1,7 @@
 """Runs are read alike from wherever they lie, finished or not, and compared seed by seed."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,28 +84,15 @@ def test_wandbs_file_of_a_run_that_goes_on_is_read_as_far_as_it_is_written(
     assert not run.is_finished and run.series("val/loss") == before.series("val/loss")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({}, "holds no run: a run has config.yaml and metrics.csv"),
-        ({"metrics.csv": "step\n", "config.yaml": "a: 1\n"}, "is not a run of this program"),
-        ({"metrics.csv": "step\n", "config.yaml": "[1"}, "cannot be read"),
-        ({"metrics.csv": "step\n", "config.yaml": "a: 1\n", "test.json": "{"}, "cannot be read"),
-        ({"tradeoff.json": "[]"}, "is not a tradeoff.json"),
-        ({"wandb/run-abc.wandb": "no log"}, "is not a run of this program"),
-    ],
-)
-def test_what_is_no_run_is_named(content: dict[str, str], message: str, tmp_path: Path) -> None:
-    for name, text in content.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=str(tmp_path)) as error:
+def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
         load_runs([tmp_path])
-    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert str(tmp_path) in str(error.value)
+    assert "it holds no run: a run has config.yaml and metrics.csv" in str(error.value)
 
 
 def test_a_path_that_does_not_exist_is_named(maml_error: Callable[..., str]) -> None:
-    assert "nowhere does not exist" in maml_error("report", "nowhere")
+    assert "nowhere: it does not exist" in maml_error("report", "nowhere")
     assert "RUN_DIR" in maml_error("report")
 
 
@@ -152,6 +140,10 @@ def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
         replace(run, config=run.config | {"model": run.config["model"] | {"inner_lr": 0.2}})
         for run in runs
     ]
+    other = [
+        replace(run, config=run.config | {"run": run.config["run"] | {"mode": "max"}}) for run in runs
+    ]
+    assert [*compare(runs[:1] + other[1:])] == ["toy, run.mode min", "toy, run.mode max"]
     groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.order)))
     assert [*groups] == [f"toy, model.inner_lr {lr}" for lr in (model["inner_lr"], 0.2)]
     assert all(len(row.runs) == 2 for rows in groups.values() for row in rows)
@@ -171,7 +163,11 @@ def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> N
 
 
 def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[Row]) -> None:
-    for row in rows:
+    run = rows[0].runs[0]
+    lost = replace(run, test=dict.fromkeys(run.test, math.nan))
+    diverged = Row([lost, replace(lost, test=dict.fromkeys(run.test, math.inf))], None)
+    assert json.dumps(lost.to_json(), allow_nan=False)
+    for row in [*rows, diverged]:
         text = json.dumps(row.to_json(), allow_nan=False)
         assert json.loads(text)["order"] == row.order
 
@@ -179,7 +175,7 @@ def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[Row]) -> None:
 def test_meta_steps_of_a_table_that_grows(tmp_path: Path) -> None:
     table = tmp_path / "metrics.csv"
     assert meta_steps_done(tmp_path) == 0
-    for text, steps in (("", 0), ("step,a\n", 0), ("step,a\n4,1\n", 5), ("step,a\n4,1\n17", 0)):
+    for text, steps in (("", 0), ("step,a\n", 0), ("step,a\n4,1\n", 5), ("step,a\n4,1\n17", 5)):
         table.write_text(text)
         assert meta_steps_done(tmp_path) == steps
     table.write_text("step,a\n" + "".join(f"{step},1.5\n" for step in range(50_000)))

@@ -20,7 +20,7 @@ COMMANDS = {
     "tradeoff": "train with every gradient order, inner steps and seeds, and compare",
     "submit": "put a training or a trade-off into the queue of a Slurm cluster",
     "prepare": "download and pack a data set, before jobs read it where there is no network",
-    "report": "show what runs have come to: a page with pictures",
+    "report": "write a report comparing runs, finished or not",
     "sync": "upload runs that were kept offline to W&B",
     "dashboard": "make the comparison of the orders ready in W&B",
     "derive": "work out both orders' meta-gradients on one task, and draw their graphs",

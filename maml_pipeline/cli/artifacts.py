@@ -1,10 +1,14 @@
 """The best checkpoint and a report as artifacts of the W&B run."""
 
+import logging
 from pathlib import Path
 
 from pytorch_lightning import Trainer
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import WandbTracker
+
+logger = logging.getLogger(__name__)
 
 
 def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
@@ -23,5 +27,9 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
 
             if best:
                 tracker.attach("model", Path(best))
-            report = write_report(load_runs([tracker.folder]), tracker.folder / "report")
-            tracker.attach("report", report.parent)
+            try:
+                report = write_report(load_runs([tracker.folder]), tracker.folder / "report")
+            except UserError as error:  # the run is finished, and its result is kept
+                logger.warning("no report is attached to the W&B run: %s", error)
+            else:
+                tracker.attach("report", report.parent)

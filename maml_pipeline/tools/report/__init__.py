@@ -66,12 +66,15 @@ def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()
         UserError: The folder cannot be made, or written to.
     """
     files = _render(runs, folder, left_out)
+    is_new = not folder.exists()
     make_folder(folder, "out")
     try:
         _write(files, folder)
     except OSError as error:
+        if is_new:
+            folder.rmdir()
         raise UserError(
-            f"out {printable(folder)} cannot be written to ({error.strerror}); name another folder"
+            f"out {folder} cannot be written to ({error.strerror}); name another folder"
         ) from error
     return folder / "report.html"
 

@@ -238,6 +238,7 @@ def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
 
 
 def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str, scale: float) -> None:
+    most = 0.0
     for order, group in _by_order(rows):
         points = [
             (row.inner_steps, _drawable(value / scale)) for row in group if (value := row.mean(figure))
@@ -245,9 +246,9 @@ def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str, scale: fl
         if points:
             line = ax.plot(*zip(*points, strict=True), color=COLOURS[order], marker=MARKERS[order])
             line[0].set_label(LABELS[order])
+            most = max([most, *(value for _, value in points if not math.isnan(value))])
     ax.set_xticks(sorted({row.inner_steps for row in rows}))
-    most = max((value for line in ax.lines for value in line.get_ydata() if value > 0), default=1)  # type: ignore[union-attr]
-    ax.set_ylim(0, 1.08 * most)
+    ax.set_ylim(0, 1.08 * most or 1)
     ax.set_xlabel("inner steps k in training")
     ax.set_ylabel(label)
 
