@@ -9,6 +9,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.errors import UserError
@@ -170,6 +171,11 @@ class MetaLearner(LightningModule):
                 + ("" if inner.first_order else ", or set first_order to true")
             ) from error
 
+    def _reset_metric(self) -> None:
+        """Forget what a metric of torchmetrics keeps of every task, whose mean is taken here."""
+        if isinstance(self.metric, Metric):
+            self.metric.reset()
+
     def _check_finite(self, result: MetaGradient) -> None:
         check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
 
@@ -180,6 +186,7 @@ class MetaLearner(LightningModule):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
         result = self._meta_gradient(self.engine, batch, self.inner_loop())
+        self._reset_metric()
         is_logged = self._is_logged()
         if is_logged or result.loss.is_cpu:
             # To look at a value is to wait for the GPU. What is not finite stays so until then.
@@ -244,6 +251,7 @@ class MetaLearner(LightningModule):
         curves = self.engine.adaptation_curves(
             self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
         )
+        self._reset_metric()
         check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
         for name, curve in curves.items():
             self._curves[name].append(curve.to(self._curves[name][0].dtype))
