@@ -2,339 +2,215 @@
 
     python -m scripts.benchmark_engines --out benchmark     # needs the dependency group "peers"
 
-Every round runs a few meta-steps of each way, one after another, so that all meet the same noise of
-the machine; figures are medians over the rounds' meta-steps, outer Adam step included. Peers and the
-plain loop train the network with PyTorch's own batch normalisation, which is the fastest for them.
-Before anything is timed, each way's meta-gradient is held against the learn2learn engine's, but for the
-compiled ones'.
+Every way trains the network that is fastest for it: peers PyTorch's own layers, engines this project's.
+Each repeat takes a few meta-steps of every way, the plain learn2learn loop first, so that all meet the
+same noise of the machine; a way's ratio is the median over repeats of the plain loop's time to its own
+in the same repeat, and its time the median over all meta-steps, drawing of the tasks and outer Adam
+included. Before anything is timed, each way's meta-gradient is held against the learn2learn engine's,
+but for the compiled ones'.
 """
 
 import argparse
-import copy
 import json
+import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger
-from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.learner import accuracy
-from maml_pipeline.learner.checkpoints import LastCheckpoint
-from maml_pipeline.learner.preemption import StopOnSignal
-from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.tracking import finish_tracking, run_loggers
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, build_engine
-from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
+from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.networks import MLP, ConvNet
-from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
-from maml_pipeline.tasks import Omniglot, SineWaves, TaskBatch, TaskDistribution
+from maml_pipeline.tasks import Omniglot, SineWaves
 from scripts import benchmark_peers as peers
+from scripts.benchmark_jax import limit_threads
+from scripts.benchmark_ways import PLAIN, WAYS, Case, Setting, Take, meta_step_flops
+from scripts.machine_limits import Limits, machine_limits
 
-PLAIN = "learn2learn loop"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One benchmark: tasks, network and inner loop."""
-
-    name: str
-    tasks: TaskDistribution
-    network: nn.Module
-    loss: Loss
-    inner: InnerLoop
-    meta_batch_size: int
-    log_every: int
-    tasks_per_chunk: int | None = None
-    metric: Loss | None = None
+PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "higher", "torchopt", "jax", "optax", "wandb")
 
 
-def cases(omniglot: bool) -> Iterator[Case]:
-    """Yield the benchmarks, in second order."""
-    for steps in (1, 5):
-        name = f"sine, 25 tasks, k = {steps}"
-        yield Case(name, SineWaves(shots=10), MLP(), mse_loss, InnerLoop(0.01, steps), 25, 100)
-    if omniglot:
-        for ways, tasks, inner, chunk in (
-            (5, 32, InnerLoop(0.4, 1), None),
-            (20, 16, InnerLoop(0.1, 5), 8),
-        ):
-            name = f"Omniglot {ways}-way 1-shot, {tasks} tasks, k = {inner.steps}"
-            distribution, network = Omniglot(ways, shots=1), ConvNet(ways)
-            yield Case(
-                name, distribution, network, cross_entropy, inner, tasks, 25, chunk, metric=accuracy
-            )
+def _sine(steps: int) -> Case:
+    name = f"sine, 25 tasks, k = {steps}"
+    return Case(name, SineWaves(shots=10), MLP(), mse_loss, InnerLoop(0.01, steps), 25, 100, 20)
 
 
-def with_native_norm(network: nn.Module) -> nn.Module:
-    """Copy a network, with PyTorch's batch normalisation in the place of this project's."""
-    network = copy.deepcopy(network)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, BatchStatisticsNorm2d):
-                norm = nn.BatchNorm2d(len(child.weight), child.eps, track_running_stats=False)
-                setattr(module, name, norm)
-    return network
+def _omniglot(ways: int, tasks: int, inner: InnerLoop, chunk: int | None) -> Case:
+    name = f"Omniglot {ways}-way 1-shot, {tasks} tasks, k = {inner.steps}"
+    distribution, network = Omniglot(ways, shots=1), ConvNet(ways)
+    return Case(name, distribution, network, cross_entropy, inner, tasks, 25, 2, chunk, accuracy)
 
 
-@dataclass
-class Way:
-    """One way to take meta-steps: `take(n)` takes n and returns the seconds of each."""
-
-    name: str
-    take: Callable[[int], list[float]]
-
-
-def bare(name: str, case: Case, step: peers.MetaStep, native: bool, device: torch.device) -> Way:
-    """Time meta-steps without Lightning: tasks drawn, meta-gradient, and Adam."""
-    network = (with_native_norm(case.network) if native else copy.deepcopy(case.network)).to(device)
-    if "compiled" not in name:  # that takes minutes, and tests/test_compilation.py does it
-        check(name, case, step, network, draw(case, 0, device))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=not native)
-    taken = 0
-
-    def take(steps: int) -> list[float]:
-        nonlocal taken
-        seconds = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            taken += 1
-            batch = draw(case, taken, device)
-            optimizer.zero_grad()
-            step(network, case.loss, batch, case.inner)
-            optimizer.step()
-            synchronize(device)
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-    return Way(name, take)
+CASES: dict[str, Callable[[], Case]] = {
+    "sine-k1": lambda: _sine(1),
+    "sine-k5": lambda: _sine(5),
+    "omniglot-5way": lambda: _omniglot(5, 32, InnerLoop(0.4, 1), None),
+    "omniglot-20way": lambda: _omniglot(20, 16, InnerLoop(0.1, 5), 8),
+}
+"""By the name that `--tasks` takes."""
 
 
-def draw(case: Case, meta_step: int, device: torch.device) -> TaskBatch:
-    first = meta_step * case.meta_batch_size
-    batch = case.tasks.batch(0, "train", range(first, first + case.meta_batch_size))
-    return TaskBatch(*(tensor.to(device) for tensor in batch))
+class Timing(NamedTuple):
+    """Of one way: medians, and the seconds of its first call, in which it compiles where it does."""
+
+    milliseconds: float
+    ratio: float
+    share_of_limit: float
+    first_call_seconds: float
 
 
-def check(name: str, case: Case, step: peers.MetaStep, network: nn.Module, batch: TaskBatch) -> None:
-    """Refuse to time what does not compute the meta-gradient, in float64.
+def measure(case: Case, chosen: Iterable[str], repeats: int, setting: Setting) -> dict[str, Any]:
+    """Time the ways that can run a case, by name; count its FLOPs, and measure the machine's limits."""
+    flops, limits = meta_step_flops(case), machine_limits(setting.device)
+    takes: dict[str, Take] = {}
+    first_calls: dict[str, float] = {}
+    for way in (WAYS[key] for key in chosen if WAYS[key].runs(case)):
+        _say(f"{case.name}, {case.order}: {way.name}")
+        takes[way.name] = way.build(case, setting)
+        start = time.perf_counter()
+        takes[way.name](1)
+        first_calls[way.name] = time.perf_counter() - start
+        takes[way.name](2)
 
-    In float32 the ways cannot be told apart: images have large areas of one value, which cross the
-    kink of a ReLU together, so that rounding alone can change the meta-gradient by a tenth.
-    """
-    network = copy.deepcopy(network).double()
-    x, y = batch.support_x.double(), batch.query_x.double()
-    targets = [t.double() if t.is_floating_point() else t for t in (batch.support_y, batch.query_y)]
-    batch = TaskBatch(x, targets[0], y, targets[1])
-    expected = Learn2LearnEngine().meta_gradient(network, case.loss, batch, case.inner).gradient
-    step(network, case.loss, batch, case.inner)
-    actual = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-    reference = torch.cat([g.flatten() for g in expected.values()])
-    difference = ((actual - reference).norm() / reference.norm()).item()
-    if not difference < 1e-8:
-        sys.exit(f"{case.name}: the meta-gradient of {name} is off by {difference:.2g}")
+    seconds: dict[str, list[float]] = {name: [] for name in takes}
+    ratios: dict[str, list[float]] = {name: [] for name in takes}
+    for repeat in range(repeats):
+        _say(f"{case.name}, {case.order}: repeat {repeat + 1} of {repeats}")
+        turn = {name: take(case.steps_per_turn) for name, take in takes.items()}
+        plain = statistics.median(turn[WAYS[PLAIN].name])
+        for name, times in turn.items():
+            seconds[name] += times
+            ratios[name].append(plain / statistics.median(times))
 
-
-def engine_step(engine: Engine) -> peers.MetaStep:
-    def step(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
-        result = engine.meta_gradient(network, loss, batch, inner)
-        for name, p in trainable_parameters(network).items():
-            p.grad = result.gradient[name]
-
-    return step
-
-
-class StepTimer(Callback):
-    """Note when each meta-step ended."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.ends: list[float] = []
-        self.meta_step = 0
-
-    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
-        """Note the time where the batch ended a meta-step."""
-        if trainer.global_step > self.meta_step:
-            self.meta_step = trainer.global_step
-            synchronize(self.device)
-            self.ends.append(time.perf_counter())
-
-
-def under_trainer(
-    name: str, case: Case, loggers: list[Logger], device: torch.device, **settings: Any
-) -> Way:
-    """Time meta-steps with everything that `maml fit` does in each: drawing, logging, the bar."""
-    learner = MetaLearner(
-        copy.deepcopy(case.network), loss=case.loss, inner_lr=case.inner.lr, metric=case.metric,
-        inner_steps=case.inner.steps, first_order=case.inner.first_order, **settings,
-    )  # fmt: skip
-    data = TaskDataModule(case.tasks, case.meta_batch_size)
-    return Way(name, lambda steps: fit_seconds(learner, steps, case, loggers, device, datamodule=data))
-
-
-def lightning_maml(name: str, case: Case, loggers: list[Logger], device: torch.device) -> Way:
-    module, loader = peers.lightning_maml(with_native_norm(case.network), case.loss, case.inner)
-    assert isinstance(module, LightningModule)
-    batches = [draw(case, meta_step, torch.device("cpu")) for meta_step in range(4)]
-
-    def take(steps: int) -> list[float]:
-        return fit_seconds(
-            module, steps, case, loggers, device, train_dataloaders=loader(batches),
-            accumulate=case.meta_batch_size,
-        )  # fmt: skip
-
-    return Way(name, take)
-
-
-def fit_seconds(
-    module: LightningModule,
-    steps: int,
-    case: Case,
-    loggers: list[Logger],
-    device: torch.device,
-    accumulate: int = 1,
-    **data: Any,
-) -> list[float]:
-    """Train for some meta-steps, and return the time between the ends of each two.
-
-    Many short ones are measured after the first ten, which are logged for the progress bar.
-    """
-    before = 11 if steps > 10 else 1
-    timer = StepTimer(device)
-    with tempfile.TemporaryDirectory() as folder:
-        last = LastCheckpoint(Path(folder), 10**6, StopOnSignal())
-        trainer = Trainer(
-            accelerator=device.type, devices=1, max_steps=before + steps, max_epochs=-1, logger=loggers,
-            log_every_n_steps=case.log_every, limit_val_batches=0, enable_model_summary=False,
-            accumulate_grad_batches=accumulate, num_sanity_val_steps=0, default_root_dir=folder,
-            callbacks=[timer, MetaStepProgressBar(), last],
-        )  # fmt: skip
-        trainer.fit(module, **data)
-    return [end - start for start, end in pairwise(timer.ends[before - 1 :])]
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def ways(case: Case, loggers: list[Logger], device: torch.device, compiled: bool) -> Iterator[Way]:
-    """Yield every way that can run the case, the plain loop first."""
-    yield bare(PLAIN, case, peers.learn2learn_loop, True, device)
-    yield bare("higher", case, peers.higher_loop, True, device)
-    if not case.inner.first_order:
-        yield bare("TorchOpt", case, peers.torchopt_loop, True, device)
-        yield lightning_maml("learn2learn LightningMAML, Trainer", case, loggers, device)
-    engines: dict[str, dict[str, Any]] = {
-        "engine learn2learn": {"engine": "learn2learn"},
-        "engine vectorized": {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk},
+    timings = {}
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        share = flops / limits.flops_per_second / median
+        ratio = statistics.median(ratios[name])
+        timings[name] = Timing(1e3 * median, ratio, share, first_calls[name])._asdict()
+    return {
+        "case": case.name,
+        "order": case.order,
+        "flops": flops,
+        "limits": limits._asdict(),
+        "ways": timings,
     }
-    if compiled:
-        engines["engine vectorized, compiled"] = engines["engine vectorized"] | {"compile": True}
-    for name, settings in engines.items():
-        built = build_engine(*settings.values())
-        yield bare(name, case, engine_step(built), False, device)
-        yield under_trainer(f"{name}, Trainer", case, loggers, device, **settings)
-    if not case.inner.first_order:
-        checkpointed = replace(case, inner=replace(case.inner, checkpointed=True))
-        built = build_engine("vectorized", case.tasks_per_chunk)
-        yield bare("engine vectorized, checkpointed", checkpointed, engine_step(built), False, device)
-
-
-def measure(case: Case, arguments: argparse.Namespace, loggers: list[Logger]) -> dict[str, float]:
-    """Return the median milliseconds of a meta-step of every way."""
-    device = torch.device(arguments.device)
-    table = list(ways(case, loggers, device, arguments.compile))
-    for way in table:
-        way.take(2)  # warm up
-    per_round = 20 if case.name.startswith("sine") else 2
-    seconds: dict[str, list[float]] = {way.name: [] for way in table}
-    for done in range(arguments.rounds):
-        for way in table:
-            seconds[way.name] += way.take(per_round)
-        print(
-            f"{case.name}, {order(case)}: round {done + 1} of {arguments.rounds}",
-            file=sys.stderr,
-            flush=True,
-        )
-    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
-
-
-def order(case: Case) -> str:
-    return "first order" if case.inner.first_order else "second order"
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """Write one table a case: a row for each way, milliseconds and the ratio to the plain loop."""
+    """Write one table a case: a row for each way, and four columns for each order."""
     lines: list[str] = []
-    for name in dict.fromkeys(result["case"] for result in results):
-        orders = {result["order"]: result["ms"] for result in results if result["case"] == name}
-        lines += [
-            f"**{name}**",
-            "",
-            "| a meta-step of | " + " | ".join(f"{o} | ratio" for o in orders) + " |",
-        ]
-        lines += ["|---" + "|---:|---:" * len(orders) + "|"]
-        for way in dict.fromkeys(way for ms in orders.values() for way in ms):
-            cells = [
-                f"{ms[way]:.2f} ms | {ms[PLAIN] / ms[way]:.2f}" if way in ms else "- | -"
-                for ms in orders.values()
-            ]
-            lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    for case in dict.fromkeys(result["case"] for result in results):
+        orders = [result for result in results if result["case"] == case]
+        heads = (f"{result['order']} | ratio | of the limit | first call" for result in orders)
+        lines += [f"**{case}**", "", *map(_limit, orders), ""]
+        lines += ["| a meta-step of | " + " | ".join(heads) + " |"]
+        lines += ["|---" + "|---:|---:|---:|---:" * len(orders) + "|"]
+        for name in dict.fromkeys(name for result in orders for name in result["ways"]):
+            cells = (_cells(result["ways"].get(name)) for result in orders)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
+def _limit(result: dict[str, Any]) -> str:
+    limits = Limits(**result["limits"])
+    milliseconds = 1e3 * result["flops"] / limits.flops_per_second
+    return (
+        f"- {result['order']}: {result['flops'] / 1e9:.3g} GFLOP, {milliseconds:.3g} ms at the limit; "
+        f"{limits}"
+    )
+
+
+def _cells(timing: dict[str, float] | None) -> str:
+    if timing is None:
+        return "- | - | - | -"
+    return (
+        f"{timing['milliseconds']:.2f} ms | {timing['ratio']:.2f} | {timing['share_of_limit']:.1%} "
+        f"| {timing['first_call_seconds']:.1f} s"
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="writes OUT.md and OUT.json")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--case", default="", help="only cases whose name begins so")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    arguments = parser.parse_args()
+    """Measure, and print the tables."""
+    arguments = _parse()
     torch.set_num_threads(arguments.threads)
+    limit_threads(arguments.threads)
     configure_logging()
     peers.quiet()
+    device = torch.device(arguments.device)
 
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor(),
         "threads": arguments.threads,
-        "rounds": arguments.rounds,
+        "repeats": arguments.repeats,
         "python": platform.python_version(),
-        "versions": {
-            package: version(package)
-            for package in ("torch", "pytorch-lightning", "learn2learn", "higher", "torchopt", "wandb")
-        },
+        "versions": {package: _version(package) for package in PACKAGES},
         "results": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        loggers = run_loggers(Path(folder), {})
-        for case in cases(omniglot=not arguments.case.startswith("sine")):
-            if not case.name.startswith(arguments.case):
-                continue
-            for first_order in (True, False):
-                ordered = replace(case, inner=replace(case.inner, first_order=first_order))
-                ms = measure(ordered, arguments, loggers)
-                report["results"].append({"case": case.name, "order": order(ordered), "ms": ms})
-                arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-                arguments.out.with_suffix(".md").write_text(markdown(report["results"]))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # empty, so that the first call compiles
+        setting = Setting(device, run_loggers(Path(folder), {}))
+        for case in (CASES[name]() for name in arguments.tasks):
+            for order in arguments.orders:
+                ordered = replace(case, inner=replace(case.inner, first_order=order == "first"))
+                result = measure(ordered, arguments.ways, arguments.repeats, setting)
+                report["results"].append(result)
+                if arguments.out is not None:  # after each, since the next takes minutes
+                    arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+                    arguments.out.with_suffix(".md").write_text(markdown(report["results"]))
         finish_tracking()
     print(markdown(report["results"]))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="writes OUT.md and OUT.json, too")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7, help="turns that each way takes (default: 7)")
+    some = "several with commas between (default: all); "
+    parser.add_argument("--tasks", type=_choice(CASES), default=[*CASES], help=some + ", ".join(CASES))
+    parser.add_argument("--orders", type=_choice(["first", "second"]), default=["first", "second"])
+    parser.add_argument("--ways", type=_choice(WAYS), default=[*WAYS], help=some + ", ".join(WAYS))
+    arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        arguments.ways = [way for way in arguments.ways if way != "jax"]
+    arguments.ways = [PLAIN, *(way for way in arguments.ways if way != PLAIN)]
+    return arguments
+
+
+def _choice(names: Iterable[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(names)}")
+        return chosen
+
+    return parse
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

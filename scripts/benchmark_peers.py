@@ -1,8 +1,10 @@
 """Meta-steps as users of other libraries write them, for `benchmark_engines.py`.
 
-Each function takes (network, loss, batch, inner) and leaves the meta-gradient in `.grad`.
+Each function takes (network, loss, batch, inner) and leaves the meta-gradient in `.grad`. Their
+networks are made of PyTorch's own layers, see `with_native_layers`.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -12,9 +14,34 @@ from torch.utils.data import DataLoader
 
 from maml_pipeline.meta_gradient import InnerLoop, Loss
 from maml_pipeline.meta_gradient.learn2learn_engine import learn2learn_maml
+from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
+from maml_pipeline.networks.convolution import Convolution2d
 from maml_pipeline.tasks import TaskBatch
 
 MetaStep = Callable[[nn.Module, Loss, TaskBatch, InnerLoop], None]
+
+
+def with_native_layers(network: nn.Module, convolutions: bool = True) -> nn.Module:
+    """Copy a network, with the layers that a user of PyTorch alone would have written.
+
+    They are also the fastest one task at a time: this project's are made for many tasks at once.
+
+    Args:
+        network: One of this project's.
+        convolutions: Whether to replace its convolutions too, or normalisation alone.
+    """
+    network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, BatchStatisticsNorm2d):
+                norm = nn.BatchNorm2d(len(child.weight), child.eps, track_running_stats=False)
+                setattr(module, name, norm)
+            elif isinstance(child, Convolution2d) and convolutions:
+                sizes = (child.weight.shape[-1], int(child.stride[0]), int(child.padding[0]))
+                convolution = nn.Conv2d(child.in_channels, child.out_channels, *sizes)
+                convolution.load_state_dict(child.state_dict())
+                setattr(module, name, convolution)
+    return network
 
 
 def learn2learn_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:

@@ -1,4 +1,7 @@
-"""The memory table of docs/performance.md: bytes that one task's meta-gradient holds at its peak."""
+"""The memory table of docs/performance.md: bytes that one task's meta-gradient holds at its peak.
+
+Beside the engines stands the plain learn2learn loop, whose network is of PyTorch's own layers.
+"""
 
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
@@ -7,6 +10,7 @@ from maml_pipeline.meta_gradient import InnerLoop, Loss, VectorizedEngine
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import SineWaves, TaskBatch
+from scripts.benchmark_peers import learn2learn_loop, with_native_layers
 
 
 def images(ways: int) -> TaskBatch:
@@ -29,12 +33,25 @@ def main() -> None:
             engine.meta_gradient(network, loss, batch, inner)  # noqa: B023  # used at once
             return peak_bytes(lambda: engine.meta_gradient(network, loss, batch, inner))  # noqa: B023
 
+        def plain_peak(inner: InnerLoop) -> int:
+            native = with_native_layers(network)  # noqa: B023
+
+            def meta_step() -> None:
+                native.zero_grad()
+                learn2learn_loop(native, loss, batch, inner)  # noqa: B023
+
+            meta_step()
+            native.zero_grad()  # so that its gradient counts, as the engines' does
+            return peak_bytes(meta_step)
+
+        plain = [plain_peak(InnerLoop(0.01, 10, first_order=order)) for order in (True, False)]
         first = peak(InnerLoop(0.01, 10, first_order=True))
         unrolled = peak(InnerLoop(0.01, 10))
         checkpointed, hundred = (peak(InnerLoop(0.01, k, checkpointed=True)) for k in (10, 100))
         print(
-            f"| {name} | {first / 1e6:.4g} MB | {unrolled / 1e6:.4g} MB | {checkpointed / 1e6:.4g} MB "
-            f"| {checkpointed / unrolled:.3f} | {checkpointed / first:.2f} | {hundred / 1e6:.4g} MB |"
+            f"| {name} | {plain[0] / 1e6:.4g} MB | {first / 1e6:.4g} MB | {plain[1] / 1e6:.4g} MB "
+            f"| {unrolled / 1e6:.4g} MB | {checkpointed / 1e6:.4g} MB | {checkpointed / plain[1]:.3f} "
+            f"| {checkpointed / first:.2f} | {hundred / 1e6:.4g} MB |"
         )
 
 

@@ -13,6 +13,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, huber_loss, mse_loss
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.errors import UserError
@@ -21,6 +23,7 @@ from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Lo
 from maml_pipeline.tasks.toy import ONE_POINT_TASK
 from tests.conftest import CONFIGS
 from tests.networks import VECTOR_NETWORKS, case, flatten
+from tests.test_learner import trainer
 
 ENGINES: dict[str, type[Engine]] = {"learn2learn": Learn2LearnEngine, "vectorized": VectorizedEngine}
 MY_MEASURES = """
@@ -272,6 +275,23 @@ def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
     assert flatten(gradient).norm() > 0
     with pytest.raises(UserError, match=r"Linear or its loss on many tasks at once.*engine learn2learn"):
         VectorizedEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_metric_of_torchmetrics_measures_each_task_and_keeps_none(engine: Any) -> None:
+    network, batch = classification()
+    metric = MulticlassAccuracy(num_classes=3, average="micro")
+    learner = MetaLearner(network, loss=cross_entropy, inner_lr=0.1, metric=metric, engine=engine)
+    expected = MetaLearner(network, loss=cross_entropy, inner_lr=0.1, metric=accuracy)
+    loader: DataLoader[TaskBatch] = DataLoader([batch] * 2, batch_size=None)  # type: ignore[arg-type]
+    tested, by_function = (
+        trainer(precision="64-true").test(m, dataloaders=loader, verbose=False)[0]
+        for m in (learner, expected)
+    )
+    assert tested["test/multiclassaccuracy"] == pytest.approx(by_function["test/accuracy"])
+    assert tested["test/multiclassaccuracy_ci95"] == pytest.approx(by_function["test/accuracy_ci95"])
+    trainer(max_steps=1, precision="64-true").fit(learner, loader, loader)
+    assert metric.update_count == 0
 
 
 def test_two_losses_on_one_engine_are_told_apart() -> None:

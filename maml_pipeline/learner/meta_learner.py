@@ -10,6 +10,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.errors import UserError
@@ -50,8 +51,8 @@ class MetaLearner(LightningModule):
         first_order_steps: Take first-order meta-gradients in the first so many meta-steps, whatever
             `first_order` says of those after them (derivative-order annealing).
         engine: `"learn2learn"` adapts one task after another and runs any module; `"vectorized"`
-            adapts them all at once, several times faster, and refuses modules that it cannot run
-            exactly. Both give the same meta-gradient.
+            adapts them all at once, which gains most for small networks, and refuses modules that
+            it cannot run exactly. Both give the same meta-gradient.
         tasks_per_chunk: For `"vectorized"`: how many tasks to adapt at once, which bounds memory;
             `"auto"` for as many as fit, `None` for all.
         checkpoint_inner_steps: Second order in little memory: recompute inner steps instead of
@@ -173,6 +174,11 @@ class MetaLearner(LightningModule):
                 + ("" if inner.first_order else ", or set first_order to true")
             ) from error
 
+    def _reset_metric(self) -> None:
+        """Forget what a metric of torchmetrics keeps of every task, whose mean is taken here."""
+        if isinstance(self.metric, Metric):
+            self.metric.reset()
+
     def _check_finite(self, result: MetaGradient) -> None:
         check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
 
@@ -183,6 +189,7 @@ class MetaLearner(LightningModule):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
         result = self._meta_gradient(self.engine, batch, self.inner_loop())
+        self._reset_metric()
         is_logged = self._is_logged()
         if is_logged or result.loss.is_cpu:
             # To look at a value is to wait for the GPU. What is not finite stays so until then.
@@ -248,6 +255,7 @@ class MetaLearner(LightningModule):
         curves = self.engine.adaptation_curves(
             self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
         )
+        self._reset_metric()
         check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
         for name, curve in curves.items():
             self._curves[name].append(curve.to(self._curves[name][0].dtype))

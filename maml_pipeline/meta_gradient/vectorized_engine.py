@@ -11,6 +11,7 @@ from torch.func import vmap
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
 from maml_pipeline.meta_gradient.chunks import fitting_chunk
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
+from maml_pipeline.meta_gradient.identity import Identity
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
     InnerLoop,
@@ -119,8 +120,7 @@ class VectorizedEngine(Engine):
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
         if isinstance(loss, nn.Module):
             constants += [*loss.parameters(), *loss.buffers()]
-        # A loss may be of a class that cannot be hashed; the function made of it keeps it alive.
-        key = network, network.training, id(loss), *trainable, *map(id, constants)
+        key = network, network.training, Identity(loss), *trainable, *map(id, constants)
         if key not in self._group_losses:
             call = stateless(network)
 

@@ -1,0 +1,293 @@
+"""The ways to take a meta-step that `benchmark_engines.py` compares: peers and engines."""
+
+import copy
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from maml_pipeline import MetaLearner, TaskDataModule
+from maml_pipeline.learner.checkpoints import LastCheckpoint
+from maml_pipeline.learner.preemption import StopOnSignal
+from maml_pipeline.learner.progress import MetaStepProgressBar
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, build_engine
+from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
+from maml_pipeline.tasks import TaskBatch, TaskDistribution
+from scripts import benchmark_peers as peers
+from scripts.benchmark_jax import JaxMaml
+from scripts.machine_limits import synchronize
+
+PLAIN = "plain"
+"""The way that all others are compared with."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One benchmark: tasks, network and inner loop."""
+
+    name: str
+    tasks: TaskDistribution
+    network: nn.Module
+    loss: Loss
+    inner: InnerLoop
+    meta_batch_size: int
+    log_every: int
+    steps_per_turn: int
+    tasks_per_chunk: int | None = None
+    metric: Loss | None = None
+
+    @property
+    def is_sine(self) -> bool:
+        return self.name.startswith("sine")
+
+    @property
+    def order(self) -> str:
+        return "first order" if self.inner.first_order else "second order"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a benchmark runs."""
+
+    device: torch.device
+    loggers: list[Logger]
+
+
+Take = Callable[[int], list[float]]
+"""Takes n meta-steps and returns the seconds of each."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to take meta-steps.
+
+    Args:
+        name: What the table calls it.
+        build: Makes it ready for a case.
+        runs: Whether it can run a case.
+    """
+
+    name: str
+    build: Callable[[Case, Setting], Take]
+    runs: Callable[[Case], bool] = lambda case: True
+
+
+def draw(case: Case, meta_step: int, device: torch.device) -> TaskBatch:
+    """Draw the tasks of a meta-step."""
+    first = meta_step * case.meta_batch_size
+    batch = case.tasks.batch(0, "train", range(first, first + case.meta_batch_size))
+    return TaskBatch(*(tensor.to(device) for tensor in batch))
+
+
+def meta_step_flops(case: Case) -> int:
+    """Count the matrix products and convolutions of a meta-step of the plain loop.
+
+    It is the same numerator for every way: what a way computes twice does not count for it.
+    """
+    network = peers.with_native_layers(case.network)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        peers.learn2learn_loop(network, case.loss, draw(case, 0, torch.device("cpu")), case.inner)
+    return int(counter.get_total_flops())
+
+
+def _bare(step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting, check: bool) -> Take:
+    """Time meta-steps without Lightning: tasks drawn, meta-gradient, and Adam."""
+    network = network.to(setting.device)
+    if check:
+        _check(step, case, network, draw(case, 0, setting.device))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    taken = 0
+
+    def take(steps: int) -> list[float]:
+        nonlocal taken
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            taken += 1
+            batch = draw(case, taken, setting.device)
+            optimizer.zero_grad()
+            step(network, case.loss, batch, case.inner)
+            optimizer.step()
+            synchronize(setting.device)
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return take
+
+
+def _check(step: peers.MetaStep, case: Case, network: nn.Module, batch: TaskBatch) -> None:
+    """Refuse to time what does not compute the meta-gradient, in float64.
+
+    In float32 the ways cannot be told apart: images have large areas of one value, which cross the
+    kink of a ReLU together, so that rounding alone can change the meta-gradient by a tenth.
+    """
+    network = copy.deepcopy(network).double()
+    x, y = batch.support_x.double(), batch.query_x.double()
+    targets = [t.double() if t.is_floating_point() else t for t in (batch.support_y, batch.query_y)]
+    batch = TaskBatch(x, targets[0], y, targets[1])
+    step(network, case.loss, batch, case.inner)
+    actual = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    expected = Learn2LearnEngine().meta_gradient(network, case.loss, batch, case.inner).gradient
+    _compare(actual, torch.cat([g.flatten() for g in expected.values()]), case, 1e-8)
+
+
+def _compare(actual: torch.Tensor, expected: torch.Tensor, case: Case, tolerance: float) -> None:
+    difference = ((actual - expected).norm() / expected.norm()).item()
+    if not difference < tolerance:
+        sys.exit(f"{case.name}, {case.order}: a meta-gradient is off by {difference:.2g}")
+
+
+def _peer(step: peers.MetaStep, convolutions: bool = True) -> Callable[[Case, Setting], Take]:
+    def build(case: Case, setting: Setting) -> Take:
+        network = peers.with_native_layers(case.network, convolutions)
+        return _bare(step, case, network, setting, check=True)
+
+    return build
+
+
+def _jax(case: Case, setting: Setting) -> Take:
+    assert isinstance(case.network, nn.Sequential)
+    cpu = torch.device("cpu")
+    maml = JaxMaml(case.network, case.inner, lambda meta_step: draw(case, meta_step, cpu))
+    batch = draw(case, 0, cpu)
+    expected = Learn2LearnEngine().meta_gradient(case.network, case.loss, batch, case.inner).gradient
+    actual = maml.meta_gradient(batch)
+    _compare(actual, torch.cat([g.flatten() for g in expected.values()]), case, 1e-3)
+    return maml.take
+
+
+def _engine_settings(name: str, case: Case) -> dict[str, Any]:
+    if name == "learn2learn":
+        return {"engine": "learn2learn"}
+    settings = {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
+    return settings | {"compile": True} if name == "compiled" else settings
+
+
+def _engine_step(engine: Engine) -> peers.MetaStep:
+    def step(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        result = engine.meta_gradient(network, loss, batch, inner)
+        for name, p in trainable_parameters(network).items():
+            p.grad = result.gradient[name]
+
+    return step
+
+
+def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], Take]:
+    def build(case: Case, setting: Setting) -> Take:
+        case = replace(case, inner=replace(case.inner, checkpointed=checkpointed))
+        step = _engine_step(build_engine(*_engine_settings(name, case).values()))
+        # Compiling once more, for float64, takes minutes: tests/test_compilation.py does it.
+        return _bare(step, case, copy.deepcopy(case.network), setting, check=name != "compiled")
+
+    return build
+
+
+def _engine_under_trainer(name: str) -> Callable[[Case, Setting], Take]:
+    """Time meta-steps with everything that `maml fit` does in each: drawing, logging, the bar."""
+
+    def build(case: Case, setting: Setting) -> Take:
+        learner = MetaLearner(
+            copy.deepcopy(case.network), loss=case.loss, inner_lr=case.inner.lr, metric=case.metric,
+            inner_steps=case.inner.steps, first_order=case.inner.first_order,
+            **_engine_settings(name, case),
+        )  # fmt: skip
+        data = TaskDataModule(case.tasks, case.meta_batch_size)
+        return lambda steps: _fit_seconds(learner, steps, case, setting, datamodule=data)
+
+    return build
+
+
+def _lightning_maml(case: Case, setting: Setting) -> Take:
+    network = peers.with_native_layers(case.network)
+    module, loader = peers.lightning_maml(network, case.loss, case.inner)
+    assert isinstance(module, LightningModule)
+    batches = [draw(case, meta_step, torch.device("cpu")) for meta_step in range(4)]
+
+    def take(steps: int) -> list[float]:
+        return _fit_seconds(
+            module, steps, case, setting, train_dataloaders=loader(batches),
+            accumulate=case.meta_batch_size,
+        )  # fmt: skip
+
+    return take
+
+
+class StepTimer(Callback):
+    """Note when each meta-step ended."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ends: list[float] = []
+        self.meta_step = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        """Note the time where the batch ended a meta-step."""
+        if trainer.global_step > self.meta_step:
+            self.meta_step = trainer.global_step
+            synchronize(self.device)
+            self.ends.append(time.perf_counter())
+
+
+def _fit_seconds(
+    module: LightningModule,
+    steps: int,
+    case: Case,
+    setting: Setting,
+    accumulate: int = 1,
+    **data: Any,
+) -> list[float]:
+    """Train for some meta-steps, and return the time between the ends of each two.
+
+    Many short ones are measured after the first ten, which are logged for the progress bar.
+    """
+    before = 11 if steps > 10 else 1
+    timer = StepTimer(setting.device)
+    with tempfile.TemporaryDirectory() as folder:
+        last = LastCheckpoint(Path(folder), 10**6, StopOnSignal())
+        trainer = Trainer(
+            accelerator=setting.device.type, devices=1, max_steps=before + steps, max_epochs=-1,
+            logger=setting.loggers, log_every_n_steps=case.log_every, limit_val_batches=0,
+            enable_model_summary=False, accumulate_grad_batches=accumulate, num_sanity_val_steps=0,
+            default_root_dir=folder, callbacks=[timer, MetaStepProgressBar(), last],
+        )  # fmt: skip
+        trainer.fit(module, **data)
+    return [end - start for start, end in pairwise(timer.ends[before - 1 :])]
+
+
+def _is_second_order(case: Case) -> bool:
+    return not case.inner.first_order
+
+
+WAYS: dict[str, Way] = {
+    PLAIN: Way("learn2learn loop", _peer(peers.learn2learn_loop)),
+    "convolution2d": Way(
+        "learn2learn loop, this project's convolutions",
+        _peer(peers.learn2learn_loop, convolutions=False),
+        lambda case: not case.is_sine,
+    ),
+    "higher": Way("higher", _peer(peers.higher_loop)),
+    "torchopt": Way("TorchOpt", _peer(peers.torchopt_loop), _is_second_order),
+    "lightning": Way("learn2learn LightningMAML, Trainer", _lightning_maml, _is_second_order),
+    "jax": Way("JAX, jit + vmap + optax", _jax, lambda case: case.is_sine),
+    "learn2learn": Way("engine learn2learn", _engine("learn2learn")),
+    "learn2learn-trainer": Way("engine learn2learn, Trainer", _engine_under_trainer("learn2learn")),
+    "vectorized": Way("engine vectorized", _engine("vectorized")),
+    "vectorized-trainer": Way("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
+    "compiled": Way("engine vectorized, compiled", _engine("compiled")),
+    "compiled-trainer": Way("engine vectorized, compiled, Trainer", _engine_under_trainer("compiled")),
+    "checkpointed": Way(
+        "engine vectorized, checkpointed", _engine("vectorized", checkpointed=True), _is_second_order
+    ),
+}
+"""By the name that `--ways` takes."""
