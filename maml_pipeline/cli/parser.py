@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from maml_pipeline.cli.checks.blame import refusal
+from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.cli.config_files import check_config_files
 from maml_pipeline.cli.parser_messages import one_line
 from maml_pipeline.errors import UserError
@@ -71,7 +72,7 @@ class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
             UserError: One cannot be built.
         """
         try:
-            with warnings.catch_warnings():
+            with bounded_memory(), warnings.catch_warnings():
                 # An error follows, which says more.
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")
                 return super().instantiate_classes(cfg, **kwargs)

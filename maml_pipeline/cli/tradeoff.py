@@ -176,7 +176,8 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
     for key, here, there in _differences(values, shared):
         if key not in VARIED:
             raise UserError(
-                f"{tradeoff.folder} holds a trade-off in which {key} is {there}, not {here}; "
+                f"{tradeoff.folder} holds a trade-off in which {key} is {str(there)[:80]}, not "
+                f"{str(here)[:80]}; "
                 "name another folder with --out"
             )
     return shared

@@ -9,6 +9,7 @@ import torch
 from jsonargparse import Namespace
 
 from maml_pipeline.cli.checks.blame import first_line
+from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.tasks import Task
@@ -38,7 +39,8 @@ def check_tasks(model: MetaLearner, data: TaskDataModule, settings: Namespace, e
 
 def _draw(data: TaskDataModule) -> Task:
     try:
-        return data.tasks.task(data.seed, "train", 0)
+        with bounded_memory():
+            return data.tasks.task(data.seed, "train", 0)
     except UserError:
         raise
     except Exception as error:
