@@ -188,7 +188,7 @@ out: tradeoff TOY --out /proc/out
 config.yaml: tradeoff TOY --out damaged
 config.yaml: tradeoff TOY --out damaged --dry_run
 config.yaml: tradeoff TOY --out incomplete
-model: tradeoff TOY --out other
+another folder: tradeoff TOY --out other
 out: tradeoff TOY --report
 cell: tradeoff TOY --cell 99
 cell: tradeoff TOY --cell -1

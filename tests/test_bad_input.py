@@ -62,6 +62,7 @@ def time_limit() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(SECONDS_TO_REFUSE)
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(SECONDS_TO_GIVE_UP, exit=True, file=sys.__stderr__)
     try:
         yield
@@ -74,7 +75,8 @@ def time_limit() -> Iterator[None]:
 def run(row: Row, folder: Path) -> Outcome:
     """Run a command in this process as a shell would, and judge how it ended."""
     before = set(folder.rglob("*"))
-    out, err, status = io.StringIO(), io.StringIO(), None
+    out, err = io.StringIO(), io.StringIO()
+    status: str | int | None = None
     fault = None
     with (
         contextlib.redirect_stdout(out),

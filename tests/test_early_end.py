@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ PLATEAU = (
 )
 
 
-def last(folder: Path) -> dict[str, object]:
-    checkpoint: dict[str, object] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+def last(folder: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return checkpoint
 
 
@@ -74,7 +75,7 @@ def test_a_further_checkpoint_callback_keeps_its_own_and_is_no_hindrance_to_meas
 def test_a_plateau_is_seen_once_a_validation_and_survives_a_resume(maml: Maml, tmp_path: Path) -> None:
     maml("fit", *SHORT, *PLATEAU, "--run.dir", tmp_path / "whole")
     # Three validations: the first is the best so far, and each after it divides the rate by ten.
-    (state,) = last(tmp_path / "whole")["lr_schedulers"]  # type: ignore[misc]
+    (state,) = last(tmp_path / "whole")["lr_schedulers"]
     assert state["last_epoch"] == 3
     part = ("--run.dir", tmp_path / "parts", "--trainer.max_steps")
     maml("fit", *SHORT, *PLATEAU, *part, 4)

@@ -33,21 +33,22 @@ class OneLineErrors:
         return ""
 
 
-class FlagParser(OneLineErrors, argparse.ArgumentParser):  # type: ignore[misc]
+class FlagParser(OneLineErrors, argparse.ArgumentParser):
     """The parser of a command with flags of its own."""
 
 
-class TypedFlagParser(OneLineErrors, jsonargparse.ArgumentParser):  # type: ignore[misc]
+class TypedFlagParser(OneLineErrors, jsonargparse.ArgumentParser):
     """The same with typed flags."""
 
 
-class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
+class MamlParser(OneLineErrors, LightningArgumentParser):
     """The parser of `maml fit | validate | test`: Lightning's."""
 
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse arguments whose configuration files can be read."""
         check_config_files(args or [])
-        return _without_enums(super().parse_args(args, **kwargs))
+        parsed: Namespace = _without_enums(super().parse_args(args, **kwargs))
+        return parsed
 
     def suggestion(self, message: str) -> str:
         """Name the keys that come closest to one that does not exist."""
@@ -75,7 +76,8 @@ class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
             with bounded_memory(), warnings.catch_warnings():
                 # An error follows, which says more.
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-                return super().instantiate_classes(cfg, **kwargs)
+                built: Namespace = super().instantiate_classes(cfg, **kwargs)
+                return built
         except UserError:
             raise
         except Exception as error:

@@ -177,8 +177,7 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
         if key not in VARIED:
             raise UserError(
                 f"{tradeoff.folder} holds a trade-off in which {key} is {str(there)[:80]}, not "
-                f"{str(here)[:80]}; "
-                "name another folder with --out"
+                f"{str(here)[:80]}; name another folder with --out"
             )
     return shared
 
