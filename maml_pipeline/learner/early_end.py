@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, Timer
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -67,7 +67,8 @@ def _check_after_validation(callback: EarlyStopping) -> None:
 
 
 def _reason(trainer: Trainer) -> str:
-    for callback in trainer.callbacks:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
         if isinstance(callback, Timer):
             remaining = callback.time_remaining()
             if remaining is not None and remaining <= 0:

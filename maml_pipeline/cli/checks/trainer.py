@@ -91,7 +91,6 @@ def _defaults() -> dict[str, Any]:
     """Return what each key of the trainer is set to, to find out whether an error rests on it."""
     parameters = inspect.signature(Trainer.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    # The devices last: with one CPU, what is wrong with a strategy or a precision may be hidden.
     own = {"callbacks": [], "plugins": _own_plugins()}
     return {**defaults, **own} | {"devices": 1, "accelerator": "cpu"}
 
