@@ -35,6 +35,10 @@ def test_a_run_that_early_stopping_ended_is_not_trained_on(maml: Maml, tmp_path:
     assert "Training ended after meta-step 4" in printed and "Test after 4 meta-steps" in printed
     assert last(tmp_path / "run")["global_step"] == 4
     assert torch.equal(final_weights(tmp_path / "run"), before)
+    # Another condition is another matter.
+    other = (*run[:-3], 0, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
+    assert "Training ended" not in maml(*other)
+    assert last(tmp_path / "run")["global_step"] == 12
 
 
 def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_resumes_it(

@@ -84,10 +84,10 @@ class MamlParser(OneLineErrors, LightningArgumentParser):
             raise UserError(_why_not_built(cfg, error)) from error
 
 
-def path(text: str) -> Path:
+def path_argument(text: str) -> Path:
     """Convert a flag's value to a path, which must have a name."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; give a path")
+        raise argparse.ArgumentTypeError("it is empty; name a folder or a file")
     return Path(text)
 
 

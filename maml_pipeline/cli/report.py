@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.parser import FlagParser, path
+from maml_pipeline.cli.parser import FlagParser, path_argument
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.report import write_report
 from maml_pipeline.tools.runs import load_runs
@@ -28,10 +28,12 @@ def run(arguments: Sequence[str]) -> None:
         "runs",
         metavar="RUN_DIR",
         nargs="+",
-        type=path,
+        type=path_argument,
         help="a run's folder, a folder of them, W&B's offline runs, or a tradeoff.json",
     )
-    parser.add_argument("--out", type=path, default=Path("report"), help="where to (default: report/)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("report"), help="where to (default: report/)"
+    )
     settings = parser.parse_args(arguments)
     runs = load_runs(settings.runs)
     for experiment, rows in compare(runs).items():

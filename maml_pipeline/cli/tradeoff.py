@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from maml_pipeline.cli.config_files import read_config
-from maml_pipeline.cli.parser import FlagParser, path
+from maml_pipeline.cli.parser import FlagParser, path_argument
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -124,7 +124,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--orders", type=lambda text: text.split(","), help=f"of {','.join(ORDERS)} (default: all)")
     add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
-    add("--out", type=path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
+    add("--out", type=path_argument, help="folder of the whole (default: runs/<experiment>-tradeoff)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--dry_run", action="store_true", help="list the cells, and run nothing")
     alone.add_argument(
