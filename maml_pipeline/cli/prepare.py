@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maml_pipeline.cli.parser import FlagParser, path_argument
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot_images import find_images
 

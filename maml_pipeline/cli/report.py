@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.parser import FlagParser, path_argument
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.report import write_report
 from maml_pipeline.tools.runs import load_runs

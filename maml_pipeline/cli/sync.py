@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from maml_pipeline.cli.parser import FlagParser, path_argument
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
 from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs

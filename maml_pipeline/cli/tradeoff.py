@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from maml_pipeline.cli.config_files import read_config
-from maml_pipeline.cli.parser import FlagParser, path_argument
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError

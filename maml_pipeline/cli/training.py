@@ -22,12 +22,12 @@ from maml_pipeline.files import write_whole
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.early_end import EndEarly
-from maml_pipeline.learner.limits import MAX_SEED
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal, Stopped
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar, ResultTable
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
