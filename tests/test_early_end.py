@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ PLATEAU = (
 )
 
 
-def last(folder: Path) -> dict[str, object]:
-    checkpoint: dict[str, object] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+def last(folder: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return checkpoint
 
 
@@ -34,6 +35,10 @@ def test_a_run_that_early_stopping_ended_is_not_trained_on(maml: Maml, tmp_path:
     assert "Training ended after meta-step 4" in printed and "Test after 4 meta-steps" in printed
     assert last(tmp_path / "run")["global_step"] == 4
     assert torch.equal(final_weights(tmp_path / "run"), before)
+    # Another condition is another matter.
+    other = (*run[:-3], 0, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
+    assert "Training ended" not in maml(*other)
+    assert last(tmp_path / "run")["global_step"] == 12
 
 
 def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_resumes_it(
@@ -74,7 +79,7 @@ def test_a_further_checkpoint_callback_keeps_its_own_and_is_no_hindrance_to_meas
 def test_a_plateau_is_seen_once_a_validation_and_survives_a_resume(maml: Maml, tmp_path: Path) -> None:
     maml("fit", *SHORT, *PLATEAU, "--run.dir", tmp_path / "whole")
     # Three validations: the first is the best so far, and each after it divides the rate by ten.
-    (state,) = last(tmp_path / "whole")["lr_schedulers"]  # type: ignore[misc]
+    (state,) = last(tmp_path / "whole")["lr_schedulers"]
     assert state["last_epoch"] == 3
     part = ("--run.dir", tmp_path / "parts", "--trainer.max_steps")
     maml("fit", *SHORT, *PLATEAU, *part, 4)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from maml_pipeline.runs.identity import MAY_DIFFER, MEASUREMENT, differences
 
 from maml_pipeline.learner import MetaLearner
+from maml_pipeline.runs.identity import MAY_DIFFER, MEASUREMENT, differences
 from tests.conftest import CONFIGS
 
 Maml = Callable[..., str]

@@ -16,7 +16,7 @@ from pytorch_lightning import Trainer
 from maml_pipeline import MetaLearner, TaskDataModule, cli
 from maml_pipeline.cli import derive, training
 from maml_pipeline.learner import slurm
-from maml_pipeline.learner.progress import ResultTable
+from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tools.tradeoff import Tradeoff
 from tests.conftest import CONFIGS

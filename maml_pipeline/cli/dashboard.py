@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from maml_pipeline.cli.parser import FlagParser
+from maml_pipeline.cli.flags import FlagParser
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking.session import first_line, logged_in, server_answers
 

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from maml_pipeline.cli.parser import TypedFlagParser
+from maml_pipeline.cli.flags import TypedFlagParser
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.tasks import Task

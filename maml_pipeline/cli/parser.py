@@ -1,52 +1,32 @@
-"""The parsers of all commands: argparse's, jsonargparse's and Lightning's, with one-line errors."""
+"""The parser of `maml fit | validate | test`."""
 
-import argparse
 import difflib
 import re
 import traceback
 import warnings
 from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jsonargparse
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from maml_pipeline.cli.checks.blame import refusal
+from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.cli.config_files import check_config_files
+from maml_pipeline.cli.flags import OneLineErrors
 from maml_pipeline.cli.parser_messages import one_line
 from maml_pipeline.errors import UserError
 
 
-class OneLineErrors:
-    """Makes a parser's errors a line each, without the whole usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong as a `UserError`."""
-        raise UserError(one_line(message) + self.suggestion(message))
-
-    def suggestion(self, message: str) -> str:
-        """Name what may have been meant, to follow the message."""
-        return ""
-
-
-class FlagParser(OneLineErrors, argparse.ArgumentParser):  # type: ignore[misc]
-    """The parser of a command with flags of its own."""
-
-
-class TypedFlagParser(OneLineErrors, jsonargparse.ArgumentParser):  # type: ignore[misc]
-    """The same with typed flags."""
-
-
-class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
-    """The parser of `maml fit | validate | test`: Lightning's."""
+class MamlParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser, with errors of one line, also where a class cannot be built."""
 
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse arguments whose configuration files can be read."""
         check_config_files(args or [])
-        return _without_enums(super().parse_args(args, **kwargs))
+        parsed: Namespace = _without_enums(super().parse_args(args, **kwargs))
+        return parsed
 
     def suggestion(self, message: str) -> str:
         """Name the keys that come closest to one that does not exist."""
@@ -71,21 +51,15 @@ class MamlParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
             UserError: One cannot be built.
         """
         try:
-            with warnings.catch_warnings():
+            with bounded_memory(), warnings.catch_warnings():
                 # An error follows, which says more.
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-                return super().instantiate_classes(cfg, **kwargs)
+                built: Namespace = super().instantiate_classes(cfg, **kwargs)
+                return built
         except UserError:
             raise
         except Exception as error:
             raise UserError(_why_not_built(cfg, error)) from error
-
-
-def path(text: str) -> Path:
-    """Convert a flag's value to a path, which must have a name."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty; give a path")
-    return Path(text)
 
 
 def _without_enums(value: Any) -> Any:

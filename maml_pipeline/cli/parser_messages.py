@@ -2,7 +2,7 @@
 
 import re
 
-from maml_pipeline.learner.limits import MAX_SEED
+from maml_pipeline.limits import MAX_SEED
 
 LONGEST_VALUE = 80
 LONGEST = 350

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maml_pipeline.cli.parser import FlagParser, path
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot_images import find_images
 
@@ -24,9 +24,11 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("data", metavar="DATA", choices=["omniglot"], help="omniglot")
     parser.add_argument(
-        "--root", type=path, help="its folder (default: MAML_OMNIGLOT_ROOT, else data/omniglot)"
+        "--root", type=path_argument, help="its folder (default: MAML_OMNIGLOT_ROOT, else data/omniglot)"
     )
-    parser.add_argument("--cache_dir", type=path, help="folder of the cache (default: the user's)")
+    parser.add_argument(
+        "--cache_dir", type=path_argument, help="folder of the cache (default: the user's)"
+    )
     settings = parser.parse_args(arguments)
     Omniglot(root=settings.root, cache_dir=settings.cache_dir).prepare()
     halves, cache = find_images(settings.root, settings.cache_dir)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.parser import FlagParser, path
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.text import printable
 from maml_pipeline.tools.comparison import compare, print_comparison
 from maml_pipeline.tools.report import write_report
@@ -30,10 +30,12 @@ def run(arguments: Sequence[str]) -> None:
         "runs",
         metavar="RUN_DIR",
         nargs="+",
-        type=path,
+        type=path_argument,
         help="a run's folder, a folder of them, W&B's offline runs, or a tradeoff.json",
     )
-    parser.add_argument("--out", type=path, default=Path("report"), help="where to (default: report/)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("report"), help="where to (default: report/)"
+    )
     settings = parser.parse_args(arguments)
     show_report(settings.runs, settings.out)
 

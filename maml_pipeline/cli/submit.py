@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_pipeline.cli import tradeoff
-from maml_pipeline.cli.parser import FlagParser
+from maml_pipeline.cli.flags import FlagParser
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError

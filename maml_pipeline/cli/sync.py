@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from maml_pipeline.cli.parser import FlagParser, path
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
 from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
@@ -30,7 +30,13 @@ def run(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("runs", metavar="RUN_DIR", nargs="+", type=path, help="a run's folder, or a folder of them")
+    add(
+        "runs",
+        metavar="RUN_DIR",
+        nargs="+",
+        type=path_argument,
+        help="a run's folder, or a folder of them",
+    )
     add("--entity", help="team or user (default: yours)")
     add("--project", help="project (default: the one that the run was made for)")
     settings = parser.parse_args(arguments)
@@ -49,12 +55,12 @@ def run(arguments: Sequence[str]) -> None:
 def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     """Return the logs to upload: the first part of every run, then every second part, and so on."""
     runs: dict[str, list[Path]] = {}
-    for folder in paths:
-        if not folder.exists():
-            raise UserError(f"{folder} does not exist; give a run's folder, or one that holds runs")
-        found = wandb_logs(folder)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give a run's folder, or one that holds runs")
+        found = wandb_logs(path)
         if not found:
-            raise UserError(f"{folder} holds no W&B run; give a run's folder, or one that holds runs")
+            raise UserError(f"{path} holds no W&B run; give a run's folder, or one that holds runs")
         runs |= found
     waiting: list[list[Path | None]] = []
     for logs in runs.values():

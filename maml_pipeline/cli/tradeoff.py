@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from maml_pipeline.cli.config_files import read_config
-from maml_pipeline.cli.parser import FlagParser, path
+from maml_pipeline.cli.flags import FlagParser, path_argument
 from maml_pipeline.cli.report import show_report
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
@@ -123,7 +123,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--orders", type=lambda text: text.split(","), help=f"of {','.join(ORDERS)} (default: all)")
     add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
-    add("--out", type=path, help="folder of the whole (default: runs/<experiment>-tradeoff)")
+    add("--out", type=path_argument, help="folder of the whole (default: runs/<experiment>-tradeoff)")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--dry_run", action="store_true", help="list the cells, and run nothing")
     alone.add_argument(
@@ -174,8 +174,8 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
     for key, here, there in differences(values, shared, ignored=()):
         if key not in VARIED:
             raise UserError(
-                f"{tradeoff.folder} holds a trade-off in which {key} is {there}, not {here}; "
-                "name another folder with --out"
+                f"{tradeoff.folder} holds a trade-off in which {key} is {str(there)[:80]}, not "
+                f"{str(here)[:80]}; name another folder with --out"
             )
     return shared
 

@@ -28,13 +28,13 @@ from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.early_end import EndEarly
-from maml_pipeline.learner.limits import MAX_SEED
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable

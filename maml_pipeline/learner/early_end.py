@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, Timer
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -18,7 +18,7 @@ class EndEarly(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self._ended = False
+        self._ended_by: list[str] = []
         self._stops_after_meta_step = False
         self._stopped_before_validation = False
 
@@ -28,8 +28,9 @@ class EndEarly(Checkpoint):
             _check_after_validation(callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train no more where a metric has ended the training before."""
-        trainer.should_stop = trainer.should_stop or self._ended
+        """Train no more where a metric has ended the training before, by the same conditions."""
+        is_ended = bool(self._ended_by) and self._ended_by == _conditions(trainer)
+        trainer.should_stop = trainer.should_stop or is_ended
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Put off a stop in the middle of a meta-step until its end."""
@@ -45,7 +46,7 @@ class EndEarly(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the validation ended the training; the last state, saved next, says so."""
         if trainer.state.fn == "fit" and trainer.should_stop and not self._stopped_before_validation:
-            self._ended = True
+            self._ended_by = _conditions(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the training ended early."""
@@ -53,12 +54,21 @@ class EndEarly(Checkpoint):
             _print(f"Training ended after meta-step {trainer.global_step:,}: {_reason(trainer)}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep whether a metric has ended the training."""
-        return {"ended": self._ended}
+        """Keep the conditions of which one has ended the training."""
+        return {"ended_by": self._ended_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
-        self._ended = state_dict["ended"]
+        """Take them from a checkpoint."""
+        self._ended_by = state_dict["ended_by"]
+
+
+def _conditions(trainer: Trainer) -> list[str]:
+    """Return under which conditions a metric ends the training."""
+    names = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "divergence_threshold")
+    return [
+        ", ".join(f"{name} {getattr(callback, name)}" for name in names)
+        for callback in trainer.early_stopping_callbacks
+    ]
 
 
 def _check_after_validation(callback: EarlyStopping) -> None:
@@ -67,7 +77,8 @@ def _check_after_validation(callback: EarlyStopping) -> None:
 
 
 def _reason(trainer: Trainer) -> str:
-    for callback in trainer.callbacks:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
         if isinstance(callback, Timer):
             remaining = callback.time_remaining()
             if remaining is not None and remaining <= 0:

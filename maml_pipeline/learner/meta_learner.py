@@ -313,8 +313,9 @@ class MetaLearner(LightningModule):
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return
         for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
             if config.reduce_on_plateau and config.monitor is not None:
-                config.scheduler.step(self._evaluated[config.monitor])
+                scheduler.step(self._evaluated[config.monitor])
 
     def check_task(self, task: Task) -> None:
         """Try the network, the loss and the metric on one task.

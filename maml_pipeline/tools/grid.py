@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.limits import MAX_INNER_STEPS, MAX_SEED
 from maml_pipeline.learner.tracking import ORDERS
+from maml_pipeline.limits import MAX_INNER_STEPS, MAX_SEED
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def refusal(key: str, spec: Any, error: Exception, use: Callable[..., object]) -
     path = str(spec.get("class_path")) if isinstance(spec, Namespace) else None
     if path is None:
         return f"{key} cannot be used: {first_line(error)}"
-    arguments = vars(spec.get("init_args") or Namespace())
+    arguments = vars(spec["init_args"]) if spec.get("init_args") else {}
     name = path.rpartition(".")[2]
     culprit = _culprit(path, arguments, use)
     if culprit is None:

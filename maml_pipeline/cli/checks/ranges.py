@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.limits import (
+from maml_pipeline.limits import (
     MAX_ACCUMULATED_BATCHES,
     MAX_BATCHES,
     MAX_EVALUATION_TASKS,

@@ -8,6 +8,7 @@ import psutil
 import torch
 from jsonargparse import Namespace
 
+from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.tasks import Task
@@ -32,7 +33,8 @@ def check_tasks(
     Raises:
         UserError: There is no such task, or it does not fit memory, network or loss.
     """
-    task = data.check_tasks(*_drawn(command, settings.trainer))
+    with bounded_memory():
+        task = data.check_tasks(*_drawn(command, settings.trainer))
     if not elsewhere:
         _check_memory(task, data)
     _check_ways(task, model, data, settings)

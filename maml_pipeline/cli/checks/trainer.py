@@ -5,13 +5,16 @@ import os
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner import slurm
+from maml_pipeline.learner.checkpoints import WholeCheckpointIO
 
 KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
 """Keys that a run sets itself, or that write files when a trainer is built."""
@@ -32,7 +35,8 @@ def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> boo
         UserError: No trainer can be built, or its strategy cannot train here.
     """
     arguments = {key: value for key, value in vars(built).items() if key not in KEPT_OUT}
-    arguments["callbacks"] = [*as_list(built.callbacks)]
+    arguments["callbacks"] = as_list(built.callbacks)[:]
+    arguments["plugins"] = [*as_list(built.plugins), *_own_plugins()]
     if elsewhere:
         arguments |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     trainer = _try(arguments)
@@ -49,17 +53,27 @@ def _try(arguments: dict[str, Any]) -> Trainer | Exception:
     """Build a trainer that runs nothing, or return what Lightning or PyTorch has against it."""
     try:
         # Loggers and checkpoints are the run's own, and are not there yet.
-        own = {"logger": False, "enable_checkpointing": True, "default_root_dir": os.devnull}
+        own: dict[str, Any] = {
+            "logger": False,
+            "enable_checkpointing": True,
+            "default_root_dir": os.devnull,
+        }
         return Trainer(**arguments, **own)
     except Exception as error:
         return error
+
+
+def _own_plugins() -> list[Any]:
+    """Return what a training adds to the plugins of the configuration."""
+    environment = [SLURMEnvironment(auto_requeue=False)] if slurm.starts_processes() else []
+    return [WholeCheckpointIO(), *environment]
 
 
 def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) -> str:
     """Name the key without which a trainer can be built, or another error comes first."""
     text = first_line(error)
     for key, default in _defaults().items():
-        if arguments.get(key, default) != default:
+        if key in settings and arguments.get(key, default) != default:
             changed = _try({**arguments, key: default})
             if isinstance(changed, Trainer) or first_line(changed) != text:
                 return f"trainer.{key} is {_shown(settings[key])}, which Lightning refuses: {text}"
@@ -77,8 +91,8 @@ def _defaults() -> dict[str, Any]:
     """Return what each key of the trainer is set to, to find out whether an error rests on it."""
     parameters = inspect.signature(Trainer.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    # The devices last: with one CPU, what is wrong with a strategy or a precision may be hidden.
-    return {**defaults, "callbacks": []} | {"devices": 1, "accelerator": "cpu"}
+    own = {"callbacks": [], "plugins": _own_plugins()}
+    return {**defaults, **own} | {"devices": 1, "accelerator": "cpu"}
 
 
 def _check_strategy(trainer: Trainer, settings: Namespace) -> None:

@@ -1,0 +1,367 @@
+"""Bad inputs: command, arguments, and what the message must name. tests/test_bad_input.py runs them."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.conftest import CONFIGS
+
+SHORT = (
+    *("--trainer.max_steps", "3", "--trainer.val_check_interval", "2"),
+    *("--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.enable_progress_bar", "false"),
+)
+TOY = ("--config", str(CONFIGS / "toy.yaml"), *SHORT)
+OMNIGLOT = ("--config", str(CONFIGS / "omniglot" / "5way_1shot.yaml"), *SHORT)
+
+
+NAMED_BY_THE_CLASS = {
+    "model.network.in_features": "network",
+    "model.network.out_features": "network",
+    "data.tasks.shots": "Lines",
+    "data.tasks.query_shots": "Lines",
+}
+"""Keys whose values only the class can judge, which need not name them."""
+
+
+class Row(NamedTuple):
+    """A bad input.
+
+    Args:
+        arguments: Of `maml`.
+        names: What the message must hold.
+    """
+
+    arguments: tuple[str, ...]
+    names: str
+
+
+KEYS = {
+    "seed_everything": "null -1 4294967296 99999999999999999999999",
+    "run.experiment": "../out /abs a/../../b ''",
+    "run.dir": "/proc/run binary.yaml '' .",
+    "run.checkpoint_every": "0 -1",
+    "run.monitor": "val/accuracy nope null ''",
+    "run.mode": "sideways null ''",
+    "run.artifacts": "maybe [1]",
+    "probes.every": "0 -1",
+    "ckpt_path": "nowhere.ckpt folder binary.yaml empty.yaml best last ''",
+    "model.network": "null os.system torch.nn.functional.relu maml_pipeline.networks.Nope",
+    "model.network.in_features": "null -1 0 2 99999999999999999999 1000000000000",
+    "model.network.out_features": "null -1 0 2 99999999999999999999",
+    "model.loss": "null os.getcwd torch.nn.functional.nope",
+    "model.metric": "nope [1]",
+    "model.inner_lr": "null 0 -0.1 nan inf -inf",
+    "model.inner_steps": "-1 10001 1000000000000 null",
+    "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
+    "model.first_order_steps": "-1",
+    "model.engine": "higher null ''",
+    "model.tasks_per_chunk": "0 -1 8 x 1.5 auto",
+    "model.compile": "true",
+    "model.optimizer": "null torch.optim.SparseAdam torch.optim.Nope torch.nn.Linear",
+    "model.optimizer.lr": "null -1 nan [1]",
+    "model.optimizer.betas": "null [1] [2,2]",
+    "model.optimizer.eps": "null -1",
+    "model.optimizer.weight_decay": "null -1",
+    "model.optimizer.capturable": "true",
+    "model.optimizer.differentiable": "true",
+    "model.lr_scheduler": "nope [1] 1.5 torch.optim.lr_scheduler.StepLR torch.nn.Linear",
+    "data.tasks": "null nope torch.nn.Linear",
+    "data.tasks.shots": "null 100000000000 99999999999999999999",
+    "data.tasks.query_shots": "100000000000",
+    "data.meta_batch_size": "0 -1 null 1000000000000",
+    "data.val_tasks": "0 -1 100000000000000",
+    "data.test_tasks": "0 -1 100000000000000",
+    "data.num_workers": "-1 257 100000",
+    "trainer.accelerator": "tpu hpu mps gpu nope null ''",
+    "trainer.devices": "-1 0 [0,1] [] 3 1.5 x null ''",
+    "trainer.num_nodes": "0 -1 2 8",
+    "trainer.strategy": "fsdp deepspeed ddp_spawn ddp_fork ddp_notebook nope null ''",
+    "trainer.precision": "12 x [1]",
+    "trainer.logger": "false nope [1] TensorBoardLogger CSVLogger",
+    "trainer.callbacks": "nope [1] 1.5 EarlyStopping torch.nn.Linear",
+    "trainer.fast_dev_run": "true 3 -1",
+    "trainer.max_epochs": "0 -2 x",
+    "trainer.min_epochs": "1 -1 x",
+    "trainer.max_steps": "0 -2 null",
+    "trainer.min_steps": "1 -1 x",
+    "trainer.max_time": "x -1 [1] 1:2",
+    "trainer.limit_train_batches": "0 -1 99999999999999999999 x",
+    "trainer.limit_val_batches": "-1 1.5 x",
+    "trainer.limit_test_batches": "0 -1 1.5 x",
+    "trainer.limit_predict_batches": "1 x",
+    "trainer.overfit_batches": "1 0.5 -1 x",
+    "trainer.val_check_interval": "0 -1 0.5 00:00:01:00 {minutes:1} x null",
+    "trainer.check_val_every_n_epoch": "0 -1 x",
+    "trainer.num_sanity_val_steps": "-2 x",
+    "trainer.log_every_n_steps": "-1 x",
+    "trainer.enable_checkpointing": "false",
+    "trainer.accumulate_grad_batches": "0 -1 99999999999999999999",
+    "trainer.gradient_clip_val": "-1 nan x",
+    "trainer.gradient_clip_algorithm": "nope",
+    "trainer.deterministic": "x",
+    "trainer.benchmark": "x",
+    "trainer.profiler": "nope",
+    "trainer.barebones": "true",
+    "trainer.plugins": "nope [1]",
+    "trainer.reload_dataloaders_every_n_epochs": "1 -1",
+    "trainer.default_root_dir": "elsewhere",
+    "trainer.model_registry": "mine",
+}
+"""Values of `maml fit`'s keys that are out of range, or of another type where the default shows none."""
+
+FIT = """\
+inner_rate: --model.inner_rate 1
+nothing: --nothing 3
+stray: stray
+inner_lr: --model.inner_lr
+model: --model 3
+shout: --model.shout 1
+shots: --data.tasks.shots 0
+shots: --data.tasks.shots -1
+query_shots: --data.tasks.query_shots 0
+steps: --trainer {"max_steps":"x"}
+binary.yaml: --config binary.yaml
+empty.yaml: --config empty.yaml
+list.yaml: --config list.yaml
+text.yaml: --config text.yaml
+broken.yaml: --config broken.yaml
+tabs.yaml: --config tabs.yaml
+inner_lr: --config duplicate.yaml
+inner_rate: --config unknown.yaml
+folder: --config folder
+missing.yaml: --config missing.yaml
+config: --config ''
+/proc/self/mem: --config /proc/self/mem
+/dev/null: --config /dev/null
+BackboneFinetuning: --trainer.callbacks+=BackboneFinetuning
+GradientAccumulationScheduler: --trainer.callbacks+=GradientAccumulationScheduler \
+--trainer.callbacks.scheduling {"1":2}
+StochasticWeightAveraging: --trainer.callbacks+=StochasticWeightAveraging --trainer.callbacks.swa_lrs 1
+WeightAveraging: --trainer.callbacks+=WeightAveraging
+LearningRateFinder: --trainer.callbacks+=LearningRateFinder
+BatchSizeFinder: --trainer.callbacks+=BatchSizeFinder
+TQDMProgressBar: --trainer.callbacks+=TQDMProgressBar
+RichProgressBar: --trainer.callbacks+=RichProgressBar
+val/nope: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/nope
+val/nope: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor val/nope
+patience: --trainer.callbacks+=EarlyStopping --trainer.callbacks.patience x
+check_on_train_epoch_end: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss \
+--trainer.callbacks.check_on_train_epoch_end true
+interval: --trainer.callbacks+=Timer --trainer.callbacks.interval epoch
+duration: --trainer.callbacks+=Timer --trainer.callbacks.duration x
+total_steps: --model.lr_scheduler torch.optim.lr_scheduler.OneCycleLR --model.lr_scheduler.max_lr 1 \
+--model.lr_scheduler.total_steps 2
+lr_scheduler: --model.lr_scheduler torch.optim.lr_scheduler.OneCycleLR --model.lr_scheduler.max_lr 1
+lr_scheduler: --model.lr_scheduler torch.optim.lr_scheduler.StepLR --model.lr_scheduler.step_size 0
+factor: --model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau --model.lr_scheduler.factor 2
+val/nope: --model.lr_scheduler pytorch_lightning.cli.ReduceLROnPlateau \
+--model.lr_scheduler.monitor val/nope
+train/loss: --model.lr_scheduler pytorch_lightning.cli.ReduceLROnPlateau \
+--model.lr_scheduler.monitor train/loss
+network: --model.network maml_pipeline.networks.MLP --model.network.hidden_features [-1]
+hidden_features: --model.network maml_pipeline.networks.MLP --model.network.hidden_features x
+network: --model.network torch.nn.Linear --model.network.in_features 1000000000 \
+--model.network.out_features 1000000000
+Dropout: --model.network torch.nn.Dropout
+compile: --model.compile true --model.engine learn2learn
+dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
+"""
+
+COMMANDS = """\
+seeds: tradeoff TOY --seeds 4294967296
+seeds: tradeoff TOY --seeds 99999999999999999999999
+seeds: tradeoff TOY --seeds -1
+seeds: tradeoff TOY --seeds x
+seeds: tradeoff TOY --seeds ''
+seeds: tradeoff TOY --seeds 0,0
+orders: tradeoff TOY --orders ''
+orders: tradeoff TOY --orders ,
+orders: tradeoff TOY --orders third
+orders: tradeoff TOY --orders first,first
+inner_steps: tradeoff TOY --inner_steps -1
+inner_steps: tradeoff TOY --inner_steps 1.5
+inner_steps: tradeoff TOY --inner_steps 1000000000000
+out: tradeoff TOY --out ''
+out: tradeoff TOY --out binary.yaml
+out: tradeoff TOY --out /proc/out
+config.yaml: tradeoff TOY --out damaged
+config.yaml: tradeoff TOY --out damaged --dry_run
+config.yaml: tradeoff TOY --out incomplete
+another folder: tradeoff TOY --out other
+out: tradeoff TOY --report
+cell: tradeoff TOY --cell 99
+cell: tradeoff TOY --cell -1
+cell: tradeoff TOY --cell x
+cell: tradeoff TOY --cell 0 --report
+run.dir: tradeoff TOY --run.dir x
+seed_everything: tradeoff TOY --seed_everything 1
+first_order: tradeoff TOY --model.first_order true
+ckpt_path: tradeoff TOY --ckpt_path last
+max_steps: tradeoff TOY --trainer.max_steps -1
+missing.yaml: tradeoff --config missing.yaml
+model.network: tradeoff
+num_nodes: submit --dry_run TOY --trainer.num_nodes 0
+num_nodes: submit --dry_run TOY --trainer.num_nodes -1
+num_nodes: submit --dry_run --tradeoff TOY --trainer.num_nodes 0
+devices: submit --dry_run TOY --trainer.devices 0
+devices: submit --dry_run TOY --trainer.devices []
+accelerator: submit --dry_run TOY --trainer.accelerator tpu
+strategy: submit --dry_run TOY --trainer.strategy fsdp
+--nodes: submit --dry_run TOY -- --nodes=2
+--gres: submit --dry_run TOY -- --gres=gpu:2
+--array: submit --dry_run TOY -- --array=1-2
+stray: submit --dry_run TOY -- stray
+--cell: submit --dry_run --tradeoff TOY --cell 0
+nope: submit --dry_run TOY --nope
+seeds: submit --dry_run --tradeoff TOY --seeds 4294967296
+sbatch: submit TOY
+missing.yaml: submit --dry_run --config missing.yaml
+w0: derive --w0 MANY
+w0: derive --w0 x
+w0: derive --w0 ''
+w0: derive --w0 []
+w0: derive --w0 [[1]]
+w0: derive --w0 1e400
+w0: derive --w0 {}
+w0: derive --w0 [1,2]
+b0: derive --b0 [1,2]
+support_x: derive --support_x [[1],[1,2]]
+query_x: derive --query_x x
+query_y: derive --query_y [1,2]
+inner_steps: derive --inner_steps -1
+inner_steps: derive --inner_steps x
+inner_steps: derive --inner_steps 100000000
+inner_lr: derive --inner_lr x
+inner_lr: derive --inner_lr -1
+outer_lr: derive --outer_lr 0
+seed: derive --seed -1
+seed: derive --seed 99999999999999999999999
+dtype: derive --dtype float16
+first_order: derive --first_order maybe
+graph: derive --graph x.pdf
+graph: derive --graph /proc/x.svg
+graph: derive --graph ''
+nope: derive --nope
+RUN_DIR: report
+nope: report nope
+folder: report folder
+binary.yaml: report binary.yaml
+list.yaml: report list.yaml
+'': report ''
+/proc/self/mem: report /proc/self/mem
+out: report folder --out ''
+--nope: report folder --nope
+RUN_DIR: sync
+nope: sync nope
+folder: sync folder
+binary.yaml: sync binary.yaml
+RUN_DIR: sync ''
+--project: sync folder --project
+DATA: prepare
+nope: prepare nope
+binary.yaml: prepare omniglot --root binary.yaml
+/proc/x: prepare omniglot --root /proc/x
+root: prepare omniglot --root ''
+cache_dir: prepare omniglot --cache_dir ''
+--root: prepare omniglot --root
+--entity: dashboard
+--project: dashboard --entity me
+inner_steps: dashboard --entity me --project mine --inner_steps -1
+inner_steps: dashboard --entity me --project mine --inner_steps x
+W&B: dashboard --entity me --project mine
+nope: nope
+COMMAND: --nope
+COMMAND: ''
+last.ckpt: test TOY --ckpt_path last
+best.ckpt: test TOY --ckpt_path best
+best.ckpt: validate TOY --ckpt_path best
+nowhere.ckpt: test TOY --ckpt_path nowhere.ckpt
+binary.yaml: validate TOY --ckpt_path binary.yaml
+missing.yaml: test --config missing.yaml
+model.network: test
+model.network: fit
+model.network: validate
+val_tasks: validate TOY --data.val_tasks 0
+test_tasks: test TOY --data.test_tasks 0
+devices: test TOY --trainer.devices [0,1]
+devices: validate TOY --trainer.devices -1
+strategy: test TOY --trainer.strategy nope
+accelerator: validate TOY --trainer.accelerator nope
+limit_test_batches: test TOY --trainer.limit_test_batches 0
+ways: fit OMNIGLOT --data.tasks.ways 3
+ways: fit OMNIGLOT --model.network.ways 7
+ways: fit OMNIGLOT --data.tasks.ways 1
+ways: fit OMNIGLOT --data.tasks.ways 101 --model.network.ways 101
+shots: fit OMNIGLOT --data.tasks.shots 20
+rotated_splits: fit OMNIGLOT --data.tasks.rotated_splits [x]
+filters: fit OMNIGLOT --model.network.filters 0
+downsampling: fit OMNIGLOT --model.network.downsampling nope
+compile: fit OMNIGLOT --model.engine learn2learn
+"""
+
+WRONG_TYPES: dict[type, str] = {
+    bool: "x [1] -1 ''",
+    int: "x [1] 1.5 '' {\"a\":1}",
+    float: 'x [1] {"a":1}',
+}
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the files that the rows name."""
+    (folder / "folder").mkdir()
+    (folder / "binary.yaml").write_bytes(bytes(range(256)) * 4)
+    for name, text in {
+        "empty.yaml": "",
+        "list.yaml": "- 1\n- 2\n",
+        "text.yaml": "hello",
+        "broken.yaml": "a: [1,\nb: }",
+        "tabs.yaml": "model:\n\tinner_lr: 1\n",
+        "duplicate.yaml": "model:\n  inner_lr: 1\n  inner_lr: 2\n",
+        "unknown.yaml": "model:\n  inner_rate: 1\n",
+        "damaged/config.yaml": "model: {inner_steps: 1\n",
+        "incomplete/config.yaml": "run: 1\n",
+        "other/config.yaml": "model: {eval_inner_steps: 3}\n",
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def rows(config: dict[str, Any]) -> list[Row]:
+    """Return the whole table.
+
+    Args:
+        config: A resolved configuration, every key of which is given values of other types.
+    """
+    found = [*_of_types(config), *_of_ranges()]
+    for line in FIT.splitlines():
+        names, _, arguments = line.partition(": ")
+        found.append(Row(("fit", *TOY, *_words(arguments)), names))
+    for line in COMMANDS.splitlines():
+        names, _, arguments = line.partition(": ")
+        found.append(Row(tuple(_words(arguments)), names.strip("'")))
+    return list(dict.fromkeys(found))
+
+
+def _of_ranges() -> Iterator[Row]:
+    for key, values in KEYS.items():
+        for value in shlex.split(values):
+            names = NAMED_BY_THE_CLASS.get(key, key.rpartition(".")[2])
+            yield Row(("fit", *TOY, f"--{key}={value}"), names)
+
+
+def _of_types(config: dict[str, Any], prefix: str = "") -> Iterator[Row]:
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _of_types(
+                value.get("init_args", {}) if "class_path" in value else value, f"{key}."
+            )
+        for wrong in shlex.split(WRONG_TYPES.get(type(value), "")):
+            yield Row(("fit", *TOY, f"--{key}={wrong}"), name)
+
+
+def _words(arguments: str) -> Iterator[str]:
+    known = {"TOY": TOY, "OMNIGLOT": OMNIGLOT, "MANY": ("[" * 500 + "]" * 500,)}
+    for word in shlex.split(arguments, posix=True) if "{" not in arguments else arguments.split():
+        yield from known.get(word, (word,))
