@@ -191,14 +191,14 @@ def _report_second_derivative(network: nn.Module, seen: Observation) -> None:
     name = type(network).__name__
     if seen.stops_gradients:
         logger.warning(
-            "network %s or its loss stops gradients (detach, no_grad or an autograd.Function): its second "
-            "derivative is not that of its values, and is taken as it is written",
+            "network %s or its loss stops gradients (detach, no_grad or an autograd.Function): its "
+            "second derivative is not that of its values, and is taken as it is written",
             name,
         )
         return
     raise UserError(
-        f"the second derivative of network {name} or its loss is wrong in PyTorch {torch.__version__}: it "
-        "differs from finite differences of the first; set first_order to true, or write the layer with "
+        f"the second derivative of network {name} or its loss is wrong in PyTorch {torch.__version__}: "
+        "it differs from finite differences of the first; set first_order to true, or write the layer with "
         "other operations"
     )
 
@@ -213,8 +213,8 @@ def _refusal(way: Way, network: nn.Module, loss: Loss, tasks: TaskBatch, fault: 
         )
     what = "query losses after an inner step" if way.evaluates else "meta-gradient"
     differs = (
-        f"engine {way.engine} would take a wrong {what} for network {name}, {100 * fault.difference:.3g} % "
-        f"off plain autograd's{fault.where}"
+        f"engine {way.engine} would take a wrong {what} for network {name}, "
+        f"{100 * fault.difference:.3g} % off plain autograd's{fault.where}"
     )
     if _recomputes(network, loss, tasks):
         return (

@@ -239,7 +239,7 @@ UNROLLED = Way(
     maps_tasks=False,
     clones=True,
     random_remedy=None,
-    remedy="read parameters from the attributes that hold them (nn.ParameterDict, nn.ModuleList are such)",
+    remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
 CHECKPOINTED = UNROLLED._replace(clones=False, random_remedy="set checkpoint_inner_steps to false")
 EVALUATIONS = UNROLLED._replace(compute=_query_losses, evaluates=True)

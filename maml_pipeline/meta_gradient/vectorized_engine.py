@@ -118,7 +118,7 @@ class VectorizedEngine(Engine):
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
 
     def _group_loss(self, network: nn.Module, loss: Loss, handling: Handling) -> GroupLoss:
-        """Return the loss of many tasks at once: always the same, since what is compiled belongs to it."""
+        """Return the loss of many tasks at once: always the same one, for the sake of compiling."""
         trainable = trainable_parameters(network)
         # What is replaced by another object, or frozen, or no longer so, asks for another function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
