@@ -7,10 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
+from maml_pipeline.meta_gradient.by_hand import ByHand
+from maml_pipeline.meta_gradient.handling import Handling
 from maml_pipeline.meta_gradient.inner_loop import Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.preserved import borrowed
+from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
 from tests.zoo import ZOO, Entry
 
@@ -23,7 +28,9 @@ INNER_LOOPS = {
 }
 # vmap says that it takes such a layer task by task.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop", "ignore:.*weight_norm.* is deprecated"
+    "ignore:There is a performance drop",
+    "ignore:.*weight_norm.* is deprecated",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
 )
 
 
@@ -89,7 +96,7 @@ class InPlace:
         self.gradient(self.theta, self.batch.query_x[0], self.batch.query_y[0])  # puts theta back
         return torch.stack(curves), total
 
-    def slope(self, direction: Parameters, h: float = 1e-4) -> float:
+    def slope(self, direction: Parameters, h: float = 1e-7) -> float:
         """Differentiate the adapted query loss along a direction, by differences of fourth order."""
 
         def loss(distance: float) -> float:
@@ -135,7 +142,13 @@ def check_against_oracle(
     if inner.first_order:
         for name, g in first_order.items():
             torch.testing.assert_close(actual[name], g, rtol=1e-6, atol=1e-9)
-    elif not entry.stops_gradients:
+    elif entry.stops_gradients:  # no derivative of the losses, but what autograd makes of it
+        with borrowed(network):
+            by_hand = ByHand(network, entry.loss, Handling(copies_tasks=True))
+            expected = by_hand.meta_gradient(oracle.theta, batch, inner).gradient
+        for name, g in expected.items():
+            torch.testing.assert_close(actual[name], g, rtol=1e-5, atol=1e-7)
+    else:
         generator = torch.Generator().manual_seed(2)
         # What is kept from learning, as a padding row, may have a slope all the same.
         direction = {
@@ -169,3 +182,78 @@ def test_evaluations_are_exact_or_refused(name: str, engine: str) -> None:
     )
     for _ in range(2):
         torch.testing.assert_close(compute().clone(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_network_is_checked_once_and_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    network, batch = build(ZOO["attention"])
+    network.float()
+    batch = TaskBatch(*(tensor.float() for tensor in batch))
+    storages = [p.data_ptr() for p in network.parameters()]
+    values = [p.detach().clone() for p in network.parameters()]
+    calls = []
+    network.register_forward_hook(lambda *arguments: calls.append(arguments[1][0].dtype))
+    random_state = torch.get_rng_state()
+    with caplog.at_level(logging.INFO, logger="maml_pipeline"):
+        for _ in range(3):
+            before = len(calls)
+            VectorizedEngine().meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 1))
+    assert torch.float64 in calls  # held to plain autograd there
+    assert len(calls) - before == 2  # support and query set, all tasks at once
+    assert [message for message in caplog.messages if "math kernel" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+    assert [p.data_ptr() for p in network.parameters()] == storages
+    assert all(map(torch.equal, network.parameters(), values))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_first_order_keeps_the_fused_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    network, batch = build(ZOO["attention"])
+    with caplog.at_level(logging.INFO, logger="maml_pipeline"):
+        Learn2LearnEngine().meta_gradient(network, mse_loss, batch, INNER_LOOPS["first"])
+    assert not caplog.messages
+
+
+def test_dropout_draws_what_it_draws_by_hand() -> None:
+    network, batch = build(ZOO["dropout"])
+    inner = INNER_LOOPS["first"]
+    torch.manual_seed(5)
+    actual = Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner).gradient
+    torch.manual_seed(5)
+    with borrowed(network):
+        by_hand = ByHand(network, mse_loss, Handling())
+        theta = {name: p.detach().clone() for name, p in network.named_parameters()}
+        expected = by_hand.meta_gradient(theta, batch, inner).gradient
+    for name, g in expected.items():
+        torch.testing.assert_close(actual[name], g, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("seed", range(5))
+def test_networks_in_single_precision_with_kinks_are_never_refused(seed: int, engine: str) -> None:
+    torch.manual_seed(seed)
+    x = (torch.rand(2, 3, 6, 1, 28, 28) > 0.9).float()  # large areas of one value, as in Omniglot
+    y = torch.arange(3).repeat(3, 2)
+    for network in (ConvNet(3, filters=8), ConvNet(3, filters=8, downsampling="max_pool")):
+        for steps in (1, 5):
+            ENGINES[engine].meta_gradient(
+                network, nn.functional.cross_entropy, TaskBatch(x[0], y, x[1], y), InnerLoop(0.4, steps)
+            )
+
+
+def test_a_copy_is_judged_where_parameters_may_not_change_their_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    accumulators = []
+    for name in ("tanh", "lambda", "list"):
+        network, batch = build(ZOO[name])
+        network.float()
+        parameter = next(network.parameters())
+        accumulators.append(parameter.view_as(parameter).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+        ENGINES["learn2learn"].meta_gradient(
+            network, mse_loss, TaskBatch(*(t.float() for t in batch)), UNROLLED
+        )
+        assert parameter.view_as(parameter).grad_fn.next_functions[0][0] is accumulators[-1]  # type: ignore[union-attr]
+    network, batch = build(ZOO["dict of parameters"])
+    with pytest.raises(UserError, match="read parameters from the attributes"):
+        ENGINES["learn2learn"].meta_gradient(network, mse_loss, batch, UNROLLED)

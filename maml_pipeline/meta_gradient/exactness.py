@@ -34,7 +34,7 @@ from maml_pipeline.meta_gradient.observation import (
     observe,
 )
 from maml_pipeline.meta_gradient.preserved import borrowed, random_state_restored
-from maml_pipeline.meta_gradient.trial import Fault, Trial, Way
+from maml_pipeline.meta_gradient.trial import Fault, Trial, Way, reason
 from maml_pipeline.tasks import TaskBatch
 
 logger = logging.getLogger(__name__)
@@ -108,14 +108,14 @@ def _first_handling(way: Way, network: nn.Module, inner: InnerLoop, seen: Observ
 
 
 def _undifferentiable(network: nn.Module, inner: InnerLoop, error: Exception) -> UserError:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    cause = reason(error)
     order = f"first_order {str(inner.first_order).lower()}"
-    hint = "" if inner.first_order or "not implemented" not in reason else ", or set first_order to true"
-    remedy = f"; replace that layer{hint}" if "not implemented" in reason else ""
-    if "use_reentrant" in reason or "None of the inputs" in reason:
+    hint = "" if inner.first_order or "not implemented" not in cause else ", or set first_order to true"
+    remedy = f"; replace that layer{hint}" if "not implemented" in cause else ""
+    if "use_reentrant" in cause or "None of the inputs" in cause:
         remedy = "; call torch.utils.checkpoint with use_reentrant=False, or not at all"
     return UserError(
-        f"PyTorch cannot differentiate network {type(network).__name__} with {order}: {reason}{remedy}"
+        f"PyTorch cannot differentiate network {type(network).__name__} with {order}: {cause}{remedy}"
     )
 
 
@@ -198,8 +198,8 @@ def _report_second_derivative(network: nn.Module, seen: Observation) -> None:
         return
     raise UserError(
         f"the second derivative of network {name} or its loss is wrong in PyTorch {torch.__version__}: "
-        "it differs from finite differences of the first; set first_order to true, or write the layer with "
-        "other operations"
+        "it differs from finite differences of the first; set first_order to true, or write the layer "
+        "with other operations"
     )
 
 
@@ -209,7 +209,7 @@ def _refusal(way: Way, network: nn.Module, loss: Loss, tasks: TaskBatch, fault: 
         many = " on many tasks at once" if way.maps_tasks else ""
         return (
             f"engine {way.engine} cannot run the network {name} or its loss{many}: {fault.error}; "
-            f"{way.remedy}"
+            f"{way.error_remedy}"
         )
     what = "query losses after an inner step" if way.evaluates else "meta-gradient"
     differs = (

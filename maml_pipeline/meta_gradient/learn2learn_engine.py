@@ -238,8 +238,10 @@ UNROLLED = Way(
     evaluates=False,
     maps_tasks=False,
     clones=True,
+    error_remedy="write it with other operations",
     random_remedy=None,
     remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
-CHECKPOINTED = UNROLLED._replace(clones=False, random_remedy="set checkpoint_inner_steps to false")
+UNCHECKPOINTED = "set checkpoint_inner_steps to false"
+CHECKPOINTED = UNROLLED._replace(clones=False, error_remedy=UNCHECKPOINTED, random_remedy=UNCHECKPOINTED)
 EVALUATIONS = UNROLLED._replace(compute=_query_losses, evaluates=True)

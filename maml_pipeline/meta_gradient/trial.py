@@ -28,8 +28,9 @@ class Way(NamedTuple):
         evaluates: Query losses after every inner step are computed, and no meta-gradient.
         maps_tasks: By vmap.
         clones: learn2learn's clones are called, unless the handling says otherwise.
+        error_remedy: What to do about an error that plain autograd does not meet.
         random_remedy: What to do about random numbers, where this way cannot draw them.
-        remedy: What else to do about a network that this way gets wrong.
+        remedy: What to do about a network that this way gets wrong.
     """
 
     engine: str
@@ -37,6 +38,7 @@ class Way(NamedTuple):
     evaluates: bool
     maps_tasks: bool
     clones: bool
+    error_remedy: str
     random_remedy: str | None
     remedy: str
 
@@ -95,7 +97,7 @@ class Trial:
             except (torch.OutOfMemoryError, UserError):
                 raise
             except (RuntimeError, ValueError, TypeError) as error:
-                return Fault((str(error).strip() or repr(error)).splitlines()[0], 0, "")
+                return Fault(reason(error), 0, "")
             difference, where = _difference(actual, expected)
             if difference <= self.tolerance:
                 return None
@@ -168,6 +170,11 @@ class Trial:
         self.random_state.restore()
         compute = self.by_hand.query_losses if self.way.evaluates else self.by_hand.meta_gradient
         return compute(theta, self.tasks, self.inner)
+
+
+def reason(error: Exception) -> str:
+    """Return the first sentence of an error, which may be a page long."""
+    return (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _central_difference(

@@ -177,8 +177,9 @@ META_GRADIENTS = Way(
     evaluates=False,
     maps_tasks=True,
     clones=False,
+    error_remedy=REMEDY,
     random_remedy=REMEDY,
-    remedy=REMEDY,
+    remedy="read parameters from the attributes that hold them, or use engine learn2learn",
 )
 EVALUATIONS = META_GRADIENTS._replace(compute=_query_losses, evaluates=True)
 
