@@ -179,7 +179,7 @@ def counting_calls(self: Any, x: Tensor) -> Tensor:
 
 def annealing(self: Any, x: Tensor) -> Tensor:
     self.calls += 1
-    return plain(self, x) / self.calls
+    return plain(self, x) / self.calls  # type: ignore[no-any-return]
 
 
 def averaging(self: Any, x: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class Squared(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return 2 * x * gradient
+        return 2 * x * gradient  # type: ignore[no-any-return]
 
 
 class Detached(Squared):
@@ -248,7 +248,7 @@ class Detached(Squared):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return 2 * x.detach() * gradient
+        return 2 * x.detach() * gradient  # type: ignore[no-any-return]
 
 
 class Tokens(nn.Module):
@@ -279,7 +279,7 @@ class Bag(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, layer: type[nn.RNNBase]) -> None:
+    def __init__(self, layer: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
         self.layer, self.head = layer(2, 3), nn.Linear(3, 1)
 

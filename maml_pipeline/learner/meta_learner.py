@@ -14,7 +14,14 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.loss_with_gradient import LossWithGradient
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, MetaGradient, build_engine
+from maml_pipeline.meta_gradient import (
+    Engine,
+    InnerLoop,
+    Loss,
+    MetaGradient,
+    build_engine,
+    initialise_lazy,
+)
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 from maml_pipeline.tasks.task import check_at_least
@@ -268,11 +275,14 @@ class MetaLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def check_task(self, task: Task) -> None:
-        """Try the network and the loss on one task's support set.
+        """Try the network and the loss on one task, and hold the engine to plain autograd there.
+
+        Lazy layers take their shapes from the task.
 
         Raises:
-            UserError: They do not fit the task, with its shapes.
+            UserError: They do not fit the task, with its shapes, or the engine would not be exact.
         """
+        initialise_lazy(self.network, task)
         network = copy.deepcopy(self.network)  # so that no running statistic moves
         try:
             with torch.no_grad(), warnings.catch_warnings():
@@ -287,6 +297,14 @@ class MetaLearner(LightningModule):
                 f"tasks, whose support_x is {x} and support_y {y} with values up to "
                 f"{task.support_y.max().item():g}: {reason}"
             ) from error
+        batch = TaskBatch.stack([task])
+        for first_order in {
+            self.inner.first_order,
+            self.inner.first_order or self.first_order_steps > 0,
+        }:
+            inner = replace(self.inner, first_order=first_order)
+            self.engine.check(self.network, self.loss, batch, inner)
+        self.engine.check_evaluation(self.network, self.loss, batch, self.eval_inner)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to keep parameters that are not finite."""

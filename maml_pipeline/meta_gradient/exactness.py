@@ -29,6 +29,7 @@ from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, trainable_pa
 from maml_pipeline.meta_gradient.observation import (
     Observation,
     check_copy,
+    check_initialised,
     check_storage,
     check_twice_differentiable,
     observe,
@@ -62,7 +63,20 @@ def verified_handling(
     return handlings[key]
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and every module back into its own."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _verify(way: Way, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Handling:
+    check_initialised(network)
     if not way.evaluates:
         check_twice_differentiable(network, inner)
     tasks = TaskBatch(*(tensor[:_TASKS].detach().clone() for tensor in batch))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maml_pipeline.meta_gradient.adaptation import GroupLoss
 from maml_pipeline.meta_gradient.by_hand import Expected
-from maml_pipeline.meta_gradient.exactness import verified_handling
+from maml_pipeline.meta_gradient.exactness import evaluating, verified_handling
 from maml_pipeline.meta_gradient.handling import Handling, without_fast_path
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
@@ -16,6 +16,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Loss,
     MetaGradient,
     Parameters,
+    first_order,
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.stateless import stateless
@@ -72,9 +73,19 @@ class Learn2LearnEngine(Engine):
         Raises:
             UserError: The network has no exact meta-gradient here, and why.
         """
-        way = CHECKPOINTED if inner.checkpointed and not inner.first_order else UNROLLED
-        handling = verified_handling(way, network, loss, batch, inner)
+        handling = _handling(network, loss, batch, inner)
         return _meta_gradient(network, loss, batch, inner, handling, metric)
+
+    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        """See `Engine.check`."""
+        _handling(network, loss, batch, inner)
+
+    def check_evaluation(
+        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+    ) -> None:
+        """See `Engine.check_evaluation`."""
+        with evaluating(network):
+            verified_handling(EVALUATIONS, network, loss, batch, first_order(inner))
 
     def adaptation_curves(
         self,
@@ -85,12 +96,17 @@ class Learn2LearnEngine(Engine):
         inner: InnerLoop,
     ) -> dict[str, Tensor]:
         """See `Engine.adaptation_curves`."""
-        steps = InnerLoop(inner.lr, inner.steps, first_order=True)
+        steps = first_order(inner)
         with torch.inference_mode(False), torch.enable_grad(), without_fast_path():
             # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
             handling = verified_handling(EVALUATIONS, network, loss, batch, steps)
             return _adaptation_curves(network, measures, loss, batch, steps, handling)
+
+
+def _handling(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Handling:
+    way = CHECKPOINTED if inner.checkpointed and not inner.first_order else UNROLLED
+    return verified_handling(way, network, loss, batch, inner)
 
 
 def _meta_gradient(

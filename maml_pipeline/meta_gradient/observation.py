@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -84,6 +85,34 @@ def observe(network: nn.Module, loss: Loss, task: Task) -> Observation:
         leaves_values,
         stopped.seen or operations.without_gradient,
     )
+
+
+def check_initialised(network: nn.Module) -> None:
+    """Refuse lazy layers that have no parameters yet.
+
+    Raises:
+        UserError: There is one, and what to do.
+    """
+    for name, tensor in _registered(network).items():
+        if is_lazy(tensor):
+            raise UserError(
+                f"the network {type(network).__name__} has a lazy layer that has not seen any input, at "
+                f"{name}: call the network once on a task's support_x before it is trained"
+            )
+
+
+def initialise_lazy(network: nn.Module, task: Task) -> None:
+    """Let lazy layers, such as `nn.LazyLinear`, take their shapes from one task.
+
+    Any other network is left alone. Do this before an optimiser is built.
+
+    Args:
+        network: Its lazy layers draw their initial parameters.
+        task: One task of the distribution.
+    """
+    if any(map(is_lazy, _registered(network).values())):
+        with torch.no_grad():
+            network(task.support_x.clone())
 
 
 def check_storage(network: nn.Module, loss: Loss, task: Task) -> None:
@@ -237,11 +266,11 @@ def _check_attributes_read_in_evaluation(network: nn.Module, loss: Loss, task: T
     return bool(changed)
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watch the operations that really run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fused_attention = self.pads = self.without_gradient = False
 
     def __torch_dispatch__(

@@ -29,8 +29,9 @@ def borrowed(*owners: object, dtype: torch.dtype | None = None) -> Iterator[None
         try:
             for tensor, data in storages:
                 tensor.data = _copied(data, dtype)
-            for module in modules if dtype is not None else ():
-                _convert_attributes(module, dtype)
+            if dtype is not None:
+                for module in modules:
+                    _convert_attributes(module, dtype)
             yield
         finally:
             for tensor, data in storages:

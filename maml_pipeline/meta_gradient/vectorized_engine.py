@@ -12,7 +12,7 @@ from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
 from maml_pipeline.meta_gradient.by_hand import Expected
 from maml_pipeline.meta_gradient.chunks import fitting_chunk
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
-from maml_pipeline.meta_gradient.exactness import verified_handling
+from maml_pipeline.meta_gradient.exactness import evaluating, verified_handling
 from maml_pipeline.meta_gradient.handling import Handling, without_fast_path
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
@@ -20,6 +20,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Loss,
     MetaGradient,
     Parameters,
+    first_order,
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
@@ -94,6 +95,17 @@ class VectorizedEngine(Engine):
             metric=None if metric is None else task_by_task(metric, prediction, batch.query_y),
         )
 
+    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        """See `Engine.check`."""
+        verified_handling(META_GRADIENTS, network, loss, batch, inner)
+
+    def check_evaluation(
+        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+    ) -> None:
+        """See `Engine.check_evaluation`."""
+        with evaluating(network):
+            verified_handling(EVALUATIONS, network, loss, batch, first_order(inner))
+
     def adaptation_curves(
         self,
         network: nn.Module,
@@ -106,7 +118,7 @@ class VectorizedEngine(Engine):
         with torch.inference_mode(False), torch.enable_grad(), without_fast_path():
             # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            steps = InnerLoop(inner.lr, inner.steps, first_order=True)
+            steps = first_order(inner)
             handling = verified_handling(EVALUATIONS, network, loss, batch, steps)
             group_loss = self._group_loss(network, loss, handling)
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
