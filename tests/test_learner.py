@@ -129,6 +129,7 @@ def test_evaluation_memory_grows_neither_with_steps_nor_with_tasks() -> None:
     def peak(tasks: int, steps: int) -> int:
         batch = sine_batch(tasks)
         inner = InnerLoop(0.01, steps)
+        Learn2LearnEngine().check_evaluation(network.eval(), mse_loss, batch, inner)
         measured = peak_bytes(
             lambda: Learn2LearnEngine().adaptation_curves(
                 network, {"loss": mse_loss}, mse_loss, batch, inner
@@ -289,13 +290,13 @@ def test_annealing_is_logged_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert torch.equal(weights(resumed), weights(whole))
 
 
-class Attending(nn.Module):
+class Bag(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(1, 1, batch_first=True)
+        self.bag = nn.EmbeddingBag(5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.attention(x[None], x[None], x[None], need_weights=False)[0][0]
+        y: Tensor = self.bag(x.long().clamp(0, 4))
         return y
 
 
@@ -303,6 +304,27 @@ class Attending(nn.Module):
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
 def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
-    learner = MetaLearner(Attending(), loss=mse_loss, inner_lr=0.1, engine=engine)
-    with pytest.raises(UserError, match=r"Attending with first_order false: derivative for .* true$"):
+    learner = MetaLearner(Bag(), loss=mse_loss, inner_lr=0.1, engine=engine)
+    message = r"Bag with first_order false: the derivative for .* set first_order to true$"
+    with pytest.raises(UserError, match=message):
+        learner.check_task(SineWaves().task(0, "train", 0))
+    with pytest.raises(UserError, match=message):
         learner.meta_gradient(sine_batch())
+
+
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_lazy_layers_take_their_shapes_from_the_tasks(engine: Any) -> None:
+    network = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(1))
+    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.1, engine=engine)
+    with pytest.raises(UserError, match=r"has a lazy layer that has not seen any input, at 0\.weight"):
+        learner.meta_gradient(sine_batch())
+    learner.check_task(SineWaves().task(0, "train", 0))
+    assert learner.meta_gradient(sine_batch())["0.weight"].shape == (8, 1)
+
+
+def test_a_network_is_refused_when_a_task_is_checked_also_for_its_evaluation() -> None:
+    network = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.1)
+    with pytest.raises(UserError, match="track_running_stats=False"):
+        learner.check_task(SineWaves().task(0, "train", 0))
+    assert all(module.training for module in network.modules())

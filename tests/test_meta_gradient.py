@@ -136,6 +136,7 @@ def test_memory_does_not_grow_with_the_number_of_tasks(first_order: bool) -> Non
         one = Task(torch.rand(50, 8), torch.rand(50, 1), torch.rand(50, 8), torch.rand(50, 1))
         batch = TaskBatch.stack([one] * tasks)
         inner = InnerLoop(0.1, 3, first_order)
+        Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner)  # checks the network
         return peak_bytes(lambda: Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner))
 
     # What stays of a task is its losses, a few scalars; an activation alone is 12,800 bytes.
@@ -148,6 +149,7 @@ def test_memory_grows_with_the_inner_steps_in_second_order_alone() -> None:
 
     def peak(steps: int, first_order: bool) -> int:
         inner = InnerLoop(0.1, steps, first_order)
+        Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner)  # checks the network
         return peak_bytes(lambda: Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner))
 
     second = [peak(steps, first_order=False) for steps in (2, 6, 10)]

@@ -16,7 +16,14 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.fit_check import check_fit, check_measures, measure_name
 from maml_pipeline.learner.loss_with_gradient import LossWithGradient
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, MetaGradient, build_engine
+from maml_pipeline.meta_gradient import (
+    Engine,
+    InnerLoop,
+    Loss,
+    MetaGradient,
+    build_engine,
+    initialise_lazy,
+)
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 from maml_pipeline.tasks.task import check_at_least
@@ -318,12 +325,23 @@ class MetaLearner(LightningModule):
                 scheduler.step(self._evaluated[config.monitor])
 
     def check_task(self, task: Task) -> None:
-        """Try the network, the loss and the metric on one task.
+        """Try the network, the loss and the metric on one task, and hold the engine to plain autograd.
+
+        Lazy layers take their shapes from the task.
 
         Raises:
-            UserError: They do not fit the task, with its shapes.
+            UserError: They do not fit the task, with its shapes, or the engine would not be exact.
         """
+        initialise_lazy(self.network, task)
         check_fit(self.network, self.loss, self.metric, task)
+        batch = TaskBatch.stack([task])
+        for first_order in {
+            self.inner.first_order,
+            self.inner.first_order or self.first_order_steps > 0,
+        }:
+            inner = replace(self.inner, first_order=first_order)
+            self.engine.check(self.network, self.loss, batch, inner)
+        self.engine.check_evaluation(self.network, self.loss, batch, self.eval_inner)
         self._is_checked = True
 
     def _check_first(self, batch: TaskBatch) -> None:

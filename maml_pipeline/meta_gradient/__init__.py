@@ -5,6 +5,7 @@ from typing import Literal
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.inner_loop import Engine, InnerLoop, Loss, MetaGradient
 from maml_pipeline.meta_gradient.learn2learn_engine import Learn2LearnEngine
+from maml_pipeline.meta_gradient.observation import initialise_lazy
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MetaGradient",
     "VectorizedEngine",
     "build_engine",
+    "initialise_lazy",
 ]
 
 

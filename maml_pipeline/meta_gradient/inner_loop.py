@@ -45,6 +45,11 @@ class InnerLoop:
             raise UserError(f"inner_steps is {self.steps}; it must be 0 or more")
 
 
+def first_order(inner: InnerLoop) -> InnerLoop:
+    """Return how an evaluation adapts, which takes no derivative of its steps."""
+    return InnerLoop(inner.lr, inner.steps, first_order=True)
+
+
 class MetaGradient(NamedTuple):
     """The mean query loss of T tasks and its gradient with respect to the initial parameters.
 
@@ -91,6 +96,33 @@ class Engine(Protocol):
         References:
             Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
             Networks", 2017, equation 1 and algorithm 1; first order: section 5.2.
+        """
+        ...
+
+    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        """Hold this engine to plain autograd on a few of these tasks, unless that was done before.
+
+        `meta_gradient` does it by itself when it first meets a network. Do it ahead to refuse a
+        network early, or to keep the first meta-gradient free of it.
+
+        Args:
+            network: It is left as it is.
+            loss: (prediction, target) -> scalar.
+            batch: T tasks.
+            inner: How to adapt, and the gradient order.
+
+        Raises:
+            UserError: The network, the loss or this order would not be exact, and what to do.
+        """
+        ...
+
+    def check_evaluation(
+        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+    ) -> None:
+        """Do as `check` does, for `adaptation_curves` of a network in evaluation mode.
+
+        Raises:
+            UserError: An evaluation would not be exact, and what to do.
         """
         ...
 

@@ -9,26 +9,31 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
+from maml_pipeline.meta_gradient.by_hand import Expected
 from maml_pipeline.meta_gradient.chunks import fitting_chunk
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
 from maml_pipeline.meta_gradient.identity import Identity
+from maml_pipeline.meta_gradient.exactness import evaluating, verified_handling
+from maml_pipeline.meta_gradient.handling import Handling, without_fast_path
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
     InnerLoop,
     Loss,
     MetaGradient,
     Parameters,
+    first_order,
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.query_prediction import predict_query
 from maml_pipeline.meta_gradient.stateless import stateless
 from maml_pipeline.meta_gradient.task_group import GroupGradient, directly, group_gradient
-from maml_pipeline.meta_gradient.vectorizable import check_twice_differentiable, check_vectorizable
+from maml_pipeline.meta_gradient.trial import Way
 from maml_pipeline.tasks import TaskBatch
 from maml_pipeline.tasks.task import check_at_least
 
 SHARE_OF_MEMORY = 0.8
+REMEDY = "use engine learn2learn"
 
 
 class VectorizedEngine(Engine):
@@ -73,15 +78,16 @@ class VectorizedEngine(Engine):
         """See `Engine.meta_gradient`.
 
         Raises:
-            UserError: The network cannot be mapped over tasks, and why.
+            UserError: The network cannot be mapped over tasks exactly, and why.
         """
-        check_twice_differentiable(network, inner)
-        group_loss = self._group_loss(network, loss, batch)
+        handling = verified_handling(META_GRADIENTS, network, loss, batch, inner)
+        group_loss = self._group_loss(network, loss, handling)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-        results = [
-            group_gradient(group_loss, theta, chunk, inner, self._run)
-            for chunk in self._chunks(group_loss, theta, batch, inner)
-        ]
+        with handling.restored(network):
+            results = [
+                group_gradient(group_loss, theta, chunk, inner, self._run)
+                for chunk in self._chunks(group_loss, theta, batch, inner)
+            ]
         inner_losses = torch.cat([result.inner_losses for result in results])
         prediction = torch.cat([result.prediction for result in results])
         return MetaGradient(
@@ -90,6 +96,17 @@ class VectorizedEngine(Engine):
             inner_losses=inner_losses,
             metric=None if metric is None else task_by_task(metric, prediction, batch.query_y),
         )
+
+    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        """See `Engine.check`."""
+        verified_handling(META_GRADIENTS, network, loss, batch, inner)
+
+    def check_evaluation(
+        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+    ) -> None:
+        """See `Engine.check_evaluation`."""
+        with evaluating(network):
+            verified_handling(EVALUATIONS, network, loss, batch, first_order(inner))
 
     def adaptation_curves(
         self,
@@ -101,36 +118,30 @@ class VectorizedEngine(Engine):
         transductive: bool = True,
     ) -> dict[str, Tensor]:
         """See `Engine.adaptation_curves`."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), without_fast_path():
             # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            group_loss = self._group_loss(network, loss, batch)
+            steps = first_order(inner)
+            handling = verified_handling(EVALUATIONS, network, loss, batch, steps)
+            group_loss = self._group_loss(network, loss, handling)
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-            steps = InnerLoop(inner.lr, inner.steps, first_order=True)
-            chunks = [
-                _curves(group_loss, measures, theta, chunk, inner, transductive)
-                for chunk in self._chunks(group_loss, theta, batch, steps)
-            ]
+            with handling.restored(network):
+                chunks = [
+                    curves_of_group(group_loss, measures, theta, chunk, inner, transductive)
+                    for chunk in self._chunks(group_loss, theta, batch, steps)
+                ]
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
 
-    def _group_loss(self, network: nn.Module, loss: Loss, batch: TaskBatch) -> GroupLoss:
-        """Return the loss of many tasks at once, checked the first time that it is asked for."""
+    def _group_loss(self, network: nn.Module, loss: Loss, handling: Handling) -> GroupLoss:
+        """Return the loss of many tasks at once: always the same one, for the sake of compiling."""
         trainable = trainable_parameters(network)
         # What is replaced by another object, or frozen, or no longer so, asks for another function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
         if isinstance(loss, nn.Module):
             constants += [*loss.parameters(), *loss.buffers()]
-        key = network, network.training, Identity(loss), *trainable, *map(id, constants)
+        key = network, network.training, Identity(loss), handling, *trainable, *map(id, constants)
         if key not in self._group_losses:
-            call = stateless(network)
-
-            def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-                prediction = call(parameters, x)
-                return loss(prediction, y), prediction
-
-            group_loss: GroupLoss = vmap(task_loss)
-            check_vectorizable(network, group_loss, batch)
-            self._group_losses[key] = group_loss, constants
+            self._group_losses[key] = mapped_loss(network, loss, handling), constants
         return self._group_losses[key][0]
 
     def _chunks(
@@ -145,6 +156,49 @@ class VectorizedEngine(Engine):
             size = self._chosen[key]
         for start in range(0, tasks, size):
             yield _slice(batch, start, size)
+
+
+def mapped_loss(network: nn.Module, loss: Loss, handling: Handling) -> GroupLoss:
+    """Map a network and its loss over tasks, each with parameters of its own."""
+    call = stateless(network)
+
+    def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return handling.evaluate(partial(call, parameters), loss, x, y)
+
+    group_loss: GroupLoss = vmap(task_loss)
+    return group_loss
+
+
+def _meta_gradient(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, handling: Handling
+) -> Expected:
+    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+    with handling.restored(network):
+        result = group_gradient(mapped_loss(network, loss, handling), theta, batch, inner)
+    return Expected(result.inner_losses, _mean([result], tasks=len(batch.support_x)))
+
+
+def _query_losses(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, handling: Handling
+) -> Expected:
+    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+    group_loss = mapped_loss(network, loss, handling)
+    with handling.restored(network):
+        curves = curves_of_group(group_loss, {"loss": loss}, theta, batch, inner)
+    return Expected(curves["loss"], {})
+
+
+META_GRADIENTS = Way(
+    engine="vectorized",
+    compute=_meta_gradient,
+    evaluates=False,
+    maps_tasks=True,
+    clones=False,
+    error_remedy=REMEDY,
+    random_remedy=REMEDY,
+    remedy="read parameters from the attributes that hold them, or use engine learn2learn",
+)
+EVALUATIONS = META_GRADIENTS._replace(compute=_query_losses, evaluates=True)
 
 
 def _fitting_chunk(group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> int:
@@ -181,6 +235,7 @@ def _predict(group_loss: GroupLoss, parameters: Parameters, x: Tensor, y: Tensor
 
 
 def _curves(
+def curves_of_group(
     group_loss: GroupLoss,
     measures: dict[str, Loss],
     theta: Parameters,
@@ -188,6 +243,7 @@ def _curves(
     inner: InnerLoop,
     transductive: bool,
 ) -> dict[str, Tensor]:
+    """Measure every task's query set before the first inner step and after every one: `(G, k + 1)`."""
     adapted = expand(theta, len(batch.support_x))
     curves: dict[str, list[Tensor]] = {name: [] for name in measures}
     for t in range(inner.steps + 1):

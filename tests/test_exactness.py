@@ -1,0 +1,257 @@
+"""Every engine, order and method computes what plain autograd computes, or refuses."""
+
+import logging
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
+from maml_pipeline.meta_gradient.by_hand import ByHand
+from maml_pipeline.meta_gradient.handling import Handling
+from maml_pipeline.meta_gradient.inner_loop import Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.preserved import borrowed
+from maml_pipeline.networks import ConvNet
+from maml_pipeline.tasks import TaskBatch
+from tests.zoo import ZOO, Calling, Entry, with_view
+
+ENGINES: dict[str, Engine] = {"vectorized": VectorizedEngine(), "learn2learn": Learn2LearnEngine()}
+UNROLLED = InnerLoop(0.05, 2)
+INNER_LOOPS = {
+    "first": replace(UNROLLED, first_order=True),
+    "second": UNROLLED,
+    "second checkpointed": replace(UNROLLED, checkpointed=True),
+}
+# vmap says that it takes such a layer task by task.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop",
+    "ignore:.*weight_norm.* is deprecated",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+
+
+def build(entry: Entry) -> tuple[nn.Module, TaskBatch]:
+    torch.manual_seed(0)
+    network = entry.build().double()
+    if isinstance(network, Calling) and hasattr(network, "view"):
+        with_view(network)  # of the parameters in their new type
+    generator = torch.Generator().manual_seed(1)
+
+    def x() -> Tensor:
+        if entry.inputs == "tokens":
+            return torch.randint(5, (3, 6, 3), generator=generator)
+        if entry.inputs == "images":
+            return torch.rand(3, 6, 1, 28, 28, generator=generator, dtype=torch.float64)
+        return torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+
+    def y() -> Tensor:
+        if entry.inputs == "images":
+            return torch.arange(3).repeat(3, 2)
+        return torch.randn(3, 6, 1, generator=generator, dtype=torch.float64)
+
+    if isinstance(entry.loss, nn.Module):
+        entry.loss.double()
+    return network, TaskBatch(x(), y(), x(), y())
+
+
+def refusal(entry: Entry, way: str) -> str | None:
+    return next((message for start, message in entry.refused.items() if way.startswith(start)), None)
+
+
+class InPlace:
+    """The oracle: adapt each task with plain autograd, the network's own parameters changed in place."""
+
+    def __init__(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        self.network, self.loss, self.batch, self.inner = network, loss, batch, inner
+        self.parameters = trainable_parameters(network)
+        self.theta = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def gradient(self, theta: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Parameters]:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(theta[name])
+        loss = self.loss(self.network(x.clone()), y.clone())
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        named = zip(self.parameters.items(), gradients, strict=True)
+        return loss.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in named}
+
+    def adapt(self, theta: Parameters) -> tuple[Tensor, Parameters]:
+        """Return the query losses `(T, k + 1)` and the first-order meta-gradient."""
+        curves, total = [], {name: torch.zeros_like(p) for name, p in theta.items()}
+        for task in self.batch.tasks():
+            theta_t, curve = theta, []
+            for _ in range(self.inner.steps):
+                curve.append(self.gradient(theta_t, task.query_x, task.query_y)[0])
+                _, g = self.gradient(theta_t, task.support_x, task.support_y)
+                theta_t = {name: p - self.inner.lr * g[name] for name, p in theta_t.items()}
+            loss, g = self.gradient(theta_t, task.query_x, task.query_y)
+            curves.append(torch.stack([*curve, loss]))
+            total = {name: t + g[name] / len(self.batch.support_x) for name, t in total.items()}
+        self.gradient(self.theta, self.batch.query_x[0], self.batch.query_y[0])  # puts theta back
+        return torch.stack(curves), total
+
+    def slope(self, direction: Parameters, h: float = 1e-7) -> float:
+        """Differentiate the adapted query loss along a direction, by differences of fourth order."""
+
+        def loss(distance: float) -> float:
+            theta = {name: p + distance * direction[name] for name, p in self.theta.items()}
+            return float(self.adapt(theta)[0][:, -1].mean())
+
+        return (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
+
+
+@pytest.mark.parametrize("order", INNER_LOOPS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ZOO)
+def test_meta_gradients_are_exact_or_refused(name: str, engine: str, order: str) -> None:
+    entry, inner = ZOO[name], INNER_LOOPS[order]
+    network, batch = build(entry)
+    before = [tensor.clone() for tensor in batch]
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    message = refusal(entry, f"train {engine} {order}")
+
+    def compute() -> Parameters:
+        return ENGINES[engine].meta_gradient(network, entry.loss, batch, inner).gradient
+
+    if message is not None:
+        with pytest.raises(UserError, match=message) as refused:
+            compute()
+        assert "\n" not in str(refused.value)
+        assert re.search("set |use |with |leave |read |give |divide|take|MAML needs", str(refused.value))
+    else:
+        actual = compute()
+        if not entry.random:
+            again = compute()
+            assert all(torch.equal(g, again[key]) for key, g in actual.items())
+            check_against_oracle(entry, network, batch, inner, actual)
+    assert all(map(torch.equal, batch, before))
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def check_against_oracle(
+    entry: Entry, network: nn.Module, batch: TaskBatch, inner: InnerLoop, actual: Parameters
+) -> None:
+    oracle = InPlace(network, entry.loss, batch, inner)
+    _, first_order = oracle.adapt(oracle.theta)
+    if inner.first_order:
+        for name, g in first_order.items():
+            torch.testing.assert_close(actual[name], g, rtol=1e-6, atol=1e-9)
+    elif entry.stops_gradients:  # no derivative of the losses, but what autograd makes of it
+        with borrowed(network):
+            by_hand = ByHand(network, entry.loss, Handling(copies_tasks=True))
+            expected = by_hand.meta_gradient(oracle.theta, batch, inner).gradient
+        for name, g in expected.items():
+            torch.testing.assert_close(actual[name], g, rtol=1e-5, atol=1e-7)
+    else:
+        generator = torch.Generator().manual_seed(2)
+        # What is kept from learning, as a padding row, may have a slope all the same.
+        direction = {
+            name: torch.randn(g.shape, generator=generator, dtype=g.dtype) * (g != 0)
+            for name, g in first_order.items()
+        }
+        slope = sum(float((actual[name] * d).sum()) for name, d in direction.items())
+        assert slope == pytest.approx(oracle.slope(direction), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ZOO)
+def test_evaluations_are_exact_or_refused(name: str, engine: str) -> None:
+    entry = ZOO[name]
+    network, batch = build(entry)
+    network.eval()
+    message = refusal(entry, f"eval {engine}")
+
+    def compute() -> Tensor:
+        with torch.inference_mode():
+            return ENGINES[engine].adaptation_curves(
+                network, {"loss": entry.loss}, entry.loss, batch, UNROLLED
+            )["loss"]
+
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            compute()
+        return
+    expected, _ = InPlace(network, entry.loss, batch, UNROLLED).adapt(
+        {name: p.detach().clone() for name, p in trainable_parameters(network).items()}
+    )
+    for _ in range(2):
+        torch.testing.assert_close(compute().clone(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_network_is_checked_once_and_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    network, batch = build(ZOO["attention"])
+    network.float()
+    batch = TaskBatch(*(tensor.float() for tensor in batch))
+    storages = [p.data_ptr() for p in network.parameters()]
+    values = [p.detach().clone() for p in network.parameters()]
+    calls = []
+    network.register_forward_hook(lambda *arguments: calls.append(arguments[1][0].dtype))
+    random_state = torch.get_rng_state()
+    with caplog.at_level(logging.INFO, logger="maml_pipeline"):
+        for _ in range(3):
+            before = len(calls)
+            VectorizedEngine().meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 1))
+    assert torch.float64 in calls  # held to plain autograd there
+    assert len(calls) - before == 2  # support and query set, all tasks at once
+    assert [message for message in caplog.messages if "math kernel" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+    assert [p.data_ptr() for p in network.parameters()] == storages
+    assert all(map(torch.equal, network.parameters(), values))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_first_order_keeps_the_fused_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    network, batch = build(ZOO["attention"])
+    with caplog.at_level(logging.INFO, logger="maml_pipeline"):
+        Learn2LearnEngine().meta_gradient(network, mse_loss, batch, INNER_LOOPS["first"])
+    assert not caplog.messages
+
+
+def test_dropout_draws_what_it_draws_by_hand() -> None:
+    network, batch = build(ZOO["dropout"])
+    inner = INNER_LOOPS["first"]
+    torch.manual_seed(5)
+    actual = Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner).gradient
+    torch.manual_seed(5)
+    with borrowed(network):
+        by_hand = ByHand(network, mse_loss, Handling())
+        theta = {name: p.detach().clone() for name, p in network.named_parameters()}
+        expected = by_hand.meta_gradient(theta, batch, inner).gradient
+    for name, g in expected.items():
+        torch.testing.assert_close(actual[name], g, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("seed", range(5))
+def test_networks_in_single_precision_with_kinks_are_never_refused(seed: int, engine: str) -> None:
+    torch.manual_seed(seed)
+    x = (torch.rand(2, 3, 6, 1, 28, 28) > 0.9).float()  # large areas of one value, as in Omniglot
+    y = torch.arange(3).repeat(3, 2)
+    for network in (ConvNet(3, filters=8), ConvNet(3, filters=8, downsampling="max_pool")):
+        for steps in (1, 5):
+            ENGINES[engine].meta_gradient(
+                network, nn.functional.cross_entropy, TaskBatch(x[0], y, x[1], y), InnerLoop(0.4, steps)
+            )
+
+
+def test_a_copy_is_judged_where_parameters_may_not_change_their_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    accumulators = []
+    for name in ("tanh", "lambda", "list"):
+        network, batch = build(ZOO[name])
+        network.float()
+        parameter = next(network.parameters())
+        accumulators.append(parameter.view_as(parameter).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+        ENGINES["learn2learn"].meta_gradient(
+            network, mse_loss, TaskBatch(*(t.float() for t in batch)), UNROLLED
+        )
+        assert parameter.view_as(parameter).grad_fn.next_functions[0][0] is accumulators[-1]  # type: ignore[union-attr]
+    network, batch = build(ZOO["dict of parameters"])
+    with pytest.raises(UserError, match="read parameters from the attributes"):
+        ENGINES["learn2learn"].meta_gradient(network, mse_loss, batch, UNROLLED)
