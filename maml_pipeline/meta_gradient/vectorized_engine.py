@@ -12,9 +12,9 @@ from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
 from maml_pipeline.meta_gradient.by_hand import Expected
 from maml_pipeline.meta_gradient.chunks import fitting_chunk
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
-from maml_pipeline.meta_gradient.identity import Identity
 from maml_pipeline.meta_gradient.exactness import evaluating, verified_handling
 from maml_pipeline.meta_gradient.handling import Handling, without_fast_path
+from maml_pipeline.meta_gradient.identity import Identity
 from maml_pipeline.meta_gradient.inner_loop import (
     Engine,
     InnerLoop,
@@ -234,14 +234,13 @@ def _predict(group_loss: GroupLoss, parameters: Parameters, x: Tensor, y: Tensor
     return group_loss(parameters, x, y)[1]
 
 
-def _curves(
 def curves_of_group(
     group_loss: GroupLoss,
     measures: dict[str, Loss],
     theta: Parameters,
     batch: TaskBatch,
     inner: InnerLoop,
-    transductive: bool,
+    transductive: bool = True,
 ) -> dict[str, Tensor]:
     """Measure every task's query set before the first inner step and after every one: `(G, k + 1)`."""
     adapted = expand(theta, len(batch.support_x))
