@@ -10,7 +10,7 @@ import numpy as np
 
 from maml_pipeline.checksum import add_checksum, has_valid_checksum
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, write_whole
+from maml_pipeline.files import make_folder, write_atomically
 
 SECONDS_TO_WRITE = 3600
 """An unfinished file that is older was left by a process that was killed."""
@@ -49,7 +49,7 @@ def write_cache(cache: Path, images: np.ndarray) -> None:
         make_folder(cache.parent, "cache_dir")
         try:
             _remove_leftovers(cache.parent)
-            write_whole(cache, add_checksum(content.getvalue()))
+            write_atomically(cache, add_checksum(content.getvalue()))
         except OSError as error:
             raise UserError(f"cache_dir {cache.parent} cannot be written ({error.strerror})") from error
 
@@ -68,7 +68,7 @@ def removed_on_failure(*folders: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove unfinished caches: those of `write_whole`, and those of earlier versions."""
+    """Remove unfinished caches: those of `write_atomically`, and those of earlier versions."""
     for path in [*folder.glob(".omniglot-*"), *folder.glob("tmp????????.npz")]:
         with contextlib.suppress(OSError):  # another process may have been faster
             is_old = time.time() - path.stat().st_mtime > SECONDS_TO_WRITE
