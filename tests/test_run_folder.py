@@ -52,6 +52,7 @@ class Named(Parabolas):
         (Omniglot(), "omniglot-5w1s"),
         (Omniglot(ways=20, shots=5), "omniglot-20w5s"),
         (Parabolas(), "parabolas-5shot"),
+        (Parabolas(shots=[1, 5]), "parabolas"),  # type: ignore[arg-type]
         (Named(), "a name of my own"),
     ],
 )
@@ -101,6 +102,14 @@ def test_a_name_is_one_part_of_a_path(name: str, maml_error: Callable[..., str],
     error = maml_error("fit", *SHORT, f"--run.experiment={name}")
     assert "run.experiment" in error and "\x1b" not in error
     assert not list(tmp_path.iterdir()) and not (tmp_path.parent / "esc").exists()
+
+
+def test_the_tasks_own_name_is_one_part_of_a_path_too(
+    maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    named = ("--data.tasks", "tests.test_run_folder.Named", "--data.tasks.name", "../mine")
+    assert "the tasks' name is '../mine'" in maml_error("fit", *SHORT, *named)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("ways", "outputs"), [(3, 5), (5, 3)])
@@ -196,6 +205,18 @@ def test_a_folder_of_other_settings_that_was_never_trained_is_not_taken(
     assert "model.inner_lr is 0.2 here and 0.1 there" in maml_error("fit", *SHORT, *other)
     maml("fit", *SHORT, "--run.dir", "mine")
     assert (tmp_path / "mine" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_config_that_is_not_a_runs_is_never_written_over(
+    maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "grid").mkdir()
+    text = (CONFIGS / "toy.yaml").read_text()
+    (tmp_path / "grid" / "config.yaml").write_text(text)  # a trade-off's, or one that a user wrote
+    error = maml_error("fit", *SHORT, "--run.dir", "grid")
+    assert "run.dir: grid/config.yaml is not a run's and would be overwritten" in error
+    assert (tmp_path / "grid" / "config.yaml").read_text() == text
+    assert len(list((tmp_path / "grid").iterdir())) == 1
 
 
 # The lock ---------------------------------------------------------------------------------------

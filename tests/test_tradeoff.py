@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
+from maml_pipeline.runs.lock import held
 from maml_pipeline.tools.grid import Cell, make_grid
 from maml_pipeline.tools.grid_progress import GridProgress
 from maml_pipeline.tools.tradeoff import meta_steps_done
@@ -173,6 +174,20 @@ def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str],
             assert "is in use" in maml_error(*TOY, *SHORT, *out)
         finally:
             other.kill()
+
+
+def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    cell = tmp_path / "grid" / "first-k1-s0"
+    cell.mkdir(parents=True)
+    command = [sys.executable, "-m", "maml_pipeline", *map(str, (*TOY, *SHORT)), "--orders", "first"]
+    command += ["--out", str(tmp_path / "grid"), "--cell", "0"]
+    with held(cell):
+        refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert refused.returncode == 1
+    assert f"{cell} is in use: another process trains in it" in (cell / "log.txt").read_text()
+    assert {path.name for path in cell.iterdir()} <= {"log.txt", ".lock", "checkpoints"}
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    assert (cell / "test.json").exists()
 
 
 def test_the_grid_is_seed_by_seed_and_every_cell_once() -> None:

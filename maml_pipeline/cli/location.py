@@ -150,7 +150,10 @@ def _new(request: Request) -> Path | None:
     if folder is None:
         return None
     check_free(folder)
-    if (folder / run_folder.CONFIG).exists() and (found := request.differences(folder)):
+    file = folder / run_folder.CONFIG
+    if file.exists() and not run_folder.is_run(folder):
+        raise UserError(f"run.dir: {file} is not a run's and would be overwritten; name another folder")
+    if file.exists() and (found := request.differences(folder)):
         raise UserError(f"run.dir {read_differences(folder, found)}; name another folder")
     return folder
 

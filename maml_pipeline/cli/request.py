@@ -57,8 +57,9 @@ class Request:
         if theirs and _is_name_of_other_tasks(values, _with_defaults(parser, theirs)):
             run["experiment"] = None
         if run["experiment"] is None:
-            run_folder.check_name("the tasks' name", tasks.name)
-            run["experiment"] = tasks.name
+            name = str(tasks.name)
+            run_folder.check_name("the tasks' name", name)
+            run["experiment"] = name
         order = "first" if values["model"]["first_order"] else "second"
         return cls(
             parser,

@@ -74,9 +74,9 @@ class TaskDistribution(ABC):
     def name(self) -> str:
         """What runs on these tasks are called: the class with its ways and shots, where it has any."""
         ways, shots = getattr(self, "ways", None), getattr(self, "shots", None)
-        size = f"{ways}w" if ways else ""
-        if shots:
-            size += f"{shots}s" if ways else f"{shots}shot"
+        size = f"{ways}w" if isinstance(ways, int) else ""
+        if isinstance(shots, int):
+            size += f"{shots}s" if size else f"{shots}shot"
         name = type(self).__name__.lower()
         return f"{name}-{size}" if size else name
 
