@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,25 @@ def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
     recorded = [step for part in steps for step in part]
     (whole_log,) = next(iter(wandb_logs(tmp_path / "whole").values()))
     assert recorded == [row["step"] for row in read_wandb_log(whole_log)[1]]
+
+
+def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    run = (*TOY, "--trainer.max_steps", 40, "--run.dir", "early")
+    job = cluster.train(tmp_path, [], *run)
+    places: dict[str, Callable[[], object]] = {
+        "it imports": lambda: cluster.processes(job, cluster.show(job)["NodeList"]),
+        "its folder is there": (tmp_path / "early" / "config.yaml").exists,
+    }
+    for restarts, (place, is_there) in enumerate(places.items(), 1):
+        wait_for(is_there, place)
+        cluster.run(tmp_path, "scancel", "--signal=TERM", job)
+        wait_for(
+            lambda restarts=restarts: cluster.show(job)["Restarts"] == str(restarts), "a requeueing"
+        )  # type: ignore[misc]
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), log(tmp_path, job)
+    assert log(tmp_path, job).count("is requeued") == 2
+    assert int(checkpoint(tmp_path / "early")["meta_step"]) == 40
 
 
 def test_a_killed_rank_fails_its_job_fast_which_is_requeued_and_goes_on(

@@ -29,6 +29,11 @@ class BestCheckpoint(ModelCheckpoint):
             folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the latest score too, which Lightning leaves out: a resumed run saves it again."""
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
+
 
 class LastCheckpoint(Checkpoint):
     """Keep the newest state as `last.ckpt`: every n meta-steps, at the end, and before a stop.
