@@ -85,9 +85,7 @@ def test_a_kill_at_a_random_time(
         shutil.rmtree(folder)
         if killed == kills:
             break
-    print(
-        f"{killed - len(failures)} of {killed} kills at random times ({mode}) end as the run that was not"
-    )
+    print(f"{killed - len(failures)} of {killed} kills at random times ({mode}) end as the whole run")
     assert killed == kills and not failures, "\n".join(failures)
 
 
