@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from maml_pipeline.runs.lock import held, opened
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.tracking.description import describe
 from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.runs.lock import held, opened
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.task import Split
 from maml_pipeline.tasks.toy import Lines

@@ -1,5 +1,6 @@
 """Jobs on a real Slurm: any number of nodes, preempted, killed, in arrays, and asked for wrongly."""
 
+import contextlib
 import json
 import os
 import random
@@ -94,6 +95,29 @@ def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
     recorded = [step for part in steps for step in part]
     (whole_log,) = next(iter(wandb_logs(tmp_path / "whole").values()))
     assert recorded == [row["step"] for row in read_wandb_log(whole_log)[1]]
+
+
+def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    run = (*TOY, "--trainer.max_steps", 40, "--run.dir", "early")
+    job = cluster.train(tmp_path, [], *run)
+    config = tmp_path / "early" / "config.yaml"
+    for count, is_there in enumerate((lambda: has_process(cluster, job), config.exists), 1):
+        wait_for(is_there, "a process" if count == 1 else str(config))
+        cluster.run(tmp_path, "scancel", "--signal=TERM", job)
+        wait_for(lambda count=count: int(cluster.show(job)["Restarts"]) == count, "the requeueing")  # type: ignore[misc]
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), log(tmp_path, job)
+    assert log(tmp_path, job).count("is requeued") == 2
+    assert int(checkpoint(tmp_path / "early")["meta_step"]) == 40
+
+
+def has_process(cluster: Cluster, job: str) -> bool:
+    """Tell whether a job runs Python."""
+    shown = cluster.show(job)
+    if shown["JobState"] == "RUNNING":
+        with contextlib.suppress(AssertionError):  # its step has not begun
+            return bool(cluster.processes(job, shown["NodeList"]))
+    return False
 
 
 def test_a_killed_rank_fails_its_job_fast_which_is_requeued_and_goes_on(

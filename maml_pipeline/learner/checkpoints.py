@@ -65,6 +65,8 @@ class BestCheckpoint(ModelCheckpoint):
         scores = state["best_k_models"].items()
         state["best_k_models"] = {self._own(path): score for path, score in scores}
         super().load_state_dict(state)
+        # Lightning leaves it out, and a resumed run saves it again.
+        self.current_score = state_dict["current_score"]
 
     def _own(self, path: str) -> str:
         return str(Path(str(self.dirpath), Path(path).name))
