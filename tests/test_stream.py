@@ -14,6 +14,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.tasks.task import Split
+from tests.test_resume import RUN, assert_same
 
 B = 3
 META_STEPS = 14
@@ -127,6 +128,9 @@ def test_epochs_alone_end_a_run(tmp_path: Path) -> None:
         after, resumed = fit(tmp_path / str(stop), -1, **epochs)
         assert after.tasks == expected(range(stop, 15))
         assert same_weights(learner, resumed)
+    # The end is saved, too: there is nothing left to train, unless more epochs are asked for.
+    assert fit(tmp_path / "whole", -1, **epochs)[0].tasks == {}
+    assert fit(tmp_path / "whole", -1, **epochs | {"max_epochs": 4})[0].tasks == expected(range(15, 20))
 
 
 @pytest.mark.parametrize("limit", [{}, {"limit_train_batches": 4}])
@@ -153,6 +157,13 @@ def test_workers_go_on_in_the_stream_whether_they_stay_or_are_replaced(
     }
     drawn, _ = fit(tmp_path, 5, workers, **settings)
     assert drawn.tasks == expected(range(5))
+
+
+def test_the_command_trains_the_same_with_epochs_and_without(maml: Any, tmp_path: Path) -> None:
+    run = (*RUN, "--trainer.max_steps", 13, "--trainer.val_check_interval", 4)
+    maml(*run, "--run.dir", tmp_path / "one")
+    maml(*run, "--trainer.limit_train_batches", 5, "--run.dir", tmp_path / "several")
+    assert_same(tmp_path / "one", tmp_path / "several")
 
 
 @pytest.mark.parametrize("name", ["limit_train_batches", "val_check_interval"])

@@ -22,6 +22,7 @@ def configure_logging() -> None:
         ".*does not have many workers.*",  # tasks are drawn faster than they are learned from
         ".*You defined a `validation_step` but have no `val_dataloader`.*",  # limit_val_batches=0
         ".*has `__len__` defined.*",  # exact here, whatever the number of workers
+        ".*is smaller than the logging interval.*",  # which counts on over all epochs
         ".*LeafSpec.*",  # Lightning's use of PyTorch
         ".*callbacks used to create the checkpoint need to be provided.*",  # not to test it
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own

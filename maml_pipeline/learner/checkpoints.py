@@ -118,8 +118,15 @@ class LastCheckpoint(Checkpoint):
             return
         self._asked_at = step
         stops = self.stop.is_wanted(trainer)
-        if stops or trainer.should_stop or step == trainer.max_steps or step % self.every == 0:
+        ends = trainer.should_stop or step == trainer.max_steps or _ends_last_epoch(trainer)
+        if stops or ends or step % self.every == 0:
             trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+
+
+def _ends_last_epoch(trainer: Trainer) -> bool:
+    """Tell whether `max_epochs` ends the training here, where epochs have an end."""
+    ends_epoch = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    return ends_epoch and trainer.current_epoch + 1 == trainer.max_epochs
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
