@@ -104,14 +104,14 @@ def test_a_query_point_does_not_see_the_others(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
 def test_memory_does_not_grow_with_the_query_set(engine: str) -> None:
-    network = MLP(hidden_features=[256])
+    network, loss = MLP(hidden_features=[256]), nn.MSELoss()
 
     def peak(queries: int) -> int:
         tasks = SineWaves(shots=5, query_shots=queries).batch(0, "train", range(4))
 
         def measure() -> Any:
             return ENGINES[engine].adaptation_curves(
-                network, {"loss": nn.MSELoss()}, nn.MSELoss(), tasks, INNER, transductive=False
+                network, {"loss": loss}, loss, tasks, INNER, transductive=False
             )
 
         measure()

@@ -120,6 +120,13 @@ class BatchOfOthers(Lines):
     def batch(self, seed, split, indices):
         return super().batch(seed, split, [index + 1 for index in indices])
 
+class SmallBatchOfOthers(Lines):
+    def task(self, seed, split, index):
+        return Task(*(1e-6 * tensor for tensor in super().task(seed, split, index)))
+
+    def batch(self, seed, split, indices):
+        return super().batch(seed, split, [index + 1 for index in indices])
+
 class BatchAsTask(Lines):
     def batch(self, seed, split, indices):
         return self.task(seed, split, indices[0])
@@ -203,6 +210,7 @@ def test_shots_that_vary_work_one_task_a_batch(
         ("NoBatch", "NoBatch.batch returns NoneType; it must return TaskBatch(support_x, support_y"),
         ("BatchOfOne", "support_x of BatchOfOne.batch is of shape (1, 5, 1); for 4 indices it must be"),
         ("BatchOfOthers", "BatchOfOthers.batch does not return the tasks that BatchOfOthers.task does"),
+        ("SmallBatchOfOthers", "SmallBatchOfOthers.batch does not return the tasks that SmallBatchOf"),
         ("BatchAsTask", "support_x of BatchAsTask.batch is of shape (5, 1); for 4 indices it must be a"),
         ("BatchOfArrays", "support_x of BatchOfArrays.batch is ndarray; for 4 indices it must be a"),
     ],
