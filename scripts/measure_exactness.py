@@ -1,0 +1,70 @@
+"""What it costs that an engine holds itself to plain autograd, for docs/performance.md.
+
+Processor time of one check, once a run, against one uncompiled meta-step of the same engine.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_pipeline.meta_gradient import InnerLoop, Loss, build_engine
+from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.tasks import Omniglot, SineWaves, TaskBatch
+
+Case = tuple[nn.Module, Loss, TaskBatch, int]
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    """Return the network, loss, meta-batch and inner steps of each config, by name."""
+
+    def omniglot(ways: int, tasks: int, steps: int) -> Case:
+        batch = Omniglot(ways=ways, shots=1).batch(0, "train", range(tasks))
+        return ConvNet(ways), cross_entropy, batch, steps
+
+    return {
+        "sine, 25 tasks, k = 1": lambda: (MLP(), mse_loss, SineWaves().batch(0, "train", range(25)), 1),
+        "Omniglot 5-way 1-shot, 32 tasks, k = 1": lambda: omniglot(5, 32, 1),
+        "Omniglot 20-way 1-shot, 16 tasks, k = 5": lambda: omniglot(20, 16, 5),
+    }
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Measure the processor time of a call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Print a row of the table for each case, engine and order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", default="vectorized", choices=["vectorized", "learn2learn"])
+    arguments = parser.parse_args()
+    for name, make in cases().items():
+        torch.manual_seed(0)
+        network, loss, batch, steps = make()
+        for first_order in (True, False):
+            inner = InnerLoop(0.01, steps, first_order)
+            engine = build_engine(arguments.engine)
+            engine.check(copy.deepcopy(network), loss, batch, inner)  # a first call fills caches
+            check = seconds(lambda: engine.check(network, loss, batch, inner))
+            another = copy.deepcopy(network)
+            evaluation = seconds(lambda: engine.check_evaluation(another, loss, batch, inner))
+            step = min(
+                seconds(lambda: engine.meta_gradient(network, loss, batch, inner)) for _ in range(3)
+            )
+            order = "first" if first_order else "second"
+            print(
+                f"| {name} | {order} | {1e3 * step:.1f} ms | {1e3 * check:.0f} ms | {check / step:.2f} "
+                f"| {1e3 * evaluation:.0f} ms |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
