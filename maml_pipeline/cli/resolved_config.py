@@ -29,7 +29,7 @@ class ResolvedConfig(MamlCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         """Check, and build none."""
-        check(self)
+        check(self, self.elsewhere)
         self.text: str = self._parser(self.command).dump(self.settings, skip_unset=False)
         self.values: dict[str, Any] = yaml.safe_load(self.text)
         return None

@@ -59,9 +59,6 @@ def run(command: str, arguments: Sequence[str]) -> None:
 class MamlCLI(LightningCLI):
     """Parse, check, make the run's folder, and run."""
 
-    elsewhere = False
-    """Whether the training will run on another machine, of which this one's devices say nothing."""
-
     def __init__(self, command: str, arguments: Sequence[str]) -> None:
         self.command = command
         super().__init__(

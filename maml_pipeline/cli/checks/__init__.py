@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from maml_pipeline.cli.training import MamlCLI
 
 
-def check(cli: "MamlCLI") -> None:
+def check(cli: "MamlCLI", elsewhere: bool = False) -> None:
     """Check everything that can be checked before the run's folder is made.
 
     Args:
         cli: Its settings are parsed and its classes built.
+        elsewhere: Whether the training will run on another machine, so that this one's devices,
+            processes and memory say nothing.
 
     Raises:
         UserError: A setting cannot work.
@@ -35,10 +37,10 @@ def check(cli: "MamlCLI") -> None:
         data.check_devices(devices * trainer.num_nodes)
         if slurm.starts_processes():
             slurm.check_allocation(devices, trainer.num_nodes)
-    on_cpu = check_trainer(trainer, built, cli.elsewhere)
+    on_cpu = check_trainer(trainer, built, elsewhere)
     if is_rank_zero():
         data.prepare_data()
-    check_tasks(model, data, settings, cli.elsewhere)
+    check_tasks(model, data, settings, elsewhere)
     if settings.ckpt_path is not None:
         model.on_load_checkpoint(load_checkpoint(settings.ckpt_path))
     names, monitor = model.evaluation_names("val"), settings.run.monitor
