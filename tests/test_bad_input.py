@@ -17,7 +17,6 @@ import pytest
 
 from maml_pipeline.cli import main
 from maml_pipeline.cli.resolved_config import ResolvedConfig
-from maml_pipeline.learner.slurm import JOB_FILE  # noqa: F401  (imports what the commands import late)
 from tests.bad_inputs import TOY, Row, rows, write_inputs
 
 SECONDS_TO_REFUSE, SECONDS_TO_GIVE_UP = 30, 120

@@ -1,6 +1,6 @@
 """Configuration files, read once before the parser reads them, for errors that name file and line."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,15 @@ def _problem(error: yaml.YAMLError) -> str:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML's loader takes the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a mapping whose keys differ."""
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read a mapping whose keys differ, before `<<` puts those of another one into it."""
+        node = super().compose_mapping_node(anchor)
         keys = set()
-        for name, _ in node.value:
-            if name.value in keys:
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name.value} is there twice", name.start_mark
+                    None, None, f"the key {name} is there twice", key.start_mark
                 )
-            keys.add(name.value if isinstance(name.value, str) else str(name.value))
-        return super().construct_mapping(node, deep)
+            keys.add(name)
+        return node

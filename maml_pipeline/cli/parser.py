@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -25,7 +26,7 @@ class MamlParser(OneLineErrors, LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse arguments whose configuration files can be read."""
         check_config_files(args or [])
-        parsed: Namespace = _without_enums(super().parse_args(args, **kwargs))
+        parsed: Namespace = _serializable(super().parse_args(args, **kwargs))
         return parsed
 
     def suggestion(self, message: str) -> str:
@@ -62,13 +63,15 @@ class MamlParser(OneLineErrors, LightningArgumentParser):
             raise UserError(_why_not_built(cfg, error)) from error
 
 
-def _without_enums(value: Any) -> Any:
-    """Replace text that a library keeps as an enumeration, which YAML cannot hold (Timer's interval)."""
+def _serializable(value: Any) -> Any:
+    """Write as text what YAML cannot hold: Timer's interval, an enumeration, and devices of PyTorch."""
     if isinstance(value, Namespace):
         for key, item in vars(value).items():
-            setattr(value, key, _without_enums(item))
+            setattr(value, key, _serializable(item))
     elif isinstance(value, list):
-        return [_without_enums(item) for item in value]
+        return [_serializable(item) for item in value]
+    if isinstance(value, torch.device):
+        return str(value)
     return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 

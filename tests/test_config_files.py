@@ -1,0 +1,32 @@
+"""Configuration files as they are read: once each key, and in YAML's own ways to say less."""
+
+from pathlib import Path
+
+import pytest
+
+from maml_pipeline.cli.config_files import check_config_files, read_config
+from maml_pipeline.errors import UserError
+
+MERGED = """\
+base: &base {lr: 1, steps: 2}
+more: &more
+  <<: *base
+  lr: 3
+most:
+  <<: *more
+  steps: 4
+"""
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model:\n  inner_lr: 1\n  inner_lr: 2\n")
+    for arguments in (["--config", str(config)], [f"--config={config}"], ["-c", str(config)]):
+        with pytest.raises(UserError, match=r"line 3: the key inner_lr is there twice"):
+            check_config_files(["--run.mode", "min", *arguments])
+
+
+def test_keys_of_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(MERGED)
+    assert read_config(config, "config")["most"] == {"lr": 3, "steps": 4}
