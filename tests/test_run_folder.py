@@ -253,6 +253,12 @@ def test_a_file_system_without_locks_is_said_once_and_goes_by_the_slurm_job(
         pass
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()  # permissions would not keep root out
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory"), opened(tmp_path, "run"):
+        pass
+
+
 # Home folders -----------------------------------------------------------------------------------
 
 

@@ -41,9 +41,8 @@ def opened(folder: Path | None, name: str, job: str | None = None) -> Iterator[P
     else:
         make(folder, exist_ok=True)
     with held(folder, job):
-        was_unused = {path.name for path in folder.iterdir()} <= {LOCK, CHECKPOINTS} and not _is_used(
-            folder
-        )
+        names = {path.name for path in folder.iterdir()}
+        was_unused = names <= {LOCK, CHECKPOINTS} and not _is_used(folder)
         try:
             yield folder
         except BaseException:
@@ -79,9 +78,14 @@ def held(folder: Path, job: str | None = None) -> Iterator[None]:
         job: Id of the Slurm job that this process is of.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds it, or it cannot be written.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"run.dir {folder} cannot be written ({error.strerror}); make it writable, or name another"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
