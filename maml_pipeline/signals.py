@@ -8,12 +8,16 @@ import threading
 from collections.abc import Iterator
 from enum import Enum
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """A time limit that is near (`sbatch --signal=SIGUSR1@120`), a preemption, Ctrl-C, a closed terminal."""
 
 SECONDS_TO_INTERRUPT = 1.0
+
+
+Handlers = dict[signal.Signals, Any]
+"""Signal handlers, in any form that `signal.signal` takes."""
 
 
 class Stopped(BaseException):
@@ -77,32 +81,44 @@ def listening() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or _State.is_listening:
         yield
         return
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     with _acknowledging():
+        replaced = install()
         try:
-            install()
             _State.is_listening = True
             respond(Response.NOTE if "SLURM_JOB_ID" in os.environ else Response.EXIT)
             yield
         finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-            _State.is_listening, _State.requested = False, None
-            respond(Response.RAISE)
+            _State.is_listening = False
+            restore(replaced)
 
 
-def install() -> None:
-    """Install the handlers, where `listening` has not; Lightning removes them after a training.
+def install() -> Handlers:
+    """Install the handlers, unless `listening` has.
 
     A signal that `nohup` or a shell's background job has switched off stays so.
+
+    Returns:
+        The handlers that were replaced, for `restore`.
     """
     if _State.is_listening or threading.current_thread() is not threading.main_thread():
-        return
+        return {}
     _State.requested = None
     _State.interrupted.clear()
-    for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, _handle)
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    replaced = {signum: old for signum, old in before.items() if old is not signal.SIG_IGN}
+    for signum in replaced:
+        signal.signal(signum, _handle)
+    return replaced
+
+
+def restore(replaced: Handlers) -> None:
+    """Put back the handlers that `install` has replaced."""
+    if not replaced:
+        return
+    for signum, handler in replaced.items():
+        signal.signal(signum, handler)
+    _State.requested = None
+    respond(Response.RAISE)
 
 
 def respond(response: Response, announces: bool = False, meta_steps: int | None = None) -> None:

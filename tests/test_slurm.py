@@ -101,8 +101,8 @@ def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster,
     run = (*TOY, "--trainer.max_steps", 40, "--run.dir", "early")
     job = cluster.train(tmp_path, [], *run)
     config = tmp_path / "early" / "config.yaml"
-    for count, is_there in enumerate((lambda: has_process(cluster, job), config.exists), 1):
-        wait_for(is_there, "a process" if count == 1 else str(config))
+    for count, is_there in enumerate((lambda: imports_torch(cluster, job), config.exists), 1):
+        wait_for(is_there, "the imports" if count == 1 else str(config))
         cluster.run(tmp_path, "scancel", "--signal=TERM", job)
         wait_for(lambda count=count: int(cluster.show(job)["Restarts"]) == count, "the requeueing")  # type: ignore[misc]
     end = cluster.wait(job)
@@ -111,12 +111,13 @@ def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster,
     assert int(checkpoint(tmp_path / "early")["meta_step"]) == 40
 
 
-def has_process(cluster: Cluster, job: str) -> bool:
-    """Tell whether a job runs Python."""
+def imports_torch(cluster: Cluster, job: str) -> bool:
+    """Tell whether a job's process has come as far as to map PyTorch's libraries."""
     shown = cluster.show(job)
     if shown["JobState"] == "RUNNING":
-        with contextlib.suppress(AssertionError):  # its step has not begun
-            return bool(cluster.processes(job, shown["NodeList"]))
+        with contextlib.suppress(AssertionError, OSError):  # its step has not begun
+            pids = cluster.processes(job, shown["NodeList"])
+            return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     return False
 
 

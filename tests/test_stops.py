@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from torch import nn
+from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskDataModule, cli
 from maml_pipeline.cli import derive, training
 from maml_pipeline.learner import slurm
+from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import SIGNALS
+from maml_pipeline.tasks import Lines
 from maml_pipeline.tools.tradeoff import Tradeoff
 from tests.conftest import CONFIGS
+from tests.test_learner import trainer
 from tests.test_resume import assert_same
 
 Maml = Callable[..., str]
@@ -159,6 +164,20 @@ def test_lightning_installs_no_signal_handler(maml: Maml, monkeypatch: pytest.Mo
     assert signal.getsignal(signal.SIGTERM) is before
     # What is replaced has not been renamed.
     assert hasattr(Trainer(logger=False)._signal_connector, "register_signal_handlers")
+
+
+def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:
+    class Seen(Callback):
+        def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen: list[Any] = []
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    lightning = trainer(max_steps=1, limit_val_batches=0, callbacks=[StopOnSignal(), Seen()])
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    lightning.fit(learner, datamodule=TaskDataModule(Lines(), 2))
+    assert seen[0].__module__ == "maml_pipeline.signals"
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
 # While it starts, and while C code runs -----------------------------------------------------------

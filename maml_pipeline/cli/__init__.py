@@ -35,19 +35,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     with signals.listening():
         try:
-            _run(_parse(argv))
-            signals.raise_if_requested()  # where something on the way has swallowed the exception
-            sys.stdout.flush()
-        except UserError as error:
-            sys.exit(f"maml: error: {printable_lines(error)}")
-        except OSError as error:
-            faults.exit_if_known(error)
-            raise
-        except Stopped as stop:
-            import_module("maml_pipeline.cli.stopping").end_stopped(stop)
+            _run_to_its_end(argv)
         except (KeyboardInterrupt, SystemExit):  # Lightning makes the one into the other
             signals.exit_if_interrupted()
             raise
+
+
+def _run_to_its_end(argv: Sequence[str] | None) -> None:
+    try:
+        _run(_parse(argv))
+        signals.raise_if_requested()  # where something on the way has swallowed the exception
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"maml: error: {printable_lines(error)}")
+    except OSError as error:
+        faults.exit_if_known(error)
+        raise
+    except Stopped as stop:
+        import_module("maml_pipeline.cli.stopping").end_stopped(stop)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

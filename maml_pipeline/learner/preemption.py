@@ -22,6 +22,7 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self._stops = False
+        self._replaced: signals.Handlers = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning from installing handlers of its own."""
@@ -29,7 +30,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on, only note a signal."""
-        signals.install()
+        self._replaced = signals.install()
         signals.respond(Response.NOTE, announces=trainer.is_global_zero)
         signals.raise_if_requested()
 
@@ -41,6 +42,11 @@ class StopOnSignal(Callback):
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Stop here where a library has swallowed the exception that the signal raised."""
         signals.raise_if_requested()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the handlers away again, outside of the `maml` command."""
+        signals.restore(self._replaced)
+        self._replaced = {}
 
     def is_wanted(self, trainer: Trainer) -> bool:
         """Tell whether training is to stop here; every rank must ask, at the same meta-step.
@@ -60,6 +66,7 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """End the ranks that Lightning has started, where this one stops without having asked them."""
+        signals.restore(self._replaced)
         launcher = trainer.strategy.launcher
         if isinstance(exception, Stopped) and not exception.by_all and launcher is not None:
             _end_ranks(getattr(launcher, "procs", []))
