@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.preemption import SIGNALS
+from maml_pipeline.learner.workers import check_picklable
 from maml_pipeline.tasks import Split, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.task import check_at_least
 
@@ -116,6 +117,8 @@ class TaskDataModule(LightningDataModule):
             start=start,
             stop=stop,
         )
+        if self.num_workers:
+            check_picklable(self.tasks)
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             stream,

@@ -12,6 +12,7 @@ from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
+from maml_pipeline.learner.workers import check_picklable
 from maml_pipeline.tasks import Task
 
 HEADS = ("ways", "num_classes", "n_classes", "out_features")
@@ -34,6 +35,8 @@ def check_tasks(model: MetaLearner, data: TaskDataModule, settings: Namespace, e
     if not elsewhere:
         _check_memory(task, data)
     _check_ways(task, model, data, settings)
+    if data.num_workers:
+        check_picklable(data.tasks)
     model.check_task(task)
 
 
