@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_pipeline.meta_gradient import InnerLoop, Loss, build_engine
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, build_engine
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import Omniglot, SineWaves, TaskBatch
 
@@ -40,6 +40,22 @@ def seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def row(name: str, case: Case, engine: Engine, first_order: bool) -> str:
+    """Measure one row of the table."""
+    network, loss, batch, steps = case
+    inner = InnerLoop(0.01, steps, first_order)
+    engine.check(copy.deepcopy(network), loss, batch, inner)  # a first call fills caches
+    check = seconds(lambda: engine.check(network, loss, batch, inner))
+    another = copy.deepcopy(network)
+    evaluation = seconds(lambda: engine.check_evaluation(another, loss, batch, inner))
+    step = min(seconds(lambda: engine.meta_gradient(network, loss, batch, inner)) for _ in range(3))
+    order = "first" if first_order else "second"
+    return (
+        f"| {name} | {order} | {1e3 * step:.1f} ms | {1e3 * check:.0f} ms | {check / step:.2f} "
+        f"| {1e3 * evaluation:.0f} ms |"
+    )
+
+
 def main() -> None:
     """Print a row of the table for each case, engine and order."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -47,23 +63,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, make in cases().items():
         torch.manual_seed(0)
-        network, loss, batch, steps = make()
+        case = make()
         for first_order in (True, False):
-            inner = InnerLoop(0.01, steps, first_order)
-            engine = build_engine(arguments.engine)
-            engine.check(copy.deepcopy(network), loss, batch, inner)  # a first call fills caches
-            check = seconds(lambda: engine.check(network, loss, batch, inner))
-            another = copy.deepcopy(network)
-            evaluation = seconds(lambda: engine.check_evaluation(another, loss, batch, inner))
-            step = min(
-                seconds(lambda: engine.meta_gradient(network, loss, batch, inner)) for _ in range(3)
-            )
-            order = "first" if first_order else "second"
-            print(
-                f"| {name} | {order} | {1e3 * step:.1f} ms | {1e3 * check:.0f} ms | {check / step:.2f} "
-                f"| {1e3 * evaluation:.0f} ms |",
-                flush=True,
-            )
+            print(row(name, case, build_engine(arguments.engine), first_order), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
+from maml_pipeline.tasks import Lines, Split, Task
 from tests.conftest import CONFIGS
 
 SHORT = (
@@ -13,6 +16,30 @@ SHORT = (
 )
 TOY = ("--config", str(CONFIGS / "toy.yaml"), *SHORT)
 OMNIGLOT = ("--config", str(CONFIGS / "omniglot" / "5way_1shot.yaml"), *SHORT)
+
+
+class UnpicklableLines(Lines):
+    """Tasks that no worker can be sent."""
+
+    def __init__(self, shots: int = 5, query_shots: int = 10) -> None:
+        super().__init__(shots, query_shots)
+        self.shift = lambda value: value
+
+
+class FailingLines(Lines):
+    """Tasks that cannot be drawn."""
+
+    def task(self, seed: int, split: Split, index: int) -> Task:
+        """Fail."""
+        raise ZeroDivisionError("no line here")
+
+
+class FailingNetwork(nn.Linear):
+    """A network that cannot be built."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        raise KeyError("no network here")
 
 
 NAMED_BY_THE_CLASS = {
@@ -164,6 +191,9 @@ hidden_features: --model.network maml_pipeline.networks.MLP --model.network.hidd
 network: --model.network torch.nn.Linear --model.network.in_features 1000000000 \
 --model.network.out_features 1000000000
 Dropout: --model.network torch.nn.Dropout
+no network here: --model.network tests.bad_inputs.FailingNetwork
+no line here: --data.tasks tests.bad_inputs.FailingLines
+num_workers: --data.tasks tests.bad_inputs.UnpicklableLines --data.num_workers 2
 compile: --model.compile true --model.engine learn2learn
 dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
 """

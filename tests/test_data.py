@@ -13,6 +13,7 @@ from maml_pipeline import TaskBatch, TaskDataModule
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import SineWaves
+from tests.bad_inputs import UnpicklableLines
 
 
 def on_device(rank: int = 0, world_size: int = 1, steps: int = 0, **settings: Any) -> TaskDataModule:
@@ -105,3 +106,14 @@ def test_a_world_size_that_does_not_divide_the_meta_batch_is_refused() -> None:
 def test_settings_out_of_range_are_refused(setting: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{setting} is {value}"):
         TaskDataModule(SineWaves(), **{setting: value})
+
+
+def test_tasks_that_cannot_be_pickled_are_refused_before_workers_start() -> None:
+    data = TaskDataModule(UnpicklableLines(), num_workers=2)
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(
+            UserError, match=r"UnpicklableLines cannot be sent .* data\.num_workers to 0"
+        ):
+            loader()
+    data.num_workers = 0
+    assert next(iter(data.val_dataloader())).support_x.shape[0] == data.meta_batch_size

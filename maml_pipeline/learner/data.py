@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.workers import check_picklable
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.checks import check_tasks, draw
@@ -158,6 +159,8 @@ class TaskDataModule(LightningDataModule):
             world_size=self.world_size,
             stop=stop,
         )
+        if self.num_workers:
+            check_picklable(self.tasks)
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return TaskLoader(
             stream,

@@ -25,6 +25,7 @@ from torch import nn
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.handling import Handling
+from maml_pipeline.meta_gradient.identity import Identity
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, trainable_parameters
 from maml_pipeline.meta_gradient.observation import (
     Observation,
@@ -53,7 +54,7 @@ def verified_handling(
         UserError: It is not exact in any way that is known, and what to do instead.
     """
     key = (
-        *(way.engine, way.evaluates, network.training, loss, *trainable_parameters(network)),
+        *(way.engine, way.evaluates, network.training, Identity(loss), *trainable_parameters(network)),
         *(inner.first_order, inner.checkpointed, inner.steps > 0, batch.support_x.device),
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )

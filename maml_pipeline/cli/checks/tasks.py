@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
+from maml_pipeline.learner.workers import check_picklable
 from maml_pipeline.tasks import Task
 from maml_pipeline.tasks.task import SPLITS, Split
 
@@ -38,6 +39,8 @@ def check_tasks(
     if not elsewhere:
         _check_memory(task, data)
     _check_ways(task, model, data, settings)
+    if data.num_workers:
+        check_picklable(data.tasks)
     model.check_task(task)
 
 
