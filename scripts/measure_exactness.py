@@ -33,10 +33,10 @@ def cases() -> dict[str, Callable[[], Case]]:
     }
 
 
-def seconds(function: Callable[[], object]) -> float:
+def seconds(function: Callable[..., object], *arguments: object) -> float:
     """Measure the processor time of a call."""
     start = time.process_time()
-    function()
+    function(*arguments)
     return time.process_time() - start
 
 
@@ -52,12 +52,10 @@ def main() -> None:
             inner = InnerLoop(0.01, steps, first_order)
             engine = build_engine(arguments.engine)
             engine.check(copy.deepcopy(network), loss, batch, inner)  # a first call fills caches
-            check = seconds(lambda: engine.check(network, loss, batch, inner))
+            check = seconds(engine.check, network, loss, batch, inner)
             another = copy.deepcopy(network)
-            evaluation = seconds(lambda: engine.check_evaluation(another, loss, batch, inner))
-            step = min(
-                seconds(lambda: engine.meta_gradient(network, loss, batch, inner)) for _ in range(3)
-            )
+            evaluation = seconds(engine.check_evaluation, another, loss, batch, inner)
+            step = min(seconds(engine.meta_gradient, network, loss, batch, inner) for _ in range(3))
             order = "first" if first_order else "second"
             print(
                 f"| {name} | {order} | {1e3 * step:.1f} ms | {1e3 * check:.0f} ms | {check / step:.2f} "
