@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine, VectorizedEngine
 from maml_pipeline.tasks import TaskBatch
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, case, relative_difference
+from tests.zoo import ZOO, build
 
 compiles = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("c++") is None, reason="there is no C++ compiler"
@@ -123,3 +125,15 @@ def test_compiling_and_choosing_chunks_are_announced(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, logger="maml_pipeline"):
         VectorizedEngine("auto").meta_gradient(network, loss, batch, InnerLoop(0.1, 1))
     assert "tasks_per_chunk: auto is 4 of 4 tasks" in caplog.text
+
+
+@compiles
+@pytest.mark.parametrize("name", ["padding", "attention", "activation stored"])
+def test_what_needs_care_is_compiled_with_it(name: str) -> None:
+    network, batch = build(ZOO[name])
+    inner = InnerLoop(0.1, 1)
+    expected = Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "compile did not succeed")
+        actual = VectorizedEngine(compile=True).meta_gradient(network, mse_loss, batch, inner)
+    assert relative_difference(actual, expected) <= 1e-10

@@ -17,7 +17,7 @@ from maml_pipeline.meta_gradient.inner_loop import Parameters, trainable_paramet
 from maml_pipeline.meta_gradient.preserved import borrowed
 from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
-from tests.zoo import ZOO, Calling, Entry, with_view
+from tests.zoo import ZOO, Entry, build
 
 ENGINES: dict[str, Engine] = {"vectorized": VectorizedEngine(), "learn2learn": Learn2LearnEngine()}
 UNROLLED = InnerLoop(0.05, 2)
@@ -32,30 +32,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*weight_norm.* is deprecated",
     "ignore:The .grad attribute of a Tensor that is not a leaf",
 )
-
-
-def build(entry: Entry) -> tuple[nn.Module, TaskBatch]:
-    torch.manual_seed(0)
-    network = entry.build().double()
-    if isinstance(network, Calling) and hasattr(network, "view"):
-        with_view(network)  # of the parameters in their new type
-    generator = torch.Generator().manual_seed(1)
-
-    def x() -> Tensor:
-        if entry.inputs == "tokens":
-            return torch.randint(5, (3, 6, 3), generator=generator)
-        if entry.inputs == "images":
-            return torch.rand(3, 6, 1, 28, 28, generator=generator, dtype=torch.float64)
-        return torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
-
-    def y() -> Tensor:
-        if entry.inputs == "images":
-            return torch.arange(3).repeat(3, 2)
-        return torch.randn(3, 6, 1, generator=generator, dtype=torch.float64)
-
-    if isinstance(entry.loss, nn.Module):
-        entry.loss.double()
-    return network, TaskBatch(x(), y(), x(), y())
 
 
 def refusal(entry: Entry, way: str) -> str | None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maml_pipeline.meta_gradient import Loss
 from maml_pipeline.networks import ConvNet
+from maml_pipeline.tasks import TaskBatch
 from tests.networks import smooth
 
 
@@ -537,3 +538,28 @@ ZOO: dict[str, Entry] = {
         inputs="images",
     ),
 }
+
+
+def build(entry: Entry) -> tuple[nn.Module, TaskBatch]:
+    """Build a float64 network and three random tasks that fit it."""
+    torch.manual_seed(0)
+    network = entry.build().double()
+    if isinstance(network, Calling) and hasattr(network, "view"):
+        with_view(network)  # of the parameters in their new type
+    generator = torch.Generator().manual_seed(1)
+
+    def x() -> Tensor:
+        if entry.inputs == "tokens":
+            return torch.randint(5, (3, 6, 3), generator=generator)
+        if entry.inputs == "images":
+            return torch.rand(3, 6, 1, 28, 28, generator=generator, dtype=torch.float64)
+        return torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+
+    def y() -> Tensor:
+        if entry.inputs == "images":
+            return torch.arange(3).repeat(3, 2)
+        return torch.randn(3, 6, 1, generator=generator, dtype=torch.float64)
+
+    if isinstance(entry.loss, nn.Module):
+        entry.loss.double()
+    return network, TaskBatch(x(), y(), x(), y())

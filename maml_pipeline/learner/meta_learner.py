@@ -57,9 +57,9 @@ class MetaLearner(LightningModule):
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Take first-order meta-gradients in the first so many meta-steps, whatever
             `first_order` says of those after them (derivative-order annealing).
-        engine: `"learn2learn"` adapts one task after another and runs any module; `"vectorized"`
-            adapts them all at once, which gains most for small networks, and refuses modules that
-            it cannot run exactly. Both give the same meta-gradient.
+        engine: `"learn2learn"` adapts one task after another; `"vectorized"` adapts them all at once,
+            which gains most for small networks, and runs fewer modules. Both give the same
+            meta-gradient, and refuse what they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: how many tasks to adapt at once, which bounds memory;
             `"auto"` for as many as fit, `None` for all.
         checkpoint_inner_steps: Second order in little memory: recompute inner steps instead of

@@ -123,15 +123,15 @@ def _first_handling(way: Way, network: nn.Module, inner: InnerLoop, seen: Observ
 
 
 def _undifferentiable(network: nn.Module, inner: InnerLoop, error: Exception) -> UserError:
-    cause = reason(error)
-    order = f"first_order {str(inner.first_order).lower()}"
-    hint = "" if inner.first_order or "not implemented" not in cause else ", or set first_order to true"
-    remedy = f"; replace that layer{hint}" if "not implemented" in cause else ""
+    name, cause = type(network).__name__, reason(error)
     if "use_reentrant" in cause or "None of the inputs" in cause:
-        remedy = "; call torch.utils.checkpoint with use_reentrant=False, or not at all"
-    return UserError(
-        f"PyTorch cannot differentiate network {type(network).__name__} with {order}: {cause}{remedy}"
-    )
+        remedy = "call torch.utils.checkpoint with use_reentrant=False, or not at all"
+    elif "not implemented" in cause:
+        remedy = "replace that layer" + ("" if inner.first_order else ", or set first_order to true")
+    else:
+        return UserError(f"network {name} or its loss cannot be trained: {cause}")
+    order = f"first_order {str(inner.first_order).lower()}"
+    return UserError(f"PyTorch cannot differentiate network {name} with {order}: {cause}; {remedy}")
 
 
 def _hold(
