@@ -38,6 +38,7 @@ MEASUREMENT = {
     "data.test_tasks": "how many tasks a test takes",
     "data.val_tasks": "how many tasks a validation takes",
     "model.eval_inner_steps": "how far a measurement adapts",
+    "model.transductive": "how a measurement predicts a query set",
     "trainer.limit_test_batches": "how many tasks a test takes",
     "trainer.limit_val_batches": "how many tasks a validation takes",
     "trainer.precision": "how exactly to compute",
