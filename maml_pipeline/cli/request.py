@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from maml_pipeline.cli import config_files
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded
 from maml_pipeline.runs import folder as run_folder
@@ -93,13 +94,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / run_folder.CONFIG
     if not file.exists():
         raise UserError(f"{folder} has no {file.name}, which would say what run it holds; name another")
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is not the config of a run")
-    return config
+    return config_files.read_config(file, "the run's config")
 
 
 def _run_of_config(configs: Sequence[Any] | None) -> Path | None:

@@ -6,14 +6,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.cli.checks.callbacks import as_list
+from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner import slurm
 from maml_pipeline.learner.checkpoints import WholeCheckpointIO
 
 KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
@@ -65,8 +64,7 @@ def _try(arguments: dict[str, Any]) -> Trainer | Exception:
 
 def _own_plugins() -> list[Any]:
     """Return what a training adds to the plugins of the configuration."""
-    environment = [SLURMEnvironment(auto_requeue=False)] if slurm.starts_processes() else []
-    return [WholeCheckpointIO(), *environment]
+    return [WholeCheckpointIO(), *cluster_environment()]
 
 
 def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) -> str:
