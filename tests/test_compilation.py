@@ -127,6 +127,7 @@ def test_compiling_and_choosing_chunks_are_announced(caplog: pytest.LogCaptureFi
     assert "tasks_per_chunk: auto is 4 of 4 tasks" in caplog.text
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("name", ["padding", "attention", "activation stored"])
 def test_what_needs_care_is_compiled_with_it(name: str) -> None:

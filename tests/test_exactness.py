@@ -228,6 +228,7 @@ def test_a_copy_is_judged_where_parameters_may_not_change_their_type(
             network, mse_loss, TaskBatch(*(t.float() for t in batch)), UNROLLED
         )
         assert parameter.view_as(parameter).grad_fn.next_functions[0][0] is accumulators[-1]  # type: ignore[union-attr]
-    network, batch = build(ZOO["dict of parameters"])
-    with pytest.raises(UserError, match="read parameters from the attributes"):
-        ENGINES["learn2learn"].meta_gradient(network, mse_loss, batch, UNROLLED)
+    for name in ("dict of parameters", "hook over a parameter"):
+        network, batch = build(ZOO[name])
+        with pytest.raises(UserError, match="read parameters from the attributes"):
+            ENGINES["learn2learn"].meta_gradient(network, mse_loss, batch, UNROLLED)

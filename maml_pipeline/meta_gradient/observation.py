@@ -195,12 +195,14 @@ def relative_distance(actual: Tensor, expected: Tensor) -> float:
 
 
 def _perturbed(network: nn.Module) -> list[Tensor]:
-    """Return parameters a tenth of their spread away."""
+    """Return parameters a tenth of their size away."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        p + 0.1 * p.std(correction=0) * torch.randn(p.shape, generator=generator).to(p)
-        for p in network.parameters()
-    ]
+    perturbed = []
+    for p in network.parameters():
+        size = p.abs().square().mean().sqrt()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        perturbed.append(p + 0.1 * size * torch.randn(p.shape, generator=generator).to(p))
+    return perturbed
 
 
 def _call_at(network: nn.Module, loss: Loss, theta: list[Tensor], task: Task) -> Tensor:
