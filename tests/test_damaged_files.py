@@ -171,7 +171,7 @@ def test_every_command_refuses_it_and_leaves_the_run_as_it_was(
         ("test", *config, "--ckpt_path", "best"),
         ("validate", *config, "--ckpt_path", last),
     ):
-        assert "ckpt is damaged" in maml_error(*command)
+        assert "ckpt is not a checkpoint of this program, or damaged" in maml_error(*command)
     assert files == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
 
 
@@ -182,4 +182,4 @@ def test_the_test_after_training_refuses_it_too(
     monkeypatch.setattr(Damage, "path", best, raising=False)
     spy = "--trainer.callbacks=tests.test_damaged_files.Damage"
     message = maml_error(*SHORT, spy, "--run.dir", tmp_path / "run")
-    assert f"ckpt_path {best} is damaged" in message
+    assert f"ckpt_path {best} is not a checkpoint of this program, or damaged" in message

@@ -169,7 +169,7 @@ def load_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
         raise UserError(f"ckpt_path {path} cannot be read ({error.strerror})") from error
     is_own = has_valid_checksum(content)
     if not is_own and not has_valid_members(content):
-        raise UserError(f"ckpt_path {path} is damaged, or not a checkpoint of this program; {REMEDY}")
+        raise UserError(f"ckpt_path {path} is not a checkpoint of this program, or damaged; {REMEDY}")
     if resumes and not is_own:
         raise UserError(f"ckpt_path {path} was not written by maml fit, and cannot be resumed; {REMEDY}")
     try:
