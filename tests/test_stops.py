@@ -130,7 +130,12 @@ def test_a_job_that_cannot_be_requeued_does_not_count_as_completed(
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("command", ["test", "validate", "report", "derive"])
 def test_a_signal_ends_the_other_commands_with_its_own_status(
-    maml: Maml, whole: Path, monkeypatch: pytest.MonkeyPatch, command: str, signum: int
+    maml: Maml,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    signum: int,
 ) -> None:
     measure = ("--config", whole / "config.yaml", "--run.dir", whole, "--ckpt_path", "last")
     arguments = {"test": measure, "validate": measure, "report": (whole,), "derive": ()}
@@ -138,6 +143,8 @@ def test_a_signal_ends_the_other_commands_with_its_own_status(
     spy = Spy(monkeypatch, *places.get(command, (MetaLearner, "_evaluate")), signum)
     assert exit_status(maml, command, *arguments[command]) == 128 + signum
     assert spy.is_hit
+    # There is nothing to resume.
+    assert capsys.readouterr().err == f"maml: stopped by {signal.Signals(signum).name}\n"
 
 
 def test_a_signal_that_a_library_swallows_still_ends_in_a_status(

@@ -22,11 +22,13 @@ class StopOnSignal(Callback):
 
     def __init__(self) -> None:
         self._stops = False
+        self._trains = False
         self._replaced: signals.Handlers = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning from installing handlers of its own."""
         _keep_off_signals(trainer)
+        self._trains = self._trains or stage == "fit"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on, only note a signal."""
@@ -36,7 +38,8 @@ class StopOnSignal(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at once from now on: the trained state is saved, and a test begins anew."""
-        signals.respond(Response.RAISE, meta_steps=trainer.global_step)
+        meta_steps = trainer.global_step if self._trains else None
+        signals.respond(Response.RAISE, meta_steps=meta_steps)
         signals.raise_if_requested()
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
