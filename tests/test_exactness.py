@@ -2,7 +2,9 @@
 
 import logging
 import re
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
-from maml_pipeline.meta_gradient.by_hand import ByHand
+from maml_pipeline.meta_gradient import (
+    Engine,
+    InnerLoop,
+    Learn2LearnEngine,
+    Loss,
+    VectorizedEngine,
+    handling,
+    vectorized_engine,
+)
+from maml_pipeline.meta_gradient.by_hand import ByHand, Expected
 from maml_pipeline.meta_gradient.handling import Handling
 from maml_pipeline.meta_gradient.inner_loop import Parameters, trainable_parameters
 from maml_pipeline.meta_gradient.preserved import borrowed
@@ -232,3 +242,48 @@ def test_a_copy_is_judged_where_parameters_may_not_change_their_type(
         network, batch = build(ZOO[name])
         with pytest.raises(UserError, match="read parameters from the attributes"):
             ENGINES["learn2learn"].meta_gradient(network, mse_loss, batch, UNROLLED)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["tanh", "padding", "attention", "ConvNet"])
+def test_mixed_precision_is_checked_in_double_precision(name: str, engine: str) -> None:
+    network, batch = build(ZOO[name])
+    network.float()
+    batch = TaskBatch(*(t.float() if t.is_floating_point() else t for t in batch))
+    exact = ENGINES[engine].meta_gradient(network, ZOO[name].loss, batch, UNROLLED).gradient
+    network, _ = build(ZOO[name])
+    network.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = ENGINES[engine].meta_gradient(network, ZOO[name].loss, batch, UNROLLED).gradient
+    norms = [
+        float(torch.stack([g.float().norm() for g in gradient.values()]).norm())
+        for gradient in (exact, rounded)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
+
+
+@pytest.mark.parametrize("order", INNER_LOOPS)
+def test_a_wrong_batching_rule_is_found(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handling, "PaddingMask", nullcontext)  # so that vmap's own rule is taken
+    network, batch = build(ZOO["padding"])
+    message = r"wrong meta-gradient for network Tokens, .* % off plain autograd's at embedding\.weight"
+    with pytest.raises(UserError, match=message):
+        VectorizedEngine().meta_gradient(network, mse_loss, batch, INNER_LOOPS[order])
+
+
+@pytest.mark.parametrize("wrong", [0.999, 1.001])
+def test_a_gradient_that_is_wrong_by_a_thousandth_is_found(
+    wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = vectorized_engine.META_GRADIENTS.compute
+
+    def compute(*arguments: Any) -> Expected:
+        result = right(*arguments)
+        bias = next(name for name in result.gradient if name.endswith("bias"))
+        return result._replace(gradient=result.gradient | {bias: wrong * result.gradient[bias]})
+
+    way = vectorized_engine.META_GRADIENTS._replace(compute=compute)
+    monkeypatch.setattr(vectorized_engine, "META_GRADIENTS", way)
+    network, batch = build(ZOO["relu"])
+    with pytest.raises(UserError, match=r"0\.1 % off plain autograd's at 0\.bias"):
+        VectorizedEngine().meta_gradient(network, mse_loss, batch, UNROLLED)

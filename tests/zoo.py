@@ -20,7 +20,7 @@ from tests.networks import smooth
 class Entry(NamedTuple):
     """One network with one loss.
 
-    `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 28, 28)`; `refused`
+    `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 16, 16)`; `refused`
     says by which ways, named as in `tests/test_exactness.py` or by their beginning, with which message.
     """
 
@@ -552,7 +552,7 @@ def build(entry: Entry) -> tuple[nn.Module, TaskBatch]:
         if entry.inputs == "tokens":
             return torch.randint(5, (3, 6, 3), generator=generator)
         if entry.inputs == "images":
-            return torch.rand(3, 6, 1, 28, 28, generator=generator, dtype=torch.float64)
+            return torch.rand(3, 6, 1, 16, 16, generator=generator, dtype=torch.float64)
         return torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
 
     def y() -> Tensor:
