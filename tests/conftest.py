@@ -1,6 +1,7 @@
 """What several topics' tests share."""
 
 import os
+import signal
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -26,6 +27,13 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals() -> None:
+    """Let tests receive the signals that `nohup`, or a shell's background job, has switched off."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
+from maml_pipeline.learner.fit_check import check_fit
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks.toy import ONE_POINT_TASK
 from tests.conftest import CONFIGS
@@ -347,12 +348,19 @@ class Uncopied(Counting):
         self.kept = self.layer.weight * 2
 
 
-@pytest.mark.parametrize("network", [Counting, Uncopied])
-def test_trying_leaves_the_network_and_the_random_state_as_they_were(network: type[Counting]) -> None:
-    learner = MetaLearner(network(), loss=mse_loss, inner_lr=0.1)
+@pytest.mark.parametrize("kind", [Counting, Uncopied])
+def test_trying_leaves_the_network_and_the_random_state_as_they_were(kind: type[Counting]) -> None:
+    network = kind()
     state = torch.get_rng_state()
     with torch.inference_mode():
-        learner.check_task(ONE_POINT_TASK)
+        check_fit(network, mse_loss, None, ONE_POINT_TASK)
     assert torch.equal(torch.get_rng_state(), state)
-    assert learner.network.calls == 0
+    assert network.calls == 0
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_an_engine_is_checked_under_inference_mode_too() -> None:
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
+    with torch.inference_mode():
+        learner.check_task(ONE_POINT_TASK)
     assert all(p.grad is None for p in learner.parameters())

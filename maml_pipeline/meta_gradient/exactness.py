@@ -80,8 +80,14 @@ def _verify(way: Way, network: nn.Module, loss: Loss, batch: TaskBatch, inner: I
     check_initialised(network)
     if not way.evaluates:
         check_twice_differentiable(network, inner)
-    tasks = TaskBatch(*(tensor[:_TASKS].detach().clone() for tensor in batch))
-    with warnings.catch_warnings(), random_state_restored(batch.support_x.device):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        random_state_restored(batch.support_x.device),
+    ):
+        # Tensors made under inference mode cannot be differentiated; their clones can.
+        tasks = TaskBatch(*(tensor[:_TASKS].detach().clone() for tensor in batch))
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "None of the inputs have requires_grad")
         handling = Handling()
