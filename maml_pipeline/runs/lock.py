@@ -57,7 +57,7 @@ def _is_used(folder: Path) -> bool:
 
 def _remove(folder: Path, missing: list[Path]) -> None:
     """Empty a folder, and remove it and those above it that were missing before."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():  # it may have been deleted meanwhile
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -142,7 +142,8 @@ def begin(
             name=settings.run_name or about.name,
             tags=settings.run_tags or about.tags,
             id=run_id,
-            dir=folder,
+            # Whole, since W&B's own process may have been started in another working directory.
+            dir=folder.absolute(),
             config=config,
             mode="online" if online else "offline",
             resume="allow" if online else None,  # `maml sync` resumes what is written offline
