@@ -110,7 +110,7 @@ KEYS = {
     "trainer.fast_dev_run": "true 3 -1",
     "trainer.max_epochs": "0 -2 x",
     "trainer.min_epochs": "1 -1 x",
-    "trainer.max_steps": "0 -2 null",
+    "trainer.max_steps": "-2 null",
     "trainer.min_steps": "1 -1 x",
     "trainer.max_time": "x -1 [1] 1:2",
     "trainer.limit_train_batches": "0 -1 99999999999999999999 x",

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def test_your_own_tasks_and_network_plug_in_by_class_path(
     (command,) = (line for block in blocks("bash") for line in block.splitlines() if "my_tasks" in line)
     (tmp_path / "my_tasks.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)  # of another test
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     arguments = shlex.split(command)
     maml(*arguments[arguments.index("maml") + 1 :], "--trainer.max_steps", "5")

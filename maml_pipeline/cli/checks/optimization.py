@@ -41,7 +41,7 @@ def check_optimization(
         )
     max_steps = settings.trainer.max_steps
     # OneCycleLR raises in the step after its last one.
-    if isinstance(scheduler, OneCycleLR) and not 0 < max_steps <= scheduler.total_steps:
+    if isinstance(scheduler, OneCycleLR) and not 0 <= max_steps <= scheduler.total_steps:
         raise UserError(
             f"model.lr_scheduler: the total_steps of {name} are {scheduler.total_steps}, but "
             f"trainer.max_steps is {max_steps}; the schedule must be as long as the training"

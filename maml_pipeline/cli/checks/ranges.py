@@ -74,7 +74,7 @@ RANGES = (
         "it becomes a folder's name: letters that can be printed, at most 100, and no .. in it",
     ),
     Range("trainer.num_nodes", _from(1), "it must be 1 or more"),
-    Range("trainer.max_steps", _from(1, -1), "it must be 1 or more, or -1 for no end"),
+    Range("trainer.max_steps", _from(0, -1), "it must be 0 or more, or -1 for no end"),
     Range("trainer.max_epochs", _from(1, -1, None), "it must be 1 or more, or -1 for no end"),
     Range(
         "trainer.accumulate_grad_batches",
