@@ -67,8 +67,13 @@ def run(command: str, arguments: Sequence[str]) -> None:
         leave_process_group()
         end_stopped(stop)
     finally:
-        if not signals.was_interrupted():
-            finish_tracking()
+        _end_tracking()
+
+
+def _end_tracking() -> None:
+    """End the W&B run, unless a second Ctrl-C wants the process gone at once."""
+    if not signals.was_interrupted():
+        finish_tracking()
 
 
 class MamlCLI(LightningCLI):
@@ -190,7 +195,7 @@ class MamlCLI(LightningCLI):
             return
         job = slurm.job_id()
         self.folder = self.open_run.enter_context(opened(self.folder, self.run_name, job))
-        self.open_run.callback(finish_tracking)
+        self.open_run.callback(_end_tracking)
         if not self.location.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
         remove_unfinished(self.folder)
