@@ -87,9 +87,14 @@ class JaxMaml:
         return seconds
 
     def meta_gradient(self, batch: TaskBatch) -> Tensor:
-        """Compute the meta-gradient at the present parameters, all in one vector."""
-        gradient = self._gradient(self._theta, tuple(tensor.numpy() for tensor in batch))
-        return torch.cat([torch.tensor(part.tolist()).flatten() for pair in gradient for part in pair])
+        """Compute the meta-gradient at the present parameters in float64, all in one vector."""
+        import jax
+
+        with jax.enable_x64(True):
+            theta = jax.tree.map(lambda parameter: parameter.astype("float64"), self._theta)
+            gradient = self._gradient(theta, tuple(tensor.double().numpy() for tensor in batch))
+            parts = [part.tolist() for pair in gradient for part in pair]
+        return torch.cat([torch.tensor(part, dtype=torch.float64).flatten() for part in parts])
 
 
 def _array(parameter: Tensor) -> Any:
