@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 
 from maml_pipeline.cli import main
-from maml_pipeline.tasks.omniglot_images import DRAWINGS, HALVES, ROOT_VARIABLE, find_halves
+from maml_pipeline.tasks.omniglot_images import (
+    DRAWINGS,
+    HALVES,
+    OFFLINE_VARIABLE,
+    ROOT_VARIABLE,
+    find_halves,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The numbers of characters in Lake's two halves.
@@ -25,6 +31,7 @@ HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test off the network, on one thread and in a random state of its own."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv(OFFLINE_VARIABLE, raising=False)  # which a run in a Slurm job sets
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
