@@ -10,9 +10,9 @@ import pytest
 
 from maml_pipeline.cli import main
 from maml_pipeline.errors import UserError
-from maml_pipeline.tools.comparison import compare
-from maml_pipeline.tools.report import write_report
-from maml_pipeline.tools.runs import find_runs
+from maml_pipeline.report.comparison import compare
+from maml_pipeline.report.page import write_report
+from maml_pipeline.runs.find import find_runs
 from tests.damaged_runs import (
     BINARY,
     LEFT_OUT,

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from maml_pipeline.derivation.derive import derive
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
 from maml_pipeline.tasks import Task
-from maml_pipeline.tools.derivation import derive
 
 Maml = Callable[..., str]
 FIRST_LISTING, SECOND_LISTING = "-1.9347891807556152", "-0.7597505450248718"
@@ -105,7 +105,7 @@ def test_a_wrong_gradient_is_said_and_fails(
     maml_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "maml_pipeline.tools.derivation.linear_meta_gradient",
+        "maml_pipeline.derivation.derive.linear_meta_gradient",
         lambda *arguments: linear_meta_gradient(*arguments) * 1.001,
     )
     assert "autograd and the closed form differ" in maml_error("derive", "--w0", "1")

@@ -12,10 +12,10 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.tools.comparison import compare
-from maml_pipeline.tools.report import in_markdown, write_report
-from maml_pipeline.tools.report.pictures import draw_overview, draw_pictures
-from maml_pipeline.tools.runs import load_runs
+from maml_pipeline.report.comparison import compare
+from maml_pipeline.report.page import in_markdown, write_report
+from maml_pipeline.report.plots import draw_overview, draw_pictures
+from maml_pipeline.runs.find import load_runs
 
 Maml = Callable[..., str]
 
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_earlier_report(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path.write_bytes(content)
 
-    monkeypatch.setattr("maml_pipeline.tools.report.write_atomically", full_after_three)
+    monkeypatch.setattr("maml_pipeline.report.page.write_atomically", full_after_three)
     runs = load_runs([trained_runs / "lines" / "first-k1-s0"])
     with pytest.raises(UserError, match="cannot be written to \\(No space left on device\\)"):
         write_report(runs, tmp_path)

@@ -14,10 +14,11 @@ import yaml
 from rich.console import Console
 
 from maml_pipeline.cli import main
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.report.page import in_markdown
 from maml_pipeline.text import printable
-from maml_pipeline.tools.grid import Cell
-from maml_pipeline.tools.grid_progress import GridProgress
-from maml_pipeline.tools.report import in_markdown
+from maml_pipeline.tradeoff.grid import Cell
+from maml_pipeline.tradeoff.progress import GridProgress
 
 NAMES = [
     "cost $a_{b$",
@@ -105,7 +106,7 @@ def test_names_are_shown_as_they_are(
 
 def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=200)
-    progress = GridProgress([Cell("first", 1, 0)], 10, console)
+    progress = GridProgress([Cell(Method.FIRST_ORDER, 1, 0)], 10, console)
     with progress.bars:
         progress.start(0)
         progress.watch(3)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.tools.comparison import FIGURES, Row, compare, findings
-from maml_pipeline.tools.run import Run
-from maml_pipeline.tools.runs import load_runs
-from maml_pipeline.tools.tradeoff import meta_steps_done
+from maml_pipeline.report.comparison import FIGURES, Row, compare, findings
+from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.run import Run
+from maml_pipeline.tradeoff.cells import meta_steps_done
 
 
 def essence(run: Run) -> dict[str, object]:
@@ -105,7 +105,7 @@ def rows(trained_runs: Path) -> list[Row]:
 
 
 def test_runs_that_differ_by_their_seed_are_one_row(rows: list[Row]) -> None:
-    assert [(row.order, row.inner_steps, len(row.runs)) for row in rows] == [
+    assert [(row.method, row.inner_steps, len(row.runs)) for row in rows] == [
         (order, k, 2) for k in (1, 2) for order in ("first", "second", "checkpointed")
     ]
     for row in rows:
@@ -116,7 +116,7 @@ def test_runs_that_differ_by_their_seed_are_one_row(rows: list[Row]) -> None:
 
 def test_ratios_are_to_first_order_with_the_same_inner_steps(rows: list[Row]) -> None:
     for row in rows:
-        first = next(r for r in rows if (r.order, r.inner_steps) == ("first", row.inner_steps))
+        first = next(r for r in rows if (r.method, r.inner_steps) == ("first", row.inner_steps))
         for figure in ("peak_bytes", "flops", "meta_step_ms"):
             own, other = row.mean(figure), first.mean(figure)
             assert own is not None and other is not None
@@ -144,7 +144,7 @@ def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
         replace(run, config=run.config | {"run": run.config["run"] | {"mode": "max"}}) for run in runs
     ]
     assert [*compare(runs[:1] + other[1:])] == ["toy, run.mode min", "toy, run.mode max"]
-    groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.order)))
+    groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.method)))
     assert [*groups] == [f"toy, model.inner_lr {lr}" for lr in (model["inner_lr"], 0.2)]
     assert all(len(row.runs) == 2 for rows in groups.values() for row in rows)
     # Where a run's data lie, and how they are read, does not matter.
@@ -169,7 +169,7 @@ def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[Row]) -> None:
     assert json.dumps(lost.to_json(), allow_nan=False)
     for row in [*rows, diverged]:
         text = json.dumps(row.to_json(), allow_nan=False)
-        assert json.loads(text)["order"] == row.order
+        assert json.loads(text)["order"] == row.method
 
 
 def test_meta_steps_of_a_table_that_grows(tmp_path: Path) -> None:

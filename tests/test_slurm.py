@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from maml_pipeline.learner.tracking import read_wandb_log, wandb_logs
-from maml_pipeline.tools.tradeoff import meta_steps_done
+from maml_pipeline.tradeoff.cells import meta_steps_done
 from tests.conftest import CONFIGS
 from tests.slurm_cluster import Cluster, free_ports, wait_for
 from tests.test_resume import assert_same, checkpoint, rows

@@ -7,8 +7,8 @@ import pytest
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
+from maml_pipeline import slurm
 from maml_pipeline.cli.launcher import cluster_environment
-from maml_pipeline.learner import slurm
 from tests.conftest import CONFIGS
 from tests.test_run_identity import NAME, SHORT, config, files, meta_step
 

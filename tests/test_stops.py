@@ -15,14 +15,13 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from maml_pipeline import MetaLearner, TaskDataModule, cli
+from maml_pipeline import MetaLearner, TaskDataModule, cli, slurm
 from maml_pipeline.cli import derive, training
-from maml_pipeline.learner import slurm
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import Lines
-from maml_pipeline.tools.tradeoff import Tradeoff
+from maml_pipeline.tradeoff.cells import Tradeoff
 from tests.conftest import CONFIGS
 from tests.test_learner import trainer
 from tests.test_resume import assert_same

@@ -16,9 +16,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from maml_pipeline.runs.lock import held
-from maml_pipeline.tools.grid import Cell, make_grid
-from maml_pipeline.tools.grid_progress import GridProgress
-from maml_pipeline.tools.tradeoff import meta_steps_done
+from maml_pipeline.tradeoff.cells import meta_steps_done
+from maml_pipeline.tradeoff.grid import Cell, make_grid
+from maml_pipeline.tradeoff.progress import GridProgress
 from tests.conftest import CONFIGS
 
 ROOT = CONFIGS.parent

@@ -22,8 +22,8 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
     for tracker in trainer.loggers:
         if isinstance(tracker, WandbTracker) and tracker.takes_artifacts(asked):
             # Late: Matplotlib takes a while to import.
-            from maml_pipeline.tools.report import write_report
-            from maml_pipeline.tools.runs import load_runs
+            from maml_pipeline.report.page import write_report
+            from maml_pipeline.runs.find import load_runs
 
             if best:
                 tracker.attach("model", Path(best))

@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     import wandb  # late: it takes a second to import
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    from maml_pipeline.tools import dashboard
+    from maml_pipeline.report import dashboard
 
     chosen = (settings.entity, settings.project, settings.measure, settings.inner_steps)
     try:

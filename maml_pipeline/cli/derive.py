@@ -12,13 +12,13 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from maml_pipeline.cli.flags import TypedFlagParser
+from maml_pipeline.derivation.derive import derive
+from maml_pipeline.derivation.graph import check_path, draw
+from maml_pipeline.derivation.text import as_json, as_text
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.tasks import Task
 from maml_pipeline.tasks.task import random_generator
-from maml_pipeline.tools import computation_graph
-from maml_pipeline.tools.derivation import derive
-from maml_pipeline.tools.derivation_text import as_json, as_text
 
 Points = list[list[float]]
 
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> None:
     settings = _parser().parse_args(_with_negative_numbers(arguments))
     graph = None if settings.graph is None else Path(settings.graph)
     if graph is not None:
-        computation_graph.check_path(graph)
+        check_path(graph)
     theta, task = _problem(settings)
     if not 0 < settings.outer_lr < math.inf:
         raise UserError(f"outer_lr is {settings.outer_lr}; it must be a number above 0")
@@ -45,13 +45,14 @@ def run(arguments: Sequence[str]) -> None:
     derivations = [derive(theta, task, inner, settings.outer_lr) for inner in loops]
     print(as_json(derivations) if settings.json else as_text(derivations))
     if graph is not None:
-        computation_graph.draw(derivations, graph)
+        draw(derivations, graph)
         print(f"Graph: {graph}", file=sys.stderr)
 
     for derivation in derivations:
         if wrong := derivation.disagreements():
-            order = "first" if derivation.inner.first_order else "second"
-            raise UserError(f"the {order}-order meta-gradients disagree: " + "; ".join(wrong))
+            raise UserError(
+                f"the {derivation.inner.order}-order meta-gradients disagree: " + "; ".join(wrong)
+            )
 
 
 def _parser() -> ArgumentParser:

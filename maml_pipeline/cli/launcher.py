@@ -5,7 +5,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from maml_pipeline.learner import slurm
+from maml_pipeline import slurm
 
 
 def cluster_environment() -> list[ClusterEnvironment]:

@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maml_pipeline import slurm
 from maml_pipeline.cli.request import Request
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded
-from maml_pipeline.learner import slurm
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.identity import (

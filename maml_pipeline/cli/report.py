@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.report.comparison import compare, print_comparison
+from maml_pipeline.report.page import write_report
+from maml_pipeline.runs.find import find_runs
 from maml_pipeline.text import printable
-from maml_pipeline.tools.comparison import compare, print_comparison
-from maml_pipeline.tools.report import write_report
-from maml_pipeline.tools.runs import find_runs
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from maml_pipeline.cli import config_files
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded
+from maml_pipeline.learner.tracking import gradient_method
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.identity import Difference, differences
 from maml_pipeline.tasks import TaskDistribution
@@ -61,7 +62,7 @@ class Request:
             name = str(tasks.name)
             run_folder.check_name("the tasks' name", name)
             run["experiment"] = name
-        order = "first" if values["model"]["first_order"] else "second"
+        order = gradient_method(values).order
         return cls(
             parser,
             values,

@@ -15,13 +15,13 @@ from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_atomically
-from maml_pipeline.learner.tracking import ORDERS
+from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.runs.identity import differences
 from maml_pipeline.signals import Stopped
 from maml_pipeline.text import printable
-from maml_pipeline.tools.grid import Cell, make_grid
-from maml_pipeline.tools.grid_progress import GridProgress
-from maml_pipeline.tools.tradeoff import Tradeoff, meta_steps_done
+from maml_pipeline.tradeoff.cells import Tradeoff, meta_steps_done
+from maml_pipeline.tradeoff.grid import Cell, make_grid
+from maml_pipeline.tradeoff.progress import GridProgress
 
 VARIED = {
     "model.first_order": "orders",
@@ -78,7 +78,7 @@ class Plan:
         self.settings, self.fit_arguments = _parse(arguments)
         values = ResolvedConfig(self.fit_arguments, elsewhere).values
         cells = make_grid(
-            self.settings.orders or ORDERS,
+            self.settings.orders or [*Method],
             self.settings.inner_steps or [values["model"]["inner_steps"]],
             self.settings.seeds or [values["seed_everything"]],
         )
@@ -120,7 +120,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--orders", type=lambda text: text.split(","), help=f"of {','.join(ORDERS)} (default: all)")
+    add("--orders", type=lambda text: text.split(","), help=f"of {','.join(Method)} (default: all)")
     add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
     add("--seeds", type=_numbers, help="seeds (default: the config's)")
     add("--out", type=path_argument, help="folder of the whole (default: runs/<experiment>-tradeoff)")

@@ -12,7 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from maml_pipeline import signals
+from maml_pipeline import signals, slurm
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check
 from maml_pipeline.cli.epochs import val_check_batches
@@ -25,7 +25,7 @@ from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
-from maml_pipeline.learner import MetaLearner, TaskDataModule, slurm
+from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from maml_pipeline.learner.early_end import EndEarly
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
@@ -39,9 +39,9 @@ from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
+from maml_pipeline.slurm.submission import WHATEVER_THERE_IS
 from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE
 from maml_pipeline.text import printable
-from maml_pipeline.tools.submission import WHATEVER_THERE_IS
 
 RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)

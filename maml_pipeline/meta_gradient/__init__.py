@@ -6,14 +6,17 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.inner_loop import Engine, InnerLoop, Loss, MetaGradient
 from maml_pipeline.meta_gradient.learn2learn_engine import Learn2LearnEngine
 from maml_pipeline.meta_gradient.observation import initialise_lazy
+from maml_pipeline.meta_gradient.order import GradientOrder, Method
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 
 __all__ = [
     "Engine",
+    "GradientOrder",
     "InnerLoop",
     "Learn2LearnEngine",
     "Loss",
     "MetaGradient",
+    "Method",
     "VectorizedEngine",
     "build_engine",
     "initialise_lazy",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient.order import GradientOrder, Method
 from maml_pipeline.tasks import TaskBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -43,6 +44,16 @@ class InnerLoop:
             raise UserError(f"inner_lr is {self.lr}; it must be a number above 0")
         if self.steps < 0:
             raise UserError(f"inner_steps is {self.steps}; it must be 0 or more")
+
+    @property
+    def method(self) -> Method:
+        """How the meta-gradient is computed."""
+        return Method.of(self.first_order, self.checkpointed)
+
+    @property
+    def order(self) -> GradientOrder:
+        """The gradient order."""
+        return self.method.order
 
 
 def first_order(inner: InnerLoop) -> InnerLoop:

@@ -61,7 +61,6 @@ class ResultTable(Callback):
         trained = learner.loaded_meta_step if trainer.ckpt_path else trainer.global_step
         result["meta_step"] = trained
 
-        order = "first" if learner.inner.first_order else "second"
         table = Table(caption=learner.evaluation_protocol())
         table.add_column("inner steps", justify="right")
         for name in learner.measures:
@@ -70,7 +69,8 @@ class ResultTable(Callback):
             cells = (f"{split}/{name}_step_{step}" for name in learner.measures)
             table.add_row(str(step), *(f"{result[c]:.4f} ± {result[f'{c}_ci95']:.4f}" for c in cells))
         console = Console()
-        console.print(f"{split.capitalize()} after {trained} meta-steps, {order} order", highlight=False)
+        title = f"{split.capitalize()} after {trained} meta-steps, {learner.inner.order} order"
+        console.print(title, highlight=False)
         console.print(table)
         if self.folder is not None:
             self._keep(self.folder, file, result)

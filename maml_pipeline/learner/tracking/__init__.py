@@ -7,18 +7,17 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.learner.metrics_csv import MetricsCSV
-from maml_pipeline.learner.tracking.description import ORDERS, experiment_name, gradient_order
+from maml_pipeline.learner.tracking.description import experiment_name, gradient_method
 from maml_pipeline.learner.tracking.logs import group_logs, read_wandb_log, wandb_logs
 from maml_pipeline.learner.tracking.session import finish_tracking, logged_in
 from maml_pipeline.learner.tracking.tracker import BeginTracking, WandbTracker
 
 __all__ = [
-    "ORDERS",
     "BeginTracking",
     "WandbTracker",
     "experiment_name",
     "finish_tracking",
-    "gradient_order",
+    "gradient_method",
     "group_logs",
     "logged_in",
     "read_wandb_log",

@@ -10,20 +10,16 @@ from typing import Any
 
 import torch
 
-from maml_pipeline.learner import slurm
-
-ORDERS = ("first", "second", "checkpointed")
-"""Gradient orders; `checkpointed` is second order with checkpointed inner steps."""
+from maml_pipeline import slurm
+from maml_pipeline.meta_gradient.order import Method
 
 PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
 """Packages that a result depends on; W&B keeps the versions of all others in `requirements.txt`."""
 
 
-def gradient_order(config: dict[str, Any]) -> str:
-    """Return which of `ORDERS` a resolved config trains with."""
-    if config["model"]["first_order"]:
-        return "first"
-    return "checkpointed" if config["model"]["checkpoint_inner_steps"] else "second"
+def gradient_method(config: dict[str, Any]) -> Method:
+    """Return how a resolved config computes its meta-gradients."""
+    return Method.of(config["model"]["first_order"], config["model"]["checkpoint_inner_steps"])
 
 
 @dataclass(frozen=True)
@@ -50,14 +46,14 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
         config: Its whole resolved config.
         world_size: Devices that train it.
     """
-    model, order = config["model"], gradient_order(config)
+    model, method = config["model"], gradient_method(config)
     steps = model["inner_steps"]
-    name = f"{experiment_name(config)}-{order}" + ("" if steps == 1 else f"-k{steps}")
-    flags = {"checkpointed": order == "checkpointed", "compiled": model["compile"]}
+    name = f"{experiment_name(config)}-{method}" + ("" if steps == 1 else f"-k{steps}")
+    flags = {"checkpointed": method is Method.CHECKPOINTED, "compiled": model["compile"]}
     tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
     return Description(
         group=f"{experiment_name(config)}-k{steps}",
-        job_type=order,
+        job_type=str(method),
         name=f"{name}-s{config['seed_everything']}",
         tags=(*tags, f"world-size-{world_size}"),
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from maml_pipeline.text import printable
-from maml_pipeline.tools.grid import Cell
+from maml_pipeline.tradeoff.grid import Cell
 
 SECONDS_BETWEEN_LINES = 60.0
 

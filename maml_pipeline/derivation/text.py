@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from maml_pipeline.derivation.derive import Derivation, InnerStep, names
 from maml_pipeline.meta_gradient.closed_form import quadratic
-from maml_pipeline.tools.derivation import Derivation, InnerStep, names
 
 WIDTH = 88
 TERMS_SHOWN = 6

@@ -6,9 +6,9 @@ from pathlib import Path
 import graphviz
 from torch import Tensor
 
+from maml_pipeline.derivation.derive import Derivation, InnerStep, names
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
-from maml_pipeline.tools.derivation import Derivation, InnerStep, names
 
 SUFFIXES = (".svg", ".png", ".dot")
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from maml_pipeline.derivation.rounding import RoundingError
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient, quadratic
 from maml_pipeline.meta_gradient.learn2learn_engine import clone_for_task
 from maml_pipeline.tasks import Task, TaskBatch
-from maml_pipeline.tools.rounding import RoundingError
 
 
 @dataclass(frozen=True)

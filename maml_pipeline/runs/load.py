@@ -12,8 +12,8 @@ import yaml
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.metrics_csv import read_metrics
 from maml_pipeline.learner.tracking import read_wandb_log
+from maml_pipeline.runs.run import Record, Run
 from maml_pipeline.text import printable, shortened
-from maml_pipeline.tools.run import Record, Run
 
 MOST_BYTES = {"config.yaml": 2**18, "test.json": 2**20, "metrics.csv": 2**28, "tradeoff.json": 2**28}
 """Far more than a run writes; a file that is larger is none of its files."""

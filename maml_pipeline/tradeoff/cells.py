@@ -14,18 +14,17 @@ from os import SEEK_END
 from pathlib import Path
 from typing import IO
 
-from maml_pipeline import signals
+from maml_pipeline import signals, slurm
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
-from maml_pipeline.learner import slurm
 from maml_pipeline.learner.metrics_csv import read_last_row
+from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs import folder as run_folder
+from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.run import Run
 from maml_pipeline.signals import Response
 from maml_pipeline.text import printable
-from maml_pipeline.tools.comparison import compare
-from maml_pipeline.tools.grid import Cell
-from maml_pipeline.tools.run import Run
-from maml_pipeline.tools.runs import load_runs
+from maml_pipeline.tradeoff.grid import Cell
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.table import Table
 
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.runs.run import Measure, Run, finite, mean
 from maml_pipeline.text import printable
-from maml_pipeline.tools.run import Measure, Run, finite, mean
 
 FIGURES = ("peak_bytes", "meta_step_ms", "flops", "held_bytes", "gap_cosine")
 """Properties of `Run` that are averaged over seeds; of the first three, ratios are taken."""
@@ -32,8 +33,8 @@ class Row:
     first: "Row | None"
 
     @property
-    def order(self) -> str:
-        return self.runs[0].order
+    def method(self) -> Method:
+        return self.runs[0].method
 
     @property
     def inner_steps(self) -> int:
@@ -89,7 +90,7 @@ class Row:
         result, spread = self.result, self.spread
         return {
             "experiment": self.runs[0].experiment,
-            "order": self.order,
+            "order": self.method,
             "inner_steps": self.inner_steps,
             "seeds": [run.seed for run in self.measured],
             "unfinished_seeds": [run.seed for run in self.unfinished],
@@ -106,7 +107,7 @@ class Row:
         """Return the row as text, in the order of `headers`."""
         cosine = self.mean("gap_cosine")
         return (
-            self.order,
+            self.method,
             str(self.inner_steps),
             self._seeds_text(),
             self._result_text(),
@@ -182,9 +183,9 @@ def _unique(title: str, taken: Container[str]) -> str:
 def _rows(runs: Iterable[Run]) -> Iterator[Row]:
     for _, same_steps in groupby(runs, lambda run: run.inner_steps):
         first: Row | None = None
-        for order, same_order in groupby(same_steps, lambda run: run.order):
-            row = Row([*same_order], first)
-            if order == "first":
+        for method, same_method in groupby(same_steps, lambda run: run.method):
+            row = Row([*same_method], first)
+            if method is Method.FIRST_ORDER:
                 first = row
             yield row
 
@@ -226,7 +227,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
             for name, figure in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
             if (ratio := row.ratio(figure)) is not None
         ]
-        order = {"second": "second order", "checkpointed": "checkpointed second order"}[row.order]
+        order = {"second": "second order", "checkpointed": "checkpointed second order"}[row.method]
         steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
         measure = printable(row.runs[0].measure)
         sentences.append(

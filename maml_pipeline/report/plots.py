@@ -10,9 +10,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_pipeline.text import shortened, wrapped
-from maml_pipeline.tools.comparison import Row
-from maml_pipeline.tools.report.style import (
+from maml_pipeline.report.comparison import Row
+from maml_pipeline.report.style import (
     COLOURS,
     HEIGHT,
     LABEL_OFFSETS,
@@ -23,7 +22,8 @@ from maml_pipeline.tools.report.style import (
     style,
     thousands,
 )
-from maml_pipeline.tools.run import Measure, Run, mean
+from maml_pipeline.runs.run import Measure, Run, mean
+from maml_pipeline.text import shortened, wrapped
 
 COLUMNS = 4
 """Experiments beside each other in the overview."""
@@ -194,7 +194,9 @@ def draw_pareto(ax: Axes, rows: Sequence[Row]) -> None:
     """Draw the measure against peak memory, an order a line."""
     official, (scale, unit) = _official(rows), _memory_unit(rows)
     for order in COLOURS:
-        known = [(row, result, row.mean("peak_bytes")) for row, result in official if row.order == order]
+        known = [
+            (row, result, row.mean("peak_bytes")) for row, result in official if row.method == order
+        ]
         points = [
             (row, _drawable(result.mean), _drawable(result.ci95), peak / scale)
             for row, result, peak in known
@@ -256,9 +258,9 @@ def _draw_cost(ax: Axes, rows: Sequence[Row], figure: str, label: str, scale: fl
 def _draw_series(ax: Axes, rows: Sequence[Row], metric: str, label: str) -> None:
     for row in rows:
         steps, means, lowest, highest = _over_seeds(row.runs, metric)
-        ax.plot(steps, means, color=COLOURS[row.order], label=LABELS[row.order])
+        ax.plot(steps, means, color=COLOURS[row.method], label=LABELS[row.method])
         if len(row.runs) > 1:
-            ax.fill_between(steps, lowest, highest, color=COLOURS[row.order], alpha=0.15, linewidth=0)
+            ax.fill_between(steps, lowest, highest, color=COLOURS[row.method], alpha=0.15, linewidth=0)
     thousands(ax)
     ax.set_xlabel("meta-steps")
     ax.set_ylabel(label)
@@ -293,12 +295,12 @@ def _draw_adaptation(ax: Axes, rows: Sequence[Row]) -> None:
             range(len(means)),
             means,
             margins,
-            color=COLOURS[row.order],
-            marker=MARKERS[row.order],
+            color=COLOURS[row.method],
+            marker=MARKERS[row.method],
             markersize=4,
             capsize=2,
             elinewidth=1,
-            label=LABELS[row.order],
+            label=LABELS[row.method],
         )
     ax.axvline(rows[0].inner_steps, color="#999999", linewidth=0.8)
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
@@ -308,6 +310,6 @@ def _draw_adaptation(ax: Axes, rows: Sequence[Row]) -> None:
 
 def _by_order(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     for order in COLOURS:
-        group = [row for row in rows if row.order == order]
+        group = [row for row in rows if row.method == order]
         if group:
             yield order, group

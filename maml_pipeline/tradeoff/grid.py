@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking import ORDERS
 from maml_pipeline.limits import MAX_INNER_STEPS, MAX_SEED
+from maml_pipeline.meta_gradient.order import Method
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,19 @@ class Cell:
     """One training of the grid.
 
     Args:
-        order: One of `ORDERS`.
+        method: How the meta-gradient is computed.
         inner_steps: Inner steps k while training.
         seed: Of the initial parameters and of the training tasks.
     """
 
-    order: str
+    method: Method
     inner_steps: int
     seed: int
 
     @property
     def name(self) -> str:
         """Its folder's name."""
-        return f"{self.order}-k{self.inner_steps}-s{self.seed}"
+        return f"{self.method}-k{self.inner_steps}-s{self.seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -35,8 +35,8 @@ class Cell:
         return {
             "seed_everything": self.seed,
             "model.inner_steps": self.inner_steps,
-            "model.first_order": self.order == "first",
-            "model.checkpoint_inner_steps": self.order == "checkpointed",
+            "model.first_order": self.method is Method.FIRST_ORDER,
+            "model.checkpoint_inner_steps": self.method is Method.CHECKPOINTED,
         }
 
     @property
@@ -46,7 +46,7 @@ class Cell:
         Every inner step and the query set take one; second order goes back over each inner step,
         and checkpointed recomputes it before.
         """
-        back = {"first": 0, "second": 2, "checkpointed": 3}[self.order]
+        back = {Method.FIRST_ORDER: 0, Method.UNROLLED: 2, Method.CHECKPOINTED: 3}[self.method]
         return 1 + self.inner_steps * (1 + back)
 
 
@@ -56,9 +56,9 @@ def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence
     Raises:
         UserError: A value is none, or is there twice.
     """
-    if wrong := [order for order in orders if order not in ORDERS]:
+    if wrong := [order for order in orders if order not in [*Method]]:
         raise UserError(
-            f"orders has {wrong[0] or 'an empty one'}; an order is one of {', '.join(ORDERS)}"
+            f"orders has {wrong[0] or 'an empty one'}; an order is one of {', '.join(Method)}"
         )
     for name, values in (("orders", orders), ("inner_steps", inner_steps), ("seeds", seeds)):
         repeated = [value for value in values if [*values].count(value) > 1]
@@ -72,4 +72,4 @@ def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence
             raise UserError(f"{name} has {negative}; each must be 0 or more")
         if (largest := max(numbers)) > most:
             raise UserError(f"{name} has {largest}; each must be at most {most}")
-    return [Cell(order, k, seed) for seed, k, order in product(seeds, inner_steps, orders)]
+    return [Cell(Method(order), k, seed) for seed, k, order in product(seeds, inner_steps, orders)]

@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_atomically
+from maml_pipeline.report.comparison import Row, compare, findings, headers
+from maml_pipeline.report.plots import Picture, draw_overview, draw_pictures
+from maml_pipeline.report.style import style
+from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable
-from maml_pipeline.tools.comparison import Row, compare, findings, headers
-from maml_pipeline.tools.report.pictures import Picture, draw_overview, draw_pictures
-from maml_pipeline.tools.report.style import style
-from maml_pipeline.tools.run import Run
 
 LONGEST_SLUG = 80
 """Characters; a file's name may have 255 bytes, and a picture's name follows."""
@@ -93,7 +93,7 @@ def _render(runs: Sequence[Run], folder: Path, left_out: Sequence[str]) -> dict[
             files[f"{section.slug}-{picture.name}.png"] = rendered(picture.figure, "png")
 
     environment = Environment(
-        loader=PackageLoader("maml_pipeline.tools.report", "."),
+        loader=PackageLoader("maml_pipeline.report", "."),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from maml_pipeline.learner.tracking import experiment_name, gradient_order
+from maml_pipeline.learner.tracking import experiment_name, gradient_method
+from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.text import printable
 
 Record = dict[str, float]
@@ -64,9 +65,9 @@ class Run:
         return experiment_name(self.config)
 
     @property
-    def order(self) -> str:
-        """One of `ORDERS`; `checkpointed` is second order with checkpointed inner steps."""
-        return gradient_order(self.config)
+    def method(self) -> Method:
+        """How its meta-gradient is computed."""
+        return gradient_method(self.config)
 
     @property
     def inner_steps(self) -> int:
@@ -78,7 +79,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.order}-k{self.inner_steps}-s{self.seed}"
+        return f"{self.method}-k{self.inner_steps}-s{self.seed}"
 
     @property
     def settings(self) -> dict[str, object]:

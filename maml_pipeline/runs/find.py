@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking import ORDERS, group_logs
-from maml_pipeline.text import printable
-from maml_pipeline.tools.read_run import (
+from maml_pipeline.learner.tracking import group_logs
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.runs.load import (
     UnreadableRunError,
     read_run_folder,
     read_tradeoff,
     read_wandb_run,
 )
-from maml_pipeline.tools.run import Run, shown_path
+from maml_pipeline.runs.run import Run, shown_path
+from maml_pipeline.text import printable
 
 RUN_FILES = {"config.yaml", "metrics.csv", "test.json", "wandb_id.txt", "checkpoints"}
 """A folder with one of these is a run's, or a trade-off's where runs lie below it."""
@@ -74,7 +75,7 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
         search.visit(path)
     search.read_logs()
     runs = sorted(
-        search.runs, key=lambda r: (r.experiment, r.inner_steps, ORDERS.index(r.order), r.seed)
+        search.runs, key=lambda r: (r.experiment, r.inner_steps, [*Method].index(r.method), r.seed)
     )
     runs, copies = _without_copies(runs)
     left_out = [*search.left_out, *copies]

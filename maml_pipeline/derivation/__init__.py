@@ -1,0 +1,1 @@
+"""The derivation: both orders' meta-gradients on one task, as formulas, text and a graph."""

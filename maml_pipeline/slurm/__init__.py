@@ -1,0 +1,25 @@
+"""Slurm: the job that this process is in, and the allocation that a new job asks for."""
+
+from maml_pipeline.slurm.job import (
+    check_allocation,
+    ids,
+    is_first_process,
+    is_restart,
+    is_shell,
+    job_id,
+    requeue,
+    starts_processes,
+    tasks_per_node,
+)
+
+__all__ = [
+    "check_allocation",
+    "ids",
+    "is_first_process",
+    "is_restart",
+    "is_shell",
+    "job_id",
+    "requeue",
+    "starts_processes",
+    "tasks_per_node",
+]

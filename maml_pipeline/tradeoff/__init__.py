@@ -1,0 +1,1 @@
+"""The trade-off: a grid of runs over gradient orders, inner steps and seeds."""
