@@ -15,7 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli.artifacts import attach_artifacts
-from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.checks import check_settings
 from maml_pipeline.cli.epochs import val_check_batches
 from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.cli.location import check_free, locate_training, resume_command
@@ -156,7 +156,10 @@ class MamlCLI(LightningCLI):
             self.location = locate_measurement(request, RESULT_FILES[self.command])
         self.folder, checkpoint = self.location.folder, self.location.checkpoint
         self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
-        check(self, self.elsewhere)
+        built_trainer = self.config_init[self.command].trainer
+        check_settings(
+            self.command, self.settings, built_trainer, self.model, self.datamodule, self.elsewhere
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Locate the run, check, make its folder, and build the trainer."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded, make_folder
-from maml_pipeline.tasks.omniglot_cache import read_cache, removed_on_failure, write_cache
+from maml_pipeline.tasks.omniglot_cache import read_cache, remove_new_folders_on_error, write_cache
 
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
 SHAPE = (CHARACTERS, DRAWINGS, SIDE, SIDE)
@@ -101,7 +101,7 @@ def download_halves(root: Path) -> list[Path]:
         )
     from torchvision.datasets import Omniglot  # late: torchvision takes a while to import
 
-    with removed_on_failure(root):
+    with remove_new_folders_on_error(root):
         make_folder(root, "root")
         try:
             # Beside the place where it is looked for, so that half a download is never found.
