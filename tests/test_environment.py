@@ -23,7 +23,8 @@ VARIABLES = [*environment.RANKS, *(v for v in vars(environment).values() if isin
 
 IMPORT_EVERYTHING = """
 import importlib, os, pkgutil
-import jsonargparse, learn2learn, matplotlib.pyplot, pytorch_lightning, torch._inductor, torchvision, wandb
+import jsonargparse, learn2learn, matplotlib.pyplot, pytorch_lightning, torch._inductor, torchvision
+import wandb
 import wandb_workspaces.reports.v2
 before = dict(os.environ)
 import maml_pipeline
