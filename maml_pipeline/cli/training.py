@@ -39,7 +39,7 @@ from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import opened
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
-from maml_pipeline.slurm.submission import WHATEVER_THERE_IS
+from maml_pipeline.slurm.submission import AUTO_DEVICES
 from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE
 from maml_pipeline.text import printable
 
@@ -141,7 +141,7 @@ class MamlCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Take the devices that `srun` started a task for, where the settings name none."""
-        if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
+        if slurm.starts_processes() and str(self.settings.trainer.devices) in AUTO_DEVICES:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
     def prepare(self) -> None:

@@ -19,7 +19,7 @@ SET_BY_CONFIG = {
 }
 """Flags of sbatch that the configuration speaks for, and the key that does."""
 
-WHATEVER_THERE_IS = ("auto", "-1")
+AUTO_DEVICES = ("auto", "-1")
 CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
 
 
@@ -70,7 +70,7 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
     on_cpu = accelerator in CPU
     if not gpus_per_node.isdigit() or int(gpus_per_node) < 1:
         raise UserError(f"MAML_GPUS_PER_NODE is {gpus_per_node}; it must be a number from 1")
-    if str(devices) in WHATEVER_THERE_IS:
+    if str(devices) in AUTO_DEVICES:
         number = 1 if on_cpu else int(gpus_per_node)
     else:
         number = count_devices(devices)
