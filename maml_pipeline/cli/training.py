@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli.artifacts import attach_artifacts
-from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.checks import check_settings
 from maml_pipeline.cli.epochs import val_check_batches
 from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.cli.location import check_free, locate_training, resume_command
@@ -33,10 +33,10 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import opened
+from maml_pipeline.runs.lock import open_run_folder
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
 from maml_pipeline.slurm.submission import AUTO_DEVICES
@@ -154,7 +154,10 @@ class MamlCLI(LightningCLI):
             self.location = locate_measurement(request, RESULT_FILES[self.command])
         self.folder, checkpoint = self.location.folder, self.location.checkpoint
         self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
-        check(self, self.elsewhere)
+        built_trainer = self.config_init[self.command].trainer
+        check_settings(
+            self.command, self.settings, built_trainer, self.model, self.datamodule, self.elsewhere
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Locate the run, check, make its folder, and build the trainer."""
@@ -194,7 +197,7 @@ class MamlCLI(LightningCLI):
                 self.folder = Path(os.environ[RUN_DIR_VARIABLE])
             return
         job = slurm.job_id()
-        self.folder = self.open_run.enter_context(opened(self.folder, self.run_name, job))
+        self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
         self.open_run.callback(_end_tracking)
         if not self.location.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
@@ -212,7 +215,7 @@ class MamlCLI(LightningCLI):
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), EndEarly(), self.best, last]
+        return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""
