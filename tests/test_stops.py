@@ -227,7 +227,7 @@ WHILE_C_CODE_RUNS = """
             # The first is acknowledged, which shows that Python's own handlers wait for the C code.
             {between}
 
-    with signals.listening():
+    with signals.listening(signals.Response.EXIT):
         signals.respond(signals.Response.NOTE, announces=True)
         threading.Thread(target=send, args=[{count}]).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})
@@ -279,7 +279,7 @@ def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:
         """
         import os, signal
         from maml_pipeline import signals
-        with signals.listening():
+        with signals.listening(signals.Response.EXIT):
             os.kill(os.getpid(), signal.SIGHUP)
             print(signals.requested())
         """,

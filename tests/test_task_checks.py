@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from maml_pipeline import Task, TaskBatch, TaskDataModule, TaskDistribution
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines
-from maml_pipeline.tasks.checks import check_tasks, draw
+from maml_pipeline.tasks.checks import check_tasks, draw_batch
 from maml_pipeline.tasks.task import Split
 from tests.conftest import CONFIGS
 
@@ -295,7 +295,7 @@ def test_drawing_returns_the_batch_itself_where_it_is_one() -> None:
         def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
             return TaskBatch(*self.tensors)
 
-    batch = draw(Kept(), 0, "train", range(3))
+    batch = draw_batch(Kept(), 0, "train", range(3))
     assert all(a is b for a, b in zip(batch, Kept.tensors, strict=True))
 
 
