@@ -15,8 +15,8 @@ from maml_pipeline.learner.tracking.description import describe
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
+from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.task import Split
-from maml_pipeline.tasks.toy import Lines
 from tests.conftest import CONFIGS
 from tests.test_run_identity import SHORT
 

@@ -382,6 +382,7 @@ def test_nothing_in_a_run_depends_on_where_it_lies(maml: Maml) -> None:
 # Two at once ------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_second_process_in_a_run_is_refused_at_once(
     maml: Maml, maml_error: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -405,6 +406,7 @@ def test_a_second_process_in_a_run_is_refused_at_once(
     assert meta_step(Path("mine")) == 12
 
 
+@pytest.mark.integration
 def test_the_folder_of_a_run_that_just_starts_is_not_another_ones(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:

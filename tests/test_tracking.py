@@ -102,6 +102,7 @@ def files_with(key: str, folder: Path) -> list[Path]:
     return [path for path in files if key.encode() in path.read_bytes()]
 
 
+@pytest.mark.integration
 def test_an_offline_run_is_described_measured_and_summed_up(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
@@ -169,6 +170,7 @@ def test_group_and_order_set_runs_apart(
     assert ("compiled" in about.tags) == model["compile"]
 
 
+@pytest.mark.integration
 def test_the_commit_is_known_where_there_is_one(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -205,6 +207,7 @@ def stop_after(rows: int, signum: signal.Signals, folder: Path, *arguments: obje
     assert process.returncode != 0
 
 
+@pytest.mark.integration
 def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     maml: Maml, tmp_path: Path, offline: None, server: StandIn
 ) -> None:
@@ -235,6 +238,7 @@ def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     assert [row["meta_step"] for row in run.history] == steps
 
 
+@pytest.mark.integration
 def test_to_go_back_to_the_best_begins_another_run(maml: Maml, tmp_path: Path, offline: None) -> None:
     folder = tmp_path / "run"
     # The worst is called the best, so that it is not the last.
@@ -247,6 +251,7 @@ def test_to_go_back_to_the_best_begins_another_run(maml: Maml, tmp_path: Path, o
     assert logged_steps(*newest) == table_steps(folder)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("resumed_in", ["the sweep", "no sweep"])
 def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run(
     resumed_in: str, maml: Maml, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
@@ -283,6 +288,7 @@ def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
 
 
+@pytest.mark.integration
 def test_an_empty_id_is_replaced_by_a_new_one_that_gets_the_whole_run(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
@@ -302,6 +308,7 @@ def wandb_id(folder: Path) -> str:
     return (folder / "wandb_id.txt").read_text().strip()
 
 
+@pytest.mark.integration
 def test_a_trade_off_is_one_group_with_the_orders_apart(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
@@ -312,6 +319,7 @@ def test_a_trade_off_is_one_group_with_the_orders_apart(
     assert len({run["run_id"] for run in runs}) == 3
 
 
+@pytest.mark.integration
 def test_two_ranks_write_one_run(tmp_path: Path) -> None:
     ranks = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--run.dir", tmp_path / "run")
     done = maml_process(*SHORT, *ranks, WANDB_MODE="offline")
@@ -321,6 +329,7 @@ def test_two_ranks_write_one_run(tmp_path: Path) -> None:
     assert_increasing(logged_steps(log))
 
 
+@pytest.mark.integration
 def test_online_a_run_is_live_and_goes_on_under_its_id(tmp_path: Path, server: StandIn) -> None:
     folder = ("--run.dir", tmp_path / "run")
     assert maml_process(*SHORT, *folder, **at(server)).returncode == 0
@@ -340,6 +349,7 @@ def test_online_a_run_is_live_and_goes_on_under_its_id(tmp_path: Path, server: S
     assert "Nothing to upload" in maml_process("sync", tmp_path, **at(server)).stdout
 
 
+@pytest.mark.integration
 def test_an_offline_run_keeps_artifacts_where_asked_and_no_key(tmp_path: Path, server: StandIn) -> None:
     asked = ("--run.artifacts", "true", "--run.dir", tmp_path / "run")
     done = maml_process(*SHORT, *asked, WANDB_MODE="offline", WANDB_API_KEY=API_KEY)
@@ -350,6 +360,7 @@ def test_an_offline_run_keeps_artifacts_where_asked_and_no_key(tmp_path: Path, s
     assert sorted(kind for kind, _ in server.artifacts) == ["model", "report"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("trouble", ["no network", pytest.param("another key", marks=pytest.mark.slow)])
 def test_where_wandb_cannot_be_used_the_run_is_offline_and_says_so_once(
     trouble: str, tmp_path: Path, server: StandIn
@@ -385,6 +396,7 @@ def test_a_failing_log_call_ends_tracking_and_nothing_else(
     assert not tracker.uploads_artifacts(True)
 
 
+@pytest.mark.integration
 def test_sync_says_what_is_missing(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

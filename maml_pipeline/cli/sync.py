@@ -1,6 +1,5 @@
 """`maml sync`: upload runs that were kept offline, with W&B's own `wandb sync`."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
 from maml_pipeline.learner.tracking.logs import find_wandb_logs, is_empty, is_offline, is_synced
@@ -82,7 +82,7 @@ def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None
         return
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(log.parent) for log in logs)]
     # W&B asks the server where the run ends, and goes on from there (compare wandb#5865).
-    environment = {**os.environ, "WANDB_RESUME": "allow"} if resumes else None
+    environment = child_environment(WANDB_RESUME="allow") if resumes else None
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     failed = next((log for log in logs if not is_synced(log)), None)
     if failed is not None or done.returncode:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from maml_pipeline import signals, slurm
+from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner.metrics_csv import read_last_row
@@ -155,7 +156,7 @@ class Tradeoff:
             # Raised while the process starts, a stop would leave it behind.
             signals.respond(Response.NOTE, announces=True)
             # A W&B id that is given to this process is not that of each of its trainings.
-            environment = {key: value for key, value in os.environ.items() if key != "WANDB_RUN_ID"}
+            environment = child_environment(WANDB_RUN_ID=None)
             process = subprocess.Popen(
                 self.command(cell),
                 env=environment,

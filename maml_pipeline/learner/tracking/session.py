@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import logging
 import netrc
-import os
 import re
 import secrets
 import sys
@@ -14,6 +13,13 @@ from urllib.parse import urlparse
 
 import requests
 
+from maml_pipeline.environment import (
+    NETRC,
+    WANDB_API_KEY,
+    WANDB_BASE_URL,
+    WANDB_DISABLED,
+    WANDB_MODE,
+)
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import find_wandb_logs, is_empty, is_offline, is_synced
@@ -89,14 +95,14 @@ def choose_wandb_mode(folder: Path) -> str:
 
     A run whose earlier part was never uploaded goes on offline, so that its parts arrive in order.
     """
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+    if WANDB_DISABLED.get():
         return "disabled"
-    mode = os.environ.get("WANDB_MODE") or _settings().mode
+    mode = WANDB_MODE.get() or _settings().mode
     mode = "offline" if mode == "dryrun" else mode
     if mode in ("offline", "disabled"):
         return mode
     if not logged_in():
-        if os.environ.get("WANDB_MODE"):
+        if WANDB_MODE.is_set():
             logger.warning("W&B has no API key (`wandb login`): the run is kept offline in %s", folder)
         return "offline"
     waiting = [
@@ -191,11 +197,11 @@ def _finish(run: "wandb.Run") -> None:
 
 def logged_in() -> bool:
     """Tell whether W&B has an API key, in the environment or in the netrc file, without network."""
-    if os.environ.get("WANDB_API_KEY"):
+    if WANDB_API_KEY.is_set():
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(WANDB_BASE_URL.get()).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc.netrc(NETRC.get()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
