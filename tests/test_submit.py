@@ -175,6 +175,7 @@ def test_a_cell_or_a_report_that_cannot_be_is_refused(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.integration
 def test_the_job_scripts_are_sound() -> None:
     for script in [*SLURM.iterdir(), CONFIGS.parent / "scripts" / "local_slurm.sh"]:
         if script.suffix != ".md":

@@ -35,13 +35,13 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import opened
+from maml_pipeline.runs.lock import open_run_folder
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
-from maml_pipeline.slurm.submission import WHATEVER_THERE_IS
+from maml_pipeline.slurm.submission import AUTO_DEVICES
 from maml_pipeline.text import printable
 
 NO_FOLDER = Path(os.devnull)
@@ -143,7 +143,7 @@ class MamlCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Take the devices that `srun` started a task for, where the settings name none."""
-        if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
+        if slurm.starts_processes() and str(self.settings.trainer.devices) in AUTO_DEVICES:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
     def prepare(self) -> None:
@@ -198,7 +198,7 @@ class MamlCLI(LightningCLI):
             self.folder = self.folder or RUN_DIR.get()
             return
         job = slurm.job_id()
-        self.folder = self.open_run.enter_context(opened(self.folder, self.run_name, job))
+        self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
         self.open_run.callback(_end_tracking)
         if not self.location.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
@@ -216,7 +216,7 @@ class MamlCLI(LightningCLI):
         self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), EndEarly(), self.best, last]
+        return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""
