@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import maml_process
-from tests.test_tracking import at
-from tests.wandb_stand_in import API_KEY, ENTITY, stand_in
+from tests.wandb_stand_in import API_KEY, ENTITY, at, stand_in
 
 pytestmark = pytest.mark.integration
 

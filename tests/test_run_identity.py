@@ -14,7 +14,11 @@ import torch
 import yaml
 
 from maml_pipeline.learner import MetaLearner
-from maml_pipeline.runs.identity import MAY_DIFFER, MEASUREMENT, differences
+from maml_pipeline.runs.compatibility import (
+    MAY_CHANGE_ON_EVALUATION,
+    MAY_CHANGE_ON_RESUME,
+    config_differences,
+)
 from tests.helpers import (
     SHORT,
     SHORT_NAME,
@@ -123,7 +127,7 @@ def test_what_may_differ_does_not_hinder_resuming(
 def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
     maml("fit", *SHORT)
     known = read_config(Path("runs", SHORT_NAME))
-    for key, reason in {**MAY_DIFFER, **MEASUREMENT}.items():
+    for key, reason in {**MAY_CHANGE_ON_RESUME, **MAY_CHANGE_ON_EVALUATION}.items():
         if key.startswith("data.tasks.init_args"):
             continue  # of one kind of tasks
         value: Any = known
@@ -131,8 +135,8 @@ def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
             assert name in value, key
             value = value[name]
         assert reason and (key == "probes" or not isinstance(value, dict))
-    assert not differences({"probes": {"every": 1}}, {"probes": {"every": 2}})
-    assert differences({"model": {"compiled": 1}}, {"model": {"compiled": 2}})
+    assert not config_differences({"probes": {"every": 1}}, {"probes": {"every": 2}})
+    assert config_differences({"model": {"compiled": 1}}, {"model": {"compiled": 2}})
 
 
 def test_a_config_that_lacks_a_key_has_its_default(maml: Maml, maml_error: Callable[..., str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from maml_pipeline.runs.lock import held
+from maml_pipeline.runs.lock import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress import GridProgress
@@ -173,7 +173,7 @@ def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     cell.mkdir(parents=True)
     one_cell = ("--orders", "first", "--out", tmp_path / "grid", "--cell", 0)
     command = maml_command(*TOY, *SHORT, *one_cell)
-    with held(cell):
+    with lock_run_folder(cell):
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert refused.returncode == 1
     assert f"{cell} is in use: another process trains in it" in (cell / "log.txt").read_text()

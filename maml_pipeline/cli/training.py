@@ -28,20 +28,20 @@ from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule
-from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
-from maml_pipeline.learner.early_end import EndEarly
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from maml_pipeline.learner.early_stopping import EndEarly
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import opened
+from maml_pipeline.runs.lock import open_run_folder
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
-from maml_pipeline.slurm.submission import WHATEVER_THERE_IS
+from maml_pipeline.slurm.submission import AUTO_DEVICES
 from maml_pipeline.text import printable
 
 NO_FOLDER = Path(os.devnull)
@@ -143,7 +143,7 @@ class MamlCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Take the devices that `srun` started a task for, where the settings name none."""
-        if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
+        if slurm.starts_processes() and str(self.settings.trainer.devices) in AUTO_DEVICES:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
     def prepare(self) -> None:
@@ -184,7 +184,7 @@ class MamlCLI(LightningCLI):
             val_check_interval=val_check_batches(wanted),
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
-            plugins=[*_as_list(wanted.plugins), WholeCheckpointIO(), *cluster_environment()],
+            plugins=[*_as_list(wanted.plugins), AtomicCheckpointIO(), *cluster_environment()],
             **kwargs,
         )
 
@@ -198,7 +198,7 @@ class MamlCLI(LightningCLI):
             self.folder = self.folder or RUN_DIR.get()
             return
         job = slurm.job_id()
-        self.folder = self.open_run.enter_context(opened(self.folder, self.run_name, job))
+        self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
         self.open_run.callback(_end_tracking)
         if not self.location.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
@@ -212,11 +212,11 @@ class MamlCLI(LightningCLI):
         print(f"Run folder: {printable(self.folder)}" + (f", from {printable(start)}" if start else ""))
 
     def _fit_callbacks(self) -> list[Callback]:
-        run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS
-        self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
+        run, folder = self.settings.run, self.folder or NO_FOLDER
+        self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
-        last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), EndEarly(), self.best, last]
+        last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
+        return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

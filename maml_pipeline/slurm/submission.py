@@ -20,7 +20,7 @@ SET_BY_CONFIG = {
 }
 """Flags of sbatch that the configuration speaks for, and the key that does."""
 
-WHATEVER_THERE_IS = ("auto", "-1")
+AUTO_DEVICES = ("auto", "-1")
 CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
 
 
@@ -70,7 +70,7 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
         raise UserError(f"trainer.accelerator is {accelerator}; a job takes cpu or gpu")
     on_cpu = accelerator in CPU
     gpus_by_default = GPUS_PER_NODE.parse(gpus_per_node)
-    if str(devices) in WHATEVER_THERE_IS:
+    if str(devices) in AUTO_DEVICES:
         number = 1 if on_cpu else gpus_by_default
     else:
         number = count_devices(devices)

@@ -21,7 +21,7 @@ from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.signals import Response
 from maml_pipeline.text import printable
@@ -64,7 +64,7 @@ class Tradeoff:
         command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(self.config)]
         for key, value in settings.items():
             command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if run_folder.checkpoint(folder, "last").exists():
+        if run_folder.checkpoint_path(folder, "last").exists():
             command += ["--ckpt_path", "last"]
         return command
 
@@ -185,7 +185,7 @@ class Tradeoff:
         if any(map(self.is_finished, self.cells)):
             # Damaged cells do not end the trainings of others; the report names them.
             with contextlib.suppress(UserError):
-                runs = load_runs([self.folder])
+                runs = find_runs([self.folder]).runs
         summary = {
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
             "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
