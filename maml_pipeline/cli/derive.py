@@ -1,17 +1,16 @@
 """`maml derive`: both gradient orders on one task of one linear unit, worked out step by step."""
 
+import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from maml_pipeline.cli.flags import TypedFlagParser
+from maml_pipeline.cli.parser import Parser
 from maml_pipeline.derivation.derive import derive
 from maml_pipeline.derivation.graph import check_path, draw
 from maml_pipeline.derivation.text import as_json, as_text
@@ -55,29 +54,30 @@ def run(arguments: Sequence[str]) -> None:
             )
 
 
-def _parser() -> ArgumentParser:
-    parser = TypedFlagParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="maml derive",
         description="Work out the first- and the second-order meta-gradient of one linear unit, "
         "y = w x + b with squared error, on one task: by autograd, by hand and by finite differences.",
     )
-    points = "a number, a list with a number a point, or a list with a list of inputs a point"
+    points = "a number, a list with one number per point, or a list with one list of inputs per point"
     add = parser.add_argument
-    add("--w0", help="Initial weight, or a list with one an input; drawn from the seed if left out.")
-    add("--b0", default="0", help="Initial bias (default: 0).")
-    add("--support_x", default="1", help=f"Support inputs: {points} (default: 1).")
-    add("--support_y", default="0", help="Support targets: a number or a list (default: 0).")
-    add("--query_x", default="2", help=f"Query inputs: {points} (default: 2).")
-    add("--query_y", default="0", help="Query targets: a number or a list (default: 0).")
-    add("--inner_lr", type=float, default=1.0, help="Inner learning rate alpha.")
-    add("--outer_lr", type=float, default=1.0, help="Outer learning rate.")
-    add("--inner_steps", type=int, default=1, help="Inner steps k, 0 or more.")
-    orders = Literal["true", "false", "both"]
-    add("--first_order", type=orders, default="both", help="The one order, or the other, or both.")
-    add("--seed", type=int, default=0, help="Where w0 is drawn from.")
-    add("--dtype", type=Literal["float32", "float64"], default="float32", help="Of the arithmetic.")
-    add("--json", action="store_true", help="Print every figure as one JSON object instead.")
-    add("--graph", metavar="FILE", help="Draw the computation graphs as .svg, .png or .dot.")
+    add("--w0", help="initial weight, or a list with one per input (default: drawn from the seed)")
+    add("--b0", default="0", help="initial bias (default: 0)")
+    add("--support_x", default="1", help=f"support inputs: {points} (default: 1)")
+    add("--support_y", default="0", help="support targets: a number or a list (default: 0)")
+    add("--query_x", default="2", help="query inputs, given like support_x (default: 2)")
+    add("--query_y", default="0", help="query targets: a number or a list (default: 0)")
+    add("--inner_lr", type=float, default=1.0, help="inner learning rate alpha (default: 1)")
+    add("--outer_lr", type=float, default=1.0, help="outer learning rate (default: 1)")
+    add("--inner_steps", type=int, default=1, help="inner steps k, 0 or more (default: 1)")
+    orders = ["true", "false", "both"]
+    add("--first_order", choices=orders, default="both", help="which gradient orders (default: both)")
+    add("--seed", type=int, default=0, help="seed for w0 (default: 0)")
+    dtypes = ["float32", "float64"]
+    add("--dtype", choices=dtypes, default="float32", help="floating-point dtype (default: float32)")
+    add("--json", action="store_true", help="print all values as one JSON object")
+    add("--graph", metavar="FILE", help="draw the computation graphs to a .svg, .png or .dot file")
     return parser
 
 
@@ -100,7 +100,7 @@ def _is_negative(text: str) -> bool:
     return text.startswith("-")
 
 
-def _problem(settings: Namespace) -> tuple[Tensor, Task]:
+def _problem(settings: argparse.Namespace) -> tuple[Tensor, Task]:
     """Return theta `(D + 1,)` and the task, or say what does not fit."""
     dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
     support_x = _points("support_x", settings.support_x)
@@ -115,8 +115,8 @@ def _problem(settings: Namespace) -> tuple[Tensor, Task]:
     inputs = len(w0)
     tensors = []
     for set_name in ("support", "query"):
-        x = _points(f"{set_name}_x", settings[f"{set_name}_x"])
-        y = _points(f"{set_name}_y", settings[f"{set_name}_y"], nested=False)
+        x = _points(f"{set_name}_x", getattr(settings, f"{set_name}_x"))
+        y = _points(f"{set_name}_y", getattr(settings, f"{set_name}_y"), nested=False)
         if len(x[0]) != inputs:
             raise UserError(
                 f"{set_name}_x has {len(x[0])} inputs a point, w0 has {inputs}: "

@@ -30,11 +30,6 @@ def is_restart() -> bool:
     return job_id() is not None and _number("RESTART_COUNT", default=0) > 0
 
 
-def is_first_process() -> bool:
-    """Tell whether this is the process of rank 0, or no job at all."""
-    return (_variable("PROCID") or "0") == "0"
-
-
 def is_shell() -> bool:
     """Tell whether this is a job's shell, in which Lightning starts the processes and not `srun`.
 
