@@ -244,7 +244,7 @@ class EndsLate(Lines):
         return [super(EndsLate, self).task(seed, split, i) for i in range(8)][index]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.integration)])
 def test_a_list_that_ends_during_training_is_named_from_any_process(workers: int) -> None:
     data = TaskDataModule(EndsLate(), meta_batch_size=4, num_workers=workers)
     data.check_tasks(["train"], train_batches=0)

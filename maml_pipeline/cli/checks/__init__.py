@@ -13,7 +13,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.rank import is_rank_zero
-from maml_pipeline.slurm.submission import WHATEVER_THERE_IS, count_devices
+from maml_pipeline.slurm.submission import AUTO_DEVICES, count_devices
 
 
 def check_settings(
@@ -42,7 +42,7 @@ def check_settings(
     check_ranges(settings)
     check_epochs(trainer)
     check_callbacks(built_trainer.callbacks, model.evaluation_names("val"))
-    if str(trainer.devices) not in WHATEVER_THERE_IS:
+    if str(trainer.devices) not in AUTO_DEVICES:
         devices = count_devices(trainer.devices)
         data.check_devices(devices * trainer.num_nodes)
         if slurm.starts_processes():
