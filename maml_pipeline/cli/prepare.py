@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot_download import find_or_download
 from maml_pipeline.tasks.omniglot_images import cache_path
@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> None:
         UserError: An argument is invalid, or the data set cannot be downloaded, is damaged or cannot
             be cached.
     """
-    parser = FlagParser(
+    parser = Parser(
         prog="maml prepare",
         description="Download a data set if it is missing, check that it is complete, and write the "
         "cache that runs read. Run it once on a machine with a network before you submit jobs.",
