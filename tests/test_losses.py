@@ -21,7 +21,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.fit_check import check_fit
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
-from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from maml_pipeline.tasks.lines import ONE_POINT_TASK
 from tests.conftest import CONFIGS
 from tests.networks import VECTOR_NETWORKS, case, flatten
 from tests.test_learner import trainer
@@ -274,7 +274,7 @@ def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
     both = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)
     gradient = Learn2LearnEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1)).gradient
     assert flatten(gradient).norm() > 0
-    with pytest.raises(UserError, match=r"Linear or its loss on many tasks at once.*engine learn2learn"):
+    with pytest.raises(UserError, match=r"Linear or its loss under vmap.*engine learn2learn"):
         VectorizedEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1))
 
 

@@ -15,7 +15,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import in_markdown, write_report
 from maml_pipeline.report.plots import draw_overview, draw_pictures
-from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.find import find_runs
 
 Maml = Callable[..., str]
 
@@ -28,7 +28,7 @@ PICTURES = [
 @pytest.fixture(scope="module")
 def report(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return write_report(load_runs([trained_runs]), folder)
+    return write_report(find_runs([trained_runs]).runs, folder)
 
 
 def test_the_command_reports_what_lies_below_the_folders(
@@ -39,7 +39,7 @@ def test_the_command_reports_what_lies_below_the_folders(
     page = (tmp_path / "mine" / "report.html").read_text()
     markdown = (tmp_path / "mine" / "report.md").read_text()
     assert "13 of 13 runs finished" in page and "Left out" not in page + markdown
-    for rows in compare(load_runs([trained_runs])).values():
+    for rows in compare(find_runs([trained_runs]).runs).values():
         for row in rows:
             # Off a terminal the table keeps its whole width.
             assert all(cell in printed and cell in page for cell in row.cells())
@@ -75,7 +75,7 @@ def test_links_lead_to_the_configs(report: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_pictures(trained_runs: Path, tmp_path: Path) -> None:
-    runs = load_runs([trained_runs / "other"])
+    runs = find_runs([trained_runs / "other"]).runs
     for name in ("one", "two"):
         write_report(runs, tmp_path / name)
     for picture in (tmp_path / "one").glob("*.png"):
@@ -92,7 +92,7 @@ def test_a_run_without_probes_and_before_its_first_validation_is_reported(
     printed = maml("report", folder)
     assert "other" in printed
     assert "0 of 1 runs finished" in (tmp_path / "report" / "report.html").read_text()
-    ((rows),) = compare(load_runs([folder])).values()
+    ((rows),) = compare(find_runs([folder]).runs).values()
     assert draw_pictures(rows) == []
 
 
@@ -115,7 +115,7 @@ def test_a_report_that_cannot_be_written_is_one_line(
 def test_a_full_disk_leaves_the_earlier_report(
     trained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_report(load_runs([trained_runs / "other"]), tmp_path)
+    write_report(find_runs([trained_runs / "other"]).runs, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     written: list[Path] = []
 
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_the_earlier_report(
         path.write_bytes(content)
 
     monkeypatch.setattr("maml_pipeline.report.page.write_atomically", full_after_three)
-    runs = load_runs([trained_runs / "lines" / "first-k1-s0"])
+    runs = find_runs([trained_runs / "lines" / "first-k1-s0"]).runs
     with pytest.raises(UserError, match="cannot be written to \\(No space left on device\\)"):
         write_report(runs, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_earlier_report(
 
 
 def test_many_experiments_fit_into_one_picture(trained_runs: Path) -> None:
-    runs = load_runs([trained_runs / "other"])
+    runs = find_runs([trained_runs / "other"]).runs
     rows = next(iter(compare(runs).values()))
     figure = draw_overview({f"toy {number}": rows for number in range(9)})
     assert len(figure.axes) == 9 and max(figure.get_size_inches()) < 20

@@ -51,8 +51,8 @@ def show_report(paths: Sequence[Path], out: Path) -> None:
         UserError: There is no run to report, or the report cannot be written.
     """
     found = find_runs(paths)
-    for line in found.left_out:
+    for line in found.skipped:
         print(f"Left out: {line}", file=sys.stderr)
     for experiment, rows in compare(found.runs).items():
         print_comparison(experiment, rows)
-    print(f"Report: {printable(write_report(found.runs, out, found.left_out))}")
+    print(f"Report: {printable(write_report(found.runs, out, found.skipped))}")

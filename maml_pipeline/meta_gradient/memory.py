@@ -1,7 +1,6 @@
 """Memory measured from the allocator: exact and reproducible."""
 
 import gc
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from maml_pipeline.environment import KINETO_LOG_LEVEL
 from maml_pipeline.meta_gradient.torch_internals import cpu_allocations
 
 
@@ -46,9 +46,10 @@ class PeakMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = self._cuda_bytes("current")
         else:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it warns that there is no GPU
-            self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            self._profiler.start()
+            # Kineto warns on the CPU that there is no GPU.
+            with KINETO_LOG_LEVEL.defaulting_to("99"):
+                self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+                self._profiler.start()
 
     def stop(self) -> Peak:
         """Stop measuring and return the peak."""

@@ -186,7 +186,7 @@ def largest_fitting_chunk(measure: Callable[[int], int], tasks: int, available: 
     chunks = -(-tasks // fitting)
     chosen = -(-tasks // chunks)
     logger.info(
-        "tasks_per_chunk: auto is %d of %d tasks (%.4g MB for one, %.4g MB per further one; %.4g MB free)",
+        "tasks_per_chunk: auto is %d of %d tasks (%.4g MB for one, %.4g MB per other; %.4g MB free)",
         *(chosen, tasks, one / 1e6, each / 1e6, available / 1e6),
     )
     return chosen

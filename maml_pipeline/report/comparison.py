@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.runs.run import Measure, Run, finite, mean
+from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import printable
 
 FIGURES = ("peak_bytes", "meta_step_ms", "flops", "held_bytes", "gap_cosine")
@@ -57,7 +57,7 @@ class Row:
         return [run for run in self.runs if run not in self.measured]
 
     @property
-    def result(self) -> Measure | None:
+    def result(self) -> Estimate | None:
         """The mean over seeds of the result and of its interval.
 
         Every seed is tested on the same tasks, so the mean interval is an upper bound for that of
@@ -66,7 +66,7 @@ class Row:
         results = [run.result for run in self.measured if run.result is not None]
         if self.split is None:
             return None
-        return Measure(mean([r.mean for r in results]), mean([r.ci95 for r in results]), self.split)
+        return Estimate(mean([r.mean for r in results]), mean([r.ci95 for r in results]), self.split)
 
     @property
     def spread(self) -> tuple[float, float] | None:
@@ -161,7 +161,7 @@ def compare(runs: Iterable[Run]) -> dict[str, list[Row]]:
     settings and seed is told apart too: it is no further seed.
 
     Args:
-        runs: In the order of `load_runs`.
+        runs: In the order of `find_runs`.
 
     Returns:
         By experiment, and what tells it from others of its name, the rows by inner steps and order.

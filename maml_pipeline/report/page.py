@@ -55,7 +55,7 @@ def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()
     """Write `report.html`, `report.md` and the pictures as PNG: all of them, or none.
 
     Args:
-        runs: In the order of `load_runs`.
+        runs: In the order of `find_runs`.
         folder: Where to; it is made. Files of an earlier report are replaced.
         left_out: What is not reported, a line each.
 

@@ -22,7 +22,7 @@ from maml_pipeline.report.style import (
     style,
     thousands,
 )
-from maml_pipeline.runs.run import Measure, Run, mean
+from maml_pipeline.runs.run import Estimate, Run, mean
 from maml_pipeline.text import shortened, wrapped
 
 COLUMNS = 4
@@ -184,7 +184,7 @@ def _memory_unit(rows: Sequence[Row]) -> tuple[float, str]:
     return next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= s), (1, "B"))
 
 
-def _official(rows: Sequence[Row]) -> list[tuple[Row, Measure]]:
+def _official(rows: Sequence[Row]) -> list[tuple[Row, Estimate]]:
     """Return the rows with a result on the test tasks; before any, those on the validation tasks."""
     split = "test" if any(row.split == "test" for row in rows) else "val"
     return [(row, row.result) for row in rows if row.result is not None and row.split == split]
