@@ -101,9 +101,8 @@ def test_auto_takes_the_fewest_chunks_that_fit() -> None:
         return 100 + 10 * tasks
 
     assert largest_fitting_chunk(measure, tasks=32, available=10_000) == 32
-    assert (
-        largest_fitting_chunk(measure, tasks=32, available=100 + 10 * 31) == 16
-    )  # two chunks, not 31 + 1
+    # Two equal chunks, rather than one of 31 tasks and one of 1.
+    assert largest_fitting_chunk(measure, tasks=32, available=100 + 10 * 31) == 16
     assert largest_fitting_chunk(measure, tasks=32, available=100 + 10 * 11) == 11
     assert largest_fitting_chunk(measure, tasks=32, available=50) == 1
     assert largest_fitting_chunk(measure, tasks=1, available=50) == 1

@@ -357,7 +357,7 @@ def detaching(prediction: Tensor, target: Tensor) -> Tensor:
 
 STATE = "changes its buffer"
 ATTRIBUTE = "read parameters from the attributes that hold them"
-RECOMPUTED = "activations are recomputed"
+RECOMPUTED = "recomputes its activations"
 WEIGHT_NORM = {
     f"train {engine} second": "wrong second derivative" for engine in ("vectorized", "learn2learn")
 }
