@@ -232,6 +232,6 @@ def _mismatch_message(
     if recomputes_activations:
         return (
             f"{differs}: torch.utils.checkpoint recomputes its activations after the parameters have "
-            "changed; remove it (checkpoint_inner_steps saves memory across inner steps)"
+            "changed; leave it out (checkpoint_inner_steps saves memory across inner steps)"
         )
     return f"{differs}: {computation.remedy}"
