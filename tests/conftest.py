@@ -14,11 +14,8 @@ from PIL import Image
 
 from maml_pipeline.cli import main
 from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
-from maml_pipeline.tasks.omniglot_images import (
-    DRAWINGS,
-    HALVES,
-    find_halves,
-)
+from maml_pipeline.tasks.omniglot_download import HALVES, find_halves
+from maml_pipeline.tasks.omniglot_images import DRAWINGS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # The numbers of characters in Lake's two halves.

@@ -100,7 +100,10 @@ def test_nothing_is_downloaded_in_a_job(
     in_slurm(JOB_ID="7")
     config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")
     error = maml_error("fit", *config, "--data.tasks.root", tmp_path / "none")
-    assert "holds no Omniglot, and nothing is downloaded in a Slurm job" in error
+    assert (
+        "does not contain Omniglot, and Slurm jobs and runs with MAML_OFFLINE set download nothing"
+        in error
+    )
     assert "maml prepare omniglot" in error
     assert not list(tmp_path.iterdir())
 
