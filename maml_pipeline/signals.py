@@ -73,10 +73,11 @@ class _State:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Answer signals meanwhile, beginning with `Response.EXIT`; in the main thread only.
+def listening(first: Response) -> Iterator[None]:
+    """Handle signals within the context; in the main thread only.
 
-    In a Slurm job they are noted at first: what puts the job back into its queue has to be imported.
+    Args:
+        first: The response until `respond` sets another.
     """
     if threading.current_thread() is not threading.main_thread() or _State.is_listening:
         yield
@@ -85,7 +86,7 @@ def listening() -> Iterator[None]:
         replaced = install()
         try:
             _State.is_listening = True
-            respond(Response.NOTE if "SLURM_JOB_ID" in os.environ else Response.EXIT)
+            respond(first)
             yield
         finally:
             _State.is_listening = False

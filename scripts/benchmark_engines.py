@@ -1,13 +1,21 @@
-"""How fast every way to take a meta-step is: peers, engines, bare and under the Trainer.
+"""Compare the speed of meta-steps: other libraries, this project's engines, with and without Lightning.
 
     python -m scripts.benchmark_engines --out benchmark     # needs the dependency group "peers"
 
-Every way trains the network that is fastest for it: peers PyTorch's own layers, engines this project's.
-Each repeat takes a few meta-steps of every way, the plain learn2learn loop first, so that all meet the
-same noise of the machine; a way's ratio is the median over repeats of the plain loop's time to its own
-in the same repeat, and its time the median over all meta-steps, drawing of the tasks and outer Adam
-included. Before anything is timed, each way's meta-gradient is held against the learn2learn engine's,
-but for the compiled ones'.
+What is timed: whole meta-steps, including the drawing of the tasks and the outer Adam step. Each
+contender trains the network that is fastest for it: PyTorch's own layers for other libraries, this
+project's for its engines. The contenders are listed in `benchmark_contenders.py`.
+
+Against what: the baseline, a plain learn2learn loop. In every repeat each contender takes a few
+meta-steps, the baseline first, so that all see the same noise of the machine.
+
+How to read the table: the time is the median over all meta-steps; the ratio is baseline time divided
+by contender time (above 1 is faster), the median over repeats; "of the limit" is the share of the
+machine's matrix-product rate that the baseline's FLOPs in the contender's time amount to; "first call"
+includes compilation.
+
+Before timing, each contender's meta-gradient is checked in float64 against the learn2learn engine's,
+except for the compiled ones, which tests/test_compilation.py checks.
 """
 
 import argparse
@@ -34,8 +42,8 @@ from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import Omniglot, SineWaves
 from scripts import benchmark_peers as peers
+from scripts.benchmark_contenders import BASELINE, CONTENDERS, Case, Setting, TimeSteps, meta_step_flops
 from scripts.benchmark_jax import limit_threads
-from scripts.benchmark_ways import PLAIN, WAYS, Case, Setting, Take, meta_step_flops
 from scripts.machine_limits import Limits, machine_limits
 
 PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "higher", "torchopt", "jax", "optax", "wandb")
@@ -58,11 +66,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "omniglot-5way": lambda: _omniglot(5, 32, InnerLoop(0.4, 1), None),
     "omniglot-20way": lambda: _omniglot(20, 16, InnerLoop(0.1, 5), 8),
 }
-"""By the name that `--tasks` takes."""
+"""The choices of `--tasks`."""
 
 
 class Timing(NamedTuple):
-    """Of one way: medians, and the seconds of its first call, in which it compiles where it does."""
+    """One contender's medians, and the time of its first call, which includes compilation."""
 
     milliseconds: float
     ratio: float
@@ -71,27 +79,37 @@ class Timing(NamedTuple):
 
 
 def measure(case: Case, chosen: Iterable[str], repeats: int, setting: Setting) -> dict[str, Any]:
-    """Time the ways that can run a case, by name; count its FLOPs, and measure the machine's limits."""
-    flops, limits = meta_step_flops(case), machine_limits(setting.device)
-    takes: dict[str, Take] = {}
-    first_calls: dict[str, float] = {}
-    for way in (WAYS[key] for key in chosen if WAYS[key].runs(case)):
-        _say(f"{case.name}, {case.order}: {way.name}")
-        takes[way.name] = way.build(case, setting)
-        start = time.perf_counter()
-        takes[way.name](1)
-        first_calls[way.name] = time.perf_counter() - start
-        takes[way.name](2)
+    """Time the chosen contenders that support a case.
 
-    seconds: dict[str, list[float]] = {name: [] for name in takes}
-    ratios: dict[str, list[float]] = {name: [] for name in takes}
+    Args:
+        case: Tasks, network and inner loop.
+        chosen: Keys of `CONTENDERS`; the baseline must be among them.
+        repeats: Turns of each contender.
+        setting: Device and loggers.
+
+    Returns:
+        The case's name, order, FLOPs and machine limits, and `contenders`: a `Timing` by name.
+    """
+    flops, limits = meta_step_flops(case), machine_limits(setting.device)
+    time_steps: dict[str, TimeSteps] = {}
+    first_calls: dict[str, float] = {}
+    for contender in (CONTENDERS[key] for key in chosen if CONTENDERS[key].supports(case)):
+        _log(f"{case.name}, {case.order}: {contender.name}")
+        time_steps[contender.name] = contender.build(case, setting)
+        start = time.perf_counter()
+        time_steps[contender.name](1)
+        first_calls[contender.name] = time.perf_counter() - start
+        time_steps[contender.name](2)
+
+    seconds: dict[str, list[float]] = {name: [] for name in time_steps}
+    ratios: dict[str, list[float]] = {name: [] for name in time_steps}
     for repeat in range(repeats):
-        _say(f"{case.name}, {case.order}: repeat {repeat + 1} of {repeats}")
-        turn = {name: take(case.steps_per_turn) for name, take in takes.items()}
-        plain = statistics.median(turn[WAYS[PLAIN].name])
+        _log(f"{case.name}, {case.order}: repeat {repeat + 1} of {repeats}")
+        turn = {name: time(case.steps_per_turn) for name, time in time_steps.items()}
+        baseline = statistics.median(turn[CONTENDERS[BASELINE].name])
         for name, times in turn.items():
             seconds[name] += times
-            ratios[name].append(plain / statistics.median(times))
+            ratios[name].append(baseline / statistics.median(times))
 
     timings = {}
     for name, times in seconds.items():
@@ -104,12 +122,12 @@ def measure(case: Case, chosen: Iterable[str], repeats: int, setting: Setting) -
         "order": case.order,
         "flops": flops,
         "limits": limits._asdict(),
-        "ways": timings,
+        "contenders": timings,
     }
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """Write one table a case: a row for each way, and four columns for each order."""
+    """Format results as Markdown: a table per case, a row per contender, four columns per order."""
     lines: list[str] = []
     for case in dict.fromkeys(result["case"] for result in results):
         orders = [result for result in results if result["case"] == case]
@@ -117,8 +135,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
         lines += [f"**{case}**", "", *map(_limit, orders), ""]
         lines += ["| a meta-step of | " + " | ".join(heads) + " |"]
         lines += ["|---" + "|---:|---:|---:|---:" * len(orders) + "|"]
-        for name in dict.fromkeys(name for result in orders for name in result["ways"]):
-            cells = (_cells(result["ways"].get(name)) for result in orders)
+        for name in dict.fromkeys(name for result in orders for name in result["contenders"]):
+            cells = (_cells(result["contenders"].get(name)) for result in orders)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -143,7 +161,7 @@ def _cells(timing: dict[str, float] | None) -> str:
 
 
 def main() -> None:
-    """Measure, and print the tables."""
+    """Run the benchmark and print the tables."""
     arguments = _parse()
     torch.set_num_threads(arguments.threads)
     limit_threads(arguments.threads)
@@ -160,14 +178,14 @@ def main() -> None:
         "results": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # empty, so that the first call compiles
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # empty: the first call compiles
         setting = Setting(device, run_loggers(Path(folder), {}))
         for case in (CASES[name]() for name in arguments.tasks):
             for order in arguments.orders:
                 ordered = replace(case, inner=replace(case.inner, first_order=order == "first"))
-                result = measure(ordered, arguments.ways, arguments.repeats, setting)
+                result = measure(ordered, arguments.contenders, arguments.repeats, setting)
                 report["results"].append(result)
-                if arguments.out is not None:  # after each, since the next takes minutes
+                if arguments.out is not None:  # after each: the next takes minutes
                     arguments.out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
                     arguments.out.with_suffix(".md").write_text(markdown(report["results"]))
         finish_tracking()
@@ -176,18 +194,19 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="writes OUT.md and OUT.json, too")
+    parser.add_argument("--out", type=Path, help="also write OUT.md and OUT.json")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7, help="turns that each way takes (default: 7)")
-    some = "several with commas between (default: all); "
+    parser.add_argument("--repeats", type=int, default=7, help="turns of each contender (default: 7)")
+    some = "comma-separated (default: all): "
     parser.add_argument("--tasks", type=_choice(CASES), default=[*CASES], help=some + ", ".join(CASES))
     parser.add_argument("--orders", type=_choice(["first", "second"]), default=["first", "second"])
-    parser.add_argument("--ways", type=_choice(WAYS), default=[*WAYS], help=some + ", ".join(WAYS))
+    keys = [*CONTENDERS]
+    parser.add_argument("--contenders", type=_choice(keys), default=keys, help=some + ", ".join(keys))
     arguments = parser.parse_args()
     if arguments.device == "cuda":
-        arguments.ways = [way for way in arguments.ways if way != "jax"]
-    arguments.ways = [PLAIN, *(way for way in arguments.ways if way != PLAIN)]
+        arguments.contenders = [key for key in arguments.contenders if key != "jax"]
+    arguments.contenders = [BASELINE, *(key for key in arguments.contenders if key != BASELINE)]
     return arguments
 
 
@@ -196,7 +215,7 @@ def _choice(names: Iterable[str]) -> Callable[[str], list[str]]:
         chosen = text.split(",")
         unknown = [name for name in chosen if name not in names]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is none of {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)} not among {', '.join(names)}")
         return chosen
 
     return parse
@@ -209,7 +228,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -39,9 +39,9 @@ up() {
     start munged --foreground --force --socket="$state/munge.socket" --key-file="$state/munge.key" \
         --pid-file="$state/munged.pid" --seed-file="$state/munged.seed" \
         --log-file="$state/munged.log" --num-threads=2
-    wait_until 20 "munged" eval 'munge -n -S "$state/munge.socket" | unmunge -S "$state/munge.socket"'
+    wait_until 20 "munged" credentials_work
     start slurmctld -D
-    wait_until 20 "slurmctld" eval 'scontrol ping | grep -q "is UP"'
+    wait_until 20 "slurmctld" controller_is_up
     start slurmd -D -N n1
     start slurmd -D -N n2
     wait_until 30 "the nodes" idle
@@ -146,6 +146,14 @@ wait_until() {
     done
 }
 
+credentials_work() {
+    munge -n -S "$state/munge.socket" | unmunge -S "$state/munge.socket"
+}
+
+controller_is_up() {
+    timeout 10 scontrol ping | grep -q "is UP"
+}
+
 idle() {
     [ "$(timeout 10 sinfo --noheader --partition=batch --states=idle --format=%D)" = 2 ]
 }
@@ -167,7 +175,7 @@ down() {
 take_down() {
     trap - ERR INT TERM
     local signal end
-    if timeout 10 scontrol ping 2>/dev/null | grep -q "is UP"; then
+    if controller_is_up 2>/dev/null; then
         timeout 10 squeue --noheader --format=%A | xargs --no-run-if-empty timeout 10 scancel --full --signal=KILL || true
         end=$((SECONDS + 10))
         while ((SECONDS < end)) && [ -n "$(timeout 10 squeue --noheader 2>/dev/null)" ]; do sleep 0.2; done

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.cli import main
-from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from maml_pipeline.tasks.lines import ONE_POINT_TASK
 
 CONFIG = Path(__file__).parent.parent / "configs" / "toy.yaml"
 W0 = -1.0

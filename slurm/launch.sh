@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the job scripts share. They source it in the repository's folder.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
@@ -20,6 +21,7 @@ take_allocation() {
         fail "this job has $gpus GPUs but $tasks tasks on a node; submit it with" \
             "--gpus-per-node=$gpus --ntasks-per-node=$gpus"
     fi
+    # shellcheck disable=SC2034  # read by the job scripts
     devices=(--trainer.devices "$tasks" --trainer.num_nodes "$SLURM_NNODES")
 }
 
@@ -47,6 +49,7 @@ launch() {
 
 # One process of maml. srun returns the largest status of all, so that the one that was killed must have
 # it: more than the 143 of those that srun ends for it. Slurm's signals reach this shell too, which waits.
+# shellcheck disable=SC2016  # expanded by the task's own shell
 TASK='trap : USR1 TERM
 "$@"
 status=$?

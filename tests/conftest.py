@@ -1,6 +1,5 @@
 """What several topics' tests share."""
 
-import os
 import signal
 import zipfile
 from collections.abc import Callable
@@ -14,11 +13,10 @@ import torch
 from PIL import Image
 
 from maml_pipeline.cli import main
+from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
 from maml_pipeline.tasks.omniglot_images import (
     DRAWINGS,
     HALVES,
-    OFFLINE_VARIABLE,
-    ROOT_VARIABLE,
     find_halves,
 )
 
@@ -31,7 +29,7 @@ HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test off the network, on one thread and in a random state of its own."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.delenv(OFFLINE_VARIABLE, raising=False)  # which a run in a Slurm job sets
+    monkeypatch.delenv(OFFLINE.name, raising=False)  # which a run in a Slurm job sets
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
@@ -104,9 +102,9 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_omniglot() -> Path:
     """Return the folder with the real Omniglot, or skip."""
-    root = Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
+    root = OMNIGLOT_ROOT.get()
     if find_halves(root) is None:
-        pytest.skip(f"no Omniglot in {root}; name its folder in {ROOT_VARIABLE}")
+        pytest.skip(f"no Omniglot in {root}; name its folder in {OMNIGLOT_ROOT.name}")
     return root.resolve()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark gives every peer its own layers, and a row to every way."""
+"""The benchmark gives other libraries native layers, and every contender a row."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 from maml_pipeline.networks.convolution import Convolution2d
 from scripts import benchmark_engines
+from scripts.benchmark_contenders import BASELINE, CONTENDERS, Setting, meta_step_flops
 from scripts.benchmark_engines import CASES, markdown, measure
 from scripts.benchmark_peers import learn2learn_loop, with_native_layers
-from scripts.benchmark_ways import PLAIN, WAYS, Setting, meta_step_flops
 from scripts.machine_limits import Limits
 from tests.networks import IMAGE_NETWORKS, case
 
@@ -35,19 +35,19 @@ def test_native_layers_are_of_pytorch_alone_and_compute_the_same(name: str) -> N
 
 
 @pytest.mark.parametrize("first_order", [True, False])
-def test_the_table_has_every_way_that_runs_a_case(
+def test_the_table_has_every_contender_that_supports_the_case(
     monkeypatch: pytest.MonkeyPatch, first_order: bool
 ) -> None:
     monkeypatch.setattr(benchmark_engines, "machine_limits", lambda device: Limits(1e11, 1e10))
     sine = CASES["sine-k1"]()
     ordered = replace(sine, steps_per_turn=2, inner=replace(sine.inner, first_order=first_order))
-    chosen = [PLAIN, "convolution2d", "vectorized", "vectorized-trainer", "checkpointed"]
+    chosen = [BASELINE, "convolution2d", "vectorized", "vectorized-trainer", "checkpointed"]
     result = measure(ordered, chosen, repeats=2, setting=Setting(torch.device("cpu"), loggers=[]))
 
-    names = {WAYS[way].name for way in chosen if WAYS[way].runs(ordered)}
-    assert set(result["ways"]) == names and len(names) == (3 if first_order else 4)
-    assert result["ways"][WAYS[PLAIN].name]["ratio"] == 1
-    for timing in result["ways"].values():
+    names = {CONTENDERS[key].name for key in chosen if CONTENDERS[key].supports(ordered)}
+    assert set(result["contenders"]) == names and len(names) == (3 if first_order else 4)
+    assert result["contenders"][CONTENDERS[BASELINE].name]["ratio"] == 1
+    for timing in result["contenders"].values():
         share = result["flops"] / 1e11 / timing["milliseconds"] * 1e3
         assert timing["share_of_limit"] == pytest.approx(share)
     table = markdown([result])

@@ -26,6 +26,7 @@ def final_weights(folder: Path) -> torch.Tensor:
     return torch.cat([value.flatten() for value in checkpoint["state_dict"].values()])
 
 
+@pytest.mark.integration
 def test_help_answers_without_importing_pytorch() -> None:
     script = """
         import sys
@@ -40,12 +41,14 @@ def test_help_answers_without_importing_pytorch() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
+@pytest.mark.integration
 def test_importing_the_learner_needs_neither_wandb_nor_a_gym_banner() -> None:
     script = "import sys; from maml_pipeline import MetaLearner; assert 'wandb' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert "unmaintained" not in done.stdout + done.stderr
 
 
+@pytest.mark.integration
 def test_a_run_is_one_folder_with_config_checkpoints_metrics_and_result(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

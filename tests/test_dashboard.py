@@ -10,6 +10,8 @@ import pytest
 from tests.test_tracking import at, maml_process
 from tests.wandb_stand_in import API_KEY, ENTITY, stand_in
 
+pytestmark = pytest.mark.integration
+
 PROJECT = ("--entity", ENTITY, "--project", "comparison")
 GROUPING = [{"section": "run", "name": "group"}, {"section": "run", "name": "jobType"}]
 CURVE = {"xAxis": "meta_step", "aggregate": True, "groupAgg": "mean", "groupArea": "minmax"}

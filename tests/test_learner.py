@@ -17,7 +17,7 @@ from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP
 from maml_pipeline.tasks import SineWaves
-from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from maml_pipeline.tasks.lines import ONE_POINT_TASK
 
 
 def sine_batch(tasks: int = 4, seed: int = 0) -> TaskBatch:

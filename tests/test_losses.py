@@ -21,7 +21,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.fit_check import check_fit
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
-from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from maml_pipeline.tasks.lines import ONE_POINT_TASK
 from tests.conftest import CONFIGS
 from tests.networks import VECTOR_NETWORKS, case, flatten
 from tests.test_learner import trainer

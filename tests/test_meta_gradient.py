@@ -10,7 +10,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
 from maml_pipeline.meta_gradient.memory import peak_bytes
-from maml_pipeline.tasks.toy import ONE_POINT_TASK
+from maml_pipeline.tasks.lines import ONE_POINT_TASK
 
 
 def linear_unit(w: float, b: float = 0.0) -> nn.Linear:

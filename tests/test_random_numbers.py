@@ -97,6 +97,7 @@ class Drawn(Callback):
         self.number = float(torch.rand(()))
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_every_rank_draws_its_own_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     first, second = on_every_rank(train_in_two_parts, 2, tmp_path / "ranks", seconds=240)

@@ -17,7 +17,7 @@ from maml_pipeline.report.page import escape_markdown, write_report
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.table import table_columns
 from maml_pipeline.report.tradeoff_plot import draw_overview
-from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.find import find_runs
 
 Maml = Callable[..., str]
 
@@ -34,7 +34,7 @@ PLOTS = [
 @pytest.fixture(scope="module")
 def report(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return write_report(load_runs([trained_runs]), folder)
+    return write_report(find_runs([trained_runs]).runs, folder)
 
 
 def test_the_command_reports_what_lies_below_the_folders(
@@ -45,7 +45,7 @@ def test_the_command_reports_what_lies_below_the_folders(
     page = (tmp_path / "mine" / "report.html").read_text()
     markdown = (tmp_path / "mine" / "report.md").read_text()
     assert "13 of 13 runs finished" in page and "Left out" not in page + markdown
-    for rows in compare(load_runs([trained_runs])).values():
+    for rows in compare(find_runs([trained_runs]).runs).values():
         for column in table_columns(rows):
             assert all(cell in page and cell in markdown for cell in column.cells)
         for row in rows:
@@ -81,7 +81,7 @@ def test_links_lead_to_the_configs(report: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_plots(trained_runs: Path, tmp_path: Path) -> None:
-    runs = load_runs([trained_runs / "other"])
+    runs = find_runs([trained_runs / "other"]).runs
     for name in ("one", "two"):
         write_report(runs, tmp_path / name)
     for plot in (tmp_path / "one").glob("*.png"):
@@ -98,7 +98,7 @@ def test_a_run_without_probes_and_before_its_first_validation_is_reported(
     printed = maml("report", folder)
     assert "other" in printed
     assert "0 of 1 runs finished" in (tmp_path / "report" / "report.html").read_text()
-    ((rows),) = compare(load_runs([folder])).values()
+    ((rows),) = compare(find_runs([folder]).runs).values()
     assert [plot.name for plot in draw_plots(rows)] == ["training-loss-k1"]
 
 
@@ -121,7 +121,7 @@ def test_a_report_that_cannot_be_written_is_one_line(
 def test_a_full_disk_leaves_the_earlier_report(
     trained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_report(load_runs([trained_runs / "other"]), tmp_path)
+    write_report(find_runs([trained_runs / "other"]).runs, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     written: list[Path] = []
 
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_the_earlier_report(
         path.write_bytes(content)
 
     monkeypatch.setattr("maml_pipeline.report.page.write_atomically", full_after_three)
-    runs = load_runs([trained_runs / "lines" / "first-k1-s0"])
+    runs = find_runs([trained_runs / "lines" / "first-k1-s0"]).runs
     with pytest.raises(UserError, match="cannot be written to \\(No space left on device\\)"):
         write_report(runs, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_the_earlier_report(
 
 
 def test_many_experiments_fit_into_one_picture(trained_runs: Path) -> None:
-    runs = load_runs([trained_runs / "other"])
+    runs = find_runs([trained_runs / "other"]).runs
     rows = next(iter(compare(runs).values()))
     figure = draw_overview({f"toy {number}": rows for number in range(9)})
     assert len(figure.axes) == 9 and max(figure.get_size_inches()) < 20

@@ -90,6 +90,7 @@ def kill_once_at(folder: Path, steps: int, accumulate: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_killed_fit_resumes_bit_for_bit(
     maml: Callable[..., str], tmp_path: Path, accumulate: int
@@ -175,6 +176,7 @@ def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, t
         assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.integration
 def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     state = {"weights": torch.zeros(1000)}

@@ -13,10 +13,10 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.tracking.description import describe
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import held, opened
+from maml_pipeline.runs.lock import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
+from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.task import Split
-from maml_pipeline.tasks.toy import Lines
 from tests.conftest import CONFIGS
 from tests.test_run_identity import SHORT
 
@@ -132,15 +132,15 @@ def test_a_new_run_never_takes_a_number_that_was_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [run_folder.create("run") for _ in range(3)]
+    made = [run_folder.create_numbered("run") for _ in range(3)]
     assert [folder.name for folder in made] == ["run", "run-2", "run-3"]
     for folder in made[:2]:
         (folder / "checkpoints").rmdir()
         folder.rmdir()
     for other in ("run-x", "run-2-second", "run-03", "another-run-7"):
         (tmp_path / "runs" / other).mkdir()
-    assert run_folder.existing("run") == [Path("runs/run-3")]
-    assert run_folder.create("run") == Path("runs/run-4")
+    assert run_folder.folders_named("run") == [Path("runs/run-3")]
+    assert run_folder.create_numbered("run") == Path("runs/run-4")
 
 
 # What is left behind ----------------------------------------------------------------------------
@@ -225,12 +225,12 @@ def test_a_config_that_is_not_a_runs_is_never_written_over(
 
 def test_a_folder_is_held_once_until_it_is_let_go(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with opened(folder, "run"):
+    with open_run_folder(folder, "run"):
         # Another open file stands for another process.
-        with pytest.raises(UserError, match="is in use"), opened(folder, "run"):
+        with pytest.raises(UserError, match="is in use"), open_run_folder(folder, "run"):
             pass
         assert folder.exists(), "the one that was refused removes nothing"
-    with opened(folder, "run"):
+    with open_run_folder(folder, "run"):
         pass
 
 
@@ -241,22 +241,25 @@ def test_a_file_system_without_locks_is_said_once_and_goes_by_the_slurm_job(
         raise OSError("Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with caplog.at_level(logging.WARNING), held(tmp_path):
+    with caplog.at_level(logging.WARNING), lock_run_folder(tmp_path):
         pass
     assert [record.message for record in caplog.records] == [
         f"{tmp_path} cannot be locked (Function not implemented): make sure that no other process "
         "trains in it"
     ]
     (tmp_path / "slurm_job.txt").write_text("17\n")
-    with pytest.raises(UserError, match="holds a run of Slurm job 17"), held(tmp_path, "18"):
+    with pytest.raises(UserError, match="holds a run of Slurm job 17"), lock_run_folder(tmp_path, "18"):
         pass
-    with held(tmp_path, "17"):
+    with lock_run_folder(tmp_path, "17"):
         pass
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()  # permissions would not keep root out
-    with pytest.raises(UserError, match=r"cannot be written \(Is a directory"), opened(tmp_path, "run"):
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(Is a directory"),
+        open_run_folder(tmp_path, "run"),
+    ):
         pass
 
 

@@ -16,7 +16,11 @@ import torch
 import yaml
 
 from maml_pipeline.learner import MetaLearner
-from maml_pipeline.runs.identity import MAY_DIFFER, MEASUREMENT, differences
+from maml_pipeline.runs.compatibility import (
+    MAY_CHANGE_ON_EVALUATION,
+    MAY_CHANGE_ON_RESUME,
+    config_differences,
+)
 from tests.conftest import CONFIGS
 
 Maml = Callable[..., str]
@@ -141,7 +145,7 @@ def test_what_may_differ_does_not_hinder_resuming(
 def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
     maml("fit", *SHORT)
     known = config(Path("runs", NAME))
-    for key, reason in {**MAY_DIFFER, **MEASUREMENT}.items():
+    for key, reason in {**MAY_CHANGE_ON_RESUME, **MAY_CHANGE_ON_EVALUATION}.items():
         if key.startswith("data.tasks.init_args"):
             continue  # of one kind of tasks
         value: Any = known
@@ -149,8 +153,8 @@ def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
             assert name in value, key
             value = value[name]
         assert reason and (key == "probes" or not isinstance(value, dict))
-    assert not differences({"probes": {"every": 1}}, {"probes": {"every": 2}})
-    assert differences({"model": {"compiled": 1}}, {"model": {"compiled": 2}})
+    assert not config_differences({"probes": {"every": 1}}, {"probes": {"every": 2}})
+    assert config_differences({"model": {"compiled": 1}}, {"model": {"compiled": 2}})
 
 
 def test_a_config_that_lacks_a_key_has_its_default(maml: Maml, maml_error: Callable[..., str]) -> None:
@@ -378,6 +382,7 @@ def test_nothing_in_a_run_depends_on_where_it_lies(maml: Maml) -> None:
 # Two at once ------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_second_process_in_a_run_is_refused_at_once(
     maml: Maml, maml_error: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -401,6 +406,7 @@ def test_a_second_process_in_a_run_is_refused_at_once(
     assert meta_step(Path("mine")) == 12
 
 
+@pytest.mark.integration
 def test_the_folder_of_a_run_that_just_starts_is_not_another_ones(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:

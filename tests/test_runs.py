@@ -11,7 +11,7 @@ import pytest
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare, findings
-from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.tradeoff.cells import meta_steps_done
 
@@ -31,28 +31,28 @@ def essence(run: Run) -> dict[str, object]:
 def test_folders_are_read_in_the_order_of_the_comparison(trained_runs: Path) -> None:
     orders = ("first", "second", "checkpointed")
     grid = [("toy", f"{o}-k{k}-s{s}") for k in (1, 2) for o in orders for s in (0, 1)]
-    found = [(run.experiment, run.name) for run in load_runs([trained_runs])]
+    found = [(run.experiment, run.name) for run in find_runs([trained_runs]).runs]
     assert found == [("other", "second-k1-s0"), *grid]
 
 
 def test_a_path_named_twice_is_one_run(trained_runs: Path) -> None:
     folder = trained_runs / "other"
-    assert len(load_runs([folder, folder / "alone", folder])) == 1
+    assert len(find_runs([folder, folder / "alone", folder]).runs) == 1
 
 
 def test_wandbs_files_alone_say_the_same_as_the_folder(trained_runs: Path, tmp_path: Path) -> None:
     folder = trained_runs / "lines" / "second-k2-s1"
     shutil.copytree(folder / "wandb", tmp_path / "wandb")
-    (ours,), (theirs,) = load_runs([folder]), load_runs([tmp_path])
+    (ours,), (theirs,) = find_runs([folder]).runs, find_runs([tmp_path]).runs
     assert {key: theirs.config[key] for key in ours.config} == ours.config
     assert essence(theirs) == essence(ours)
 
 
 def test_a_tradeoff_json_alone_says_the_same_as_the_folder(trained_runs: Path, tmp_path: Path) -> None:
-    runs = load_runs([trained_runs / "lines"])
+    runs = find_runs([trained_runs / "lines"]).runs
     file = tmp_path / "tradeoff.json"
     file.write_text(json.dumps({"cells": [run.to_json() for run in runs]}))
-    for theirs, ours in zip(load_runs([file]), runs, strict=True):
+    for theirs, ours in zip(find_runs([file]).runs, runs, strict=True):
         assert essence(theirs) == essence(ours)
 
 
@@ -66,7 +66,7 @@ def test_an_unfinished_run_has_its_latest_validation_for_a_result(
     lines = table.read_text().splitlines(keepends=True)
     # It is writing its next row just now.
     table.write_text("".join(line for line in lines[:-1]) + lines[-1][:9])
-    (run,) = load_runs([folder])
+    (run,) = find_runs([folder]).runs
     assert not run.is_finished and run.result is not None and run.result.split == "val"
     assert run.result.mean == run.series("val/loss")[-1][1]
     assert run.meta_steps == 30
@@ -78,15 +78,15 @@ def test_wandbs_file_of_a_run_that_goes_on_is_read_as_far_as_it_is_written(
     shutil.copytree(trained_runs / "other" / "alone" / "wandb", tmp_path / "wandb")
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     whole = log.read_bytes()
-    (before,) = load_runs([tmp_path])
+    (before,) = find_runs([tmp_path]).runs
     log.write_bytes(whole[: whole.index(b"test/loss")])
-    (run,) = load_runs([tmp_path])
+    (run,) = find_runs([tmp_path]).runs
     assert not run.is_finished and run.series("val/loss") == before.series("val/loss")
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        load_runs([tmp_path])
+        find_runs([tmp_path])
     assert str(tmp_path) in str(error.value)
     assert "it holds no run: a run has config.yaml and metrics.csv" in str(error.value)
 
@@ -101,7 +101,7 @@ def test_a_path_that_does_not_exist_is_named(maml_error: Callable[..., str]) -> 
 
 @pytest.fixture(scope="module")
 def rows(trained_runs: Path) -> list[ComparisonRow]:
-    return compare(load_runs([trained_runs / "lines"]))["toy"]
+    return compare(find_runs([trained_runs / "lines"]).runs)["toy"]
 
 
 def test_runs_that_differ_by_their_seed_are_one_row(rows: list[ComparisonRow]) -> None:
@@ -134,7 +134,7 @@ def test_findings_name_result_memory_and_time(rows: list[ComparisonRow]) -> None
 
 
 def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
-    runs = load_runs([trained_runs / "lines"])
+    runs = find_runs([trained_runs / "lines"]).runs
     model = runs[0].config["model"]
     faster = [
         replace(run, config=run.config | {"model": run.config["model"] | {"inner_lr": 0.2}})
@@ -156,7 +156,7 @@ def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
 
 
 def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> None:
-    (row,) = compare(load_runs([trained_runs / "other"]))["other"]
+    (row,) = compare(find_runs([trained_runs / "other"]).runs)["other"]
     assert row.first_order is None and row.ratio("peak_bytes") is None
     assert row.to_json()["peak_bytes_to_first_order"] is None
     assert not findings([row])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maml_pipeline.learner.tracking import read_wandb_log, wandb_logs
+from maml_pipeline.learner.tracking import find_wandb_logs, read_wandb_log
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from tests.conftest import CONFIGS
 from tests.slurm_cluster import Cluster, free_ports, wait_for
@@ -88,12 +88,12 @@ def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
     assert log(tmp_path, job).count("its state is saved") == 3
     assert_same(tmp_path / "whole", folder)
 
-    logs = wandb_logs(folder)
+    logs = find_wandb_logs(folder)
     assert len(logs) == 1, "W&B goes on with one id"
     steps = [[row["step"] for row in read_wandb_log(part)[1]] for part in next(iter(logs.values()))]
     assert len(steps) == 4
     recorded = [step for part in steps for step in part]
-    (whole_log,) = next(iter(wandb_logs(tmp_path / "whole").values()))
+    (whole_log,) = next(iter(find_wandb_logs(tmp_path / "whole").values()))
     assert recorded == [row["step"] for row in read_wandb_log(whole_log)[1]]
 
 

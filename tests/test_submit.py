@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
-from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE, load_images
+from maml_pipeline.tasks.omniglot_images import load_images
 from tests.conftest import CONFIGS
 
 TOY = ("--config", CONFIGS / "toy.yaml")
@@ -174,6 +175,7 @@ def test_a_cell_or_a_report_that_cannot_be_is_refused(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.integration
 def test_the_job_scripts_are_sound() -> None:
     for script in [*SLURM.iterdir(), CONFIGS.parent / "scripts" / "local_slurm.sh"]:
         if script.suffix != ".md":
@@ -189,11 +191,11 @@ def test_prepare_says_where_data_and_cache_lie(
     (cache,) = (tmp_path / "cache").iterdir()
     assert printed.splitlines() == [f"Data:  {synthetic_omniglot.resolve()}", f"Cache: {cache}"]
     # What a job then reads, it reads without a network.
-    monkeypatch.setenv(OFFLINE_VARIABLE, "1")
+    monkeypatch.setenv(OFFLINE.name, "1")
     load_images(synthetic_omniglot, tmp_path / "cache")
 
 
 def test_a_job_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(OFFLINE_VARIABLE, "1")
+    monkeypatch.setenv(OFFLINE.name, "1")
     with pytest.raises(UserError, match="run `maml prepare omniglot` first"):
         load_images(tmp_path / "empty")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from maml_pipeline import Task, TaskBatch, TaskDataModule, TaskDistribution
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines
-from maml_pipeline.tasks.checks import check_tasks, draw
+from maml_pipeline.tasks.checks import check_tasks, draw_batch
 from maml_pipeline.tasks.task import Split
 from tests.conftest import CONFIGS
 
@@ -244,7 +244,7 @@ class EndsLate(Lines):
         return [super(EndsLate, self).task(seed, split, i) for i in range(8)][index]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.integration)])
 def test_a_list_that_ends_during_training_is_named_from_any_process(workers: int) -> None:
     data = TaskDataModule(EndsLate(), meta_batch_size=4, num_workers=workers)
     data.check_tasks(["train"], train_batches=0)
@@ -295,7 +295,7 @@ def test_drawing_returns_the_batch_itself_where_it_is_one() -> None:
         def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
             return TaskBatch(*self.tensors)
 
-    batch = draw(Kept(), 0, "train", range(3))
+    batch = draw_batch(Kept(), 0, "train", range(3))
     assert all(a is b for a, b in zip(batch, Kept.tensors, strict=True))
 
 

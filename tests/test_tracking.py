@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner.tracking import finish_tracking, read_wandb_log, session, wandb_logs
-from maml_pipeline.learner.tracking.description import describe, git_state, surroundings
+from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log, session
+from maml_pipeline.learner.tracking.description import describe, git_state, provenance
 from maml_pipeline.learner.tracking.logs import is_empty
 from maml_pipeline.learner.tracking.tracker import WandbTracker
 from tests.conftest import CONFIGS
@@ -102,12 +102,13 @@ def files_with(key: str, folder: Path) -> list[Path]:
     return [path for path in files if key.encode() in path.read_bytes()]
 
 
+@pytest.mark.integration
 def test_an_offline_run_is_described_measured_and_summed_up(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
     folder = tmp_path / "run"
     maml(*SHORT, "--run.dir", folder)
-    ((log,),) = wandb_logs(folder).values()
+    ((log,),) = find_wandb_logs(folder).values()
     (run,), summary = records(log, "run"), json.loads(inspected(log, "--summary"))
 
     assert (run["run_group"], run["job_type"]) == ("toy-k1", "second")
@@ -169,6 +170,7 @@ def test_group_and_order_set_runs_apart(
     assert ("compiled" in about.tags) == model["compile"]
 
 
+@pytest.mark.integration
 def test_the_commit_is_known_where_there_is_one(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -182,10 +184,10 @@ def test_the_commit_is_known_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_slurms_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "slurm" not in surroundings(torch.device("cpu"), 1)
+    assert "slurm" not in provenance(torch.device("cpu"), 1)
     for name, value in (("JOB_ID", "7"), ("ARRAY_JOB_ID", "5"), ("ARRAY_TASK_ID", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    kept = surroundings(torch.device("cpu"), 1)["slurm"]
+    kept = provenance(torch.device("cpu"), 1)["slurm"]
     assert kept == {"job_id": "7", "array_job_id": "5", "array_task_id": "2"}
 
 
@@ -205,6 +207,7 @@ def stop_after(rows: int, signum: signal.Signals, folder: Path, *arguments: obje
     assert process.returncode != 0
 
 
+@pytest.mark.integration
 def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     maml: Maml, tmp_path: Path, offline: None, server: StandIn
 ) -> None:
@@ -214,7 +217,7 @@ def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     stop_after(20, signal.SIGTERM, folder, *long, "--ckpt_path", "last")
     maml(*long, "--ckpt_path", "last")
 
-    (logs,) = wandb_logs(folder).values()
+    (logs,) = find_wandb_logs(folder).values()
     assert len(logs) == 3
     steps = logged_steps(*logs)
     assert_increasing(steps)
@@ -235,18 +238,20 @@ def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     assert [row["meta_step"] for row in run.history] == steps
 
 
+@pytest.mark.integration
 def test_to_go_back_to_the_best_begins_another_run(maml: Maml, tmp_path: Path, offline: None) -> None:
     folder = tmp_path / "run"
     # The worst is called the best, so that it is not the last.
     worst = (*SHORT, "--run.dir", folder, "--run.mode", "max")
     maml(*worst)
     maml(*worst, "--ckpt_path", "best")
-    first, second = wandb_logs(folder).values()
+    first, second = find_wandb_logs(folder).values()
     assert len(first) == len(second) == 1
     newest = next(logs for logs in (first, second) if logs[0].stem[4:] in wandb_id(folder))
     assert logged_steps(*newest) == table_steps(folder)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("resumed_in", ["the sweep", "no sweep"])
 def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run(
     resumed_in: str, maml: Maml, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
@@ -262,7 +267,7 @@ def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run
     settings.sweep_id, settings.run_id = ("sweep1" if resumed_in == "the sweep" else None), "trial2"
     maml(*SHORT, "--run.dir", folder, "--trainer.max_steps", 20, "--ckpt_path", "last")
     assert wandb_id(folder) == "trial1"
-    (logs,) = wandb_logs(folder).values()
+    (logs,) = find_wandb_logs(folder).values()
     assert [log.name for log in logs] == ["run-trial1.wandb"] * 2
     steps = logged_steps(*logs)
     assert_increasing(steps)
@@ -275,14 +280,15 @@ def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run
 )
 def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "wandb_id.txt").write_bytes(content)
-    assert session.wandb_id(tmp_path) is None
-    session.record_wandb_id(tmp_path, "abcd")
-    assert session.wandb_id(tmp_path) == "abcd" and session.is_held(tmp_path)
+    assert session.read_wandb_id(tmp_path) is None
+    session.claim_wandb_id(tmp_path, "abcd")
+    assert session.read_wandb_id(tmp_path) == "abcd" and session.is_run_active(tmp_path)
     finish_tracking()
-    assert not session.is_held(tmp_path)
+    assert not session.is_run_active(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
 
 
+@pytest.mark.integration
 def test_an_empty_id_is_replaced_by_a_new_one_that_gets_the_whole_run(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
@@ -292,7 +298,9 @@ def test_an_empty_id_is_replaced_by_a_new_one_that_gets_the_whole_run(
     maml(*SHORT, "--run.dir", folder, "--trainer.max_steps", 20, "--ckpt_path", "last")
     new = wandb_id(folder)
     assert re.fullmatch("[0-9a-f]{8}", new)
-    (log,) = (log for logs in wandb_logs(folder).values() for log in logs if log.stem == f"run-{new}")
+    (log,) = (
+        log for logs in find_wandb_logs(folder).values() for log in logs if log.stem == f"run-{new}"
+    )
     assert logged_steps(log) == table_steps(folder)
 
 
@@ -300,25 +308,28 @@ def wandb_id(folder: Path) -> str:
     return (folder / "wandb_id.txt").read_text().strip()
 
 
+@pytest.mark.integration
 def test_a_trade_off_is_one_group_with_the_orders_apart(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
     maml("tradeoff", *SHORT[1:], "--out", tmp_path / "all")
-    runs = [records(log, "run")[0] for (log,) in wandb_logs(tmp_path / "all").values()]
+    runs = [records(log, "run")[0] for (log,) in find_wandb_logs(tmp_path / "all").values()]
     assert {run["run_group"] for run in runs} == {"toy-k1"}
     assert sorted(run["job_type"] for run in runs) == ["checkpointed", "first", "second"]
     assert len({run["run_id"] for run in runs}) == 3
 
 
+@pytest.mark.integration
 def test_two_ranks_write_one_run(tmp_path: Path) -> None:
     ranks = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--run.dir", tmp_path / "run")
     done = maml_process(*SHORT, *ranks, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
-    ((log,),) = wandb_logs(tmp_path).values()
+    ((log,),) = find_wandb_logs(tmp_path).values()
     assert "world-size-2" in records(log, "run")[0]["tags"]
     assert_increasing(logged_steps(log))
 
 
+@pytest.mark.integration
 def test_online_a_run_is_live_and_goes_on_under_its_id(tmp_path: Path, server: StandIn) -> None:
     folder = ("--run.dir", tmp_path / "run")
     assert maml_process(*SHORT, *folder, **at(server)).returncode == 0
@@ -338,6 +349,7 @@ def test_online_a_run_is_live_and_goes_on_under_its_id(tmp_path: Path, server: S
     assert "Nothing to upload" in maml_process("sync", tmp_path, **at(server)).stdout
 
 
+@pytest.mark.integration
 def test_an_offline_run_keeps_artifacts_where_asked_and_no_key(tmp_path: Path, server: StandIn) -> None:
     asked = ("--run.artifacts", "true", "--run.dir", tmp_path / "run")
     done = maml_process(*SHORT, *asked, WANDB_MODE="offline", WANDB_API_KEY=API_KEY)
@@ -348,6 +360,7 @@ def test_an_offline_run_keeps_artifacts_where_asked_and_no_key(tmp_path: Path, s
     assert sorted(kind for kind, _ in server.artifacts) == ["model", "report"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("trouble", ["no network", pytest.param("another key", marks=pytest.mark.slow)])
 def test_where_wandb_cannot_be_used_the_run_is_offline_and_says_so_once(
     trouble: str, tmp_path: Path, server: StandIn
@@ -358,7 +371,7 @@ def test_where_wandb_cannot_be_used_the_run_is_offline_and_says_so_once(
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("W&B cannot be reached") == 1
     assert (tmp_path / "run" / "test.json").exists()
-    (logs,) = wandb_logs(tmp_path / "run").values()
+    (logs,) = find_wandb_logs(tmp_path / "run").values()
     assert logs[-1].parent.name.startswith("offline-")
     assert logged_steps(logs[-1]) == table_steps(tmp_path / "run")
     assert files_with(key, tmp_path) == []
@@ -380,9 +393,10 @@ def test_a_failing_log_call_ends_tracking_and_nothing_else(
         tracker.log_metrics({"train/loss": 1.0}, step)
     tracker.finalize("success")
     assert caplog.text.count("the service is gone") == 1
-    assert not tracker.takes_artifacts(True)
+    assert not tracker.uploads_artifacts(True)
 
 
+@pytest.mark.integration
 def test_sync_says_what_is_missing(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +409,7 @@ def test_sync_says_what_is_missing(
     log.parent.mkdir(parents=True)
     log.write_bytes(bytes(100))
     assert "no API key here; run `wandb login`" in maml_error("sync", "run")
-    session.record_wandb_id(tmp_path / "run", "abcd")
+    session.claim_wandb_id(tmp_path / "run", "abcd")
     assert "run is still being trained" in maml("sync", "run")
     finish_tracking()
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from maml_pipeline.runs.lock import held
+from maml_pipeline.runs.lock import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress import GridProgress
@@ -49,6 +49,7 @@ class Dropout(nn.Module):
 # Training ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> None:
     grid = (*TOY, "--orders", "first,second", "--run.checkpoint_every", 50, "--data.test_tasks", 20)
     long = (*grid, "--trainer.max_steps", 1500, "--trainer.val_check_interval", 500)
@@ -91,6 +92,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
     assert "2 cells, 2 finished" in maml(*long)
 
 
+@pytest.mark.integration
 def test_a_failed_cell_is_reported_and_stops_nothing(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_failed_cell_is_reported_and_stops_nothing(
     assert failed["folder"] == "checkpointed-k1-s0" and "log.txt" in failed["reason"]
 
 
+@pytest.mark.integration
 def test_a_polite_stop_ends_the_training_at_hand_with_its_state_kept(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "maml_pipeline", *map(str, TOY), "--orders", "first"]
     command += ["--trainer.max_steps", "100000", "--out", str(tmp_path / "grid")]
@@ -158,6 +161,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.integration
 def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "grid", "--orders", "first")
     maml(*TOY, *SHORT, *out)
@@ -176,12 +180,13 @@ def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str],
             other.kill()
 
 
+@pytest.mark.integration
 def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     cell = tmp_path / "grid" / "first-k1-s0"
     cell.mkdir(parents=True)
     command = [sys.executable, "-m", "maml_pipeline", *map(str, (*TOY, *SHORT)), "--orders", "first"]
     command += ["--out", str(tmp_path / "grid"), "--cell", "0"]
-    with held(cell):
+    with lock_run_folder(cell):
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert refused.returncode == 1
     assert f"{cell} is in use: another process trains in it" in (cell / "log.txt").read_text()

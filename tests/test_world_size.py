@@ -17,6 +17,8 @@ from tests import world_size_runs as runs
 from tests.conftest import CONFIGS
 from tests.ranks import on_every_rank
 
+pytestmark = pytest.mark.integration
+
 WORLDS = (1, 2, 4)
 SEVERAL = (2, 4)
 UNCOMPILED = [name for name, _ in runs.cases()]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from maml_pipeline import signals
+from maml_pipeline import signals, slurm
 from maml_pipeline.cli import faults
-from maml_pipeline.cli.environment import check_environment
+from maml_pipeline.environment import check_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import printable_lines
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Arguments after the program's name; `None` for those of this process.
     """
-    with signals.listening():
+    # In a Slurm job a signal waits until the code that requeues the job is imported.
+    with signals.listening(Response.NOTE if slurm.job_id() else Response.EXIT):
         try:
             _run_to_its_end(argv)
         except (KeyboardInterrupt, SystemExit):  # Lightning makes the one into the other

@@ -20,16 +20,16 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
         asked: `run.artifacts`.
     """
     for tracker in trainer.loggers:
-        if isinstance(tracker, WandbTracker) and tracker.takes_artifacts(asked):
+        if isinstance(tracker, WandbTracker) and tracker.uploads_artifacts(asked):
             # Late: Matplotlib takes a while to import.
             from maml_pipeline.report.page import write_report
-            from maml_pipeline.runs.find import load_runs
+            from maml_pipeline.runs.find import find_runs
 
             if best:
-                tracker.attach("model", Path(best))
+                tracker.upload_artifact("model", Path(best))
             try:
-                report = write_report(load_runs([tracker.folder]), tracker.folder / "report")
+                report = write_report(find_runs([tracker.folder]).runs, tracker.folder / "report")
             except UserError as error:  # the run is finished, and its result is kept
                 logger.warning("no report is attached to the W&B run: %s", error)
             else:
-                tracker.attach("report", report.parent)
+                tracker.upload_artifact("report", report.parent)

@@ -1,10 +1,10 @@
 """`maml dashboard`: the comparison of the orders, ready made in W&B."""
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from maml_pipeline.cli.flags import FlagParser
+from maml_pipeline.environment import WANDB_SILENT
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking.session import first_line, logged_in, server_answers
 
@@ -36,7 +36,8 @@ def run(arguments: Sequence[str]) -> None:
     settings = parser.parse_args(arguments)
     if settings.inner_steps < 0:
         raise UserError(f"--inner_steps is {settings.inner_steps}; it must be 0 or more")
-    os.environ.setdefault("WANDB_SILENT", "true")  # or it names both addresses a second time
+    if not WANDB_SILENT.is_set():
+        WANDB_SILENT.set("true")  # otherwise W&B prints both addresses a second time
     if not logged_in():
         raise UserError(
             "a dashboard needs a W&B account: run `wandb login`, or set WANDB_API_KEY; "

@@ -11,10 +11,10 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.identity import (
+from maml_pipeline.runs.compatibility import (
     Difference,
-    is_among,
-    read_differences,
+    describe_differences,
+    is_listed,
 )
 
 WHICH = ("best", "last")
@@ -43,7 +43,7 @@ def resume_command(folder: Path | None) -> str | None:
     Returns:
         `None` where nothing of the run is saved.
     """
-    if folder is None or not run_folder.checkpoint(folder, "last").exists():
+    if folder is None or not run_folder.checkpoint_path(folder, "last").exists():
         return None
     config = folder / run_folder.CONFIG
     return shlex.join(["maml", "fit", "--config", str(config), "--ckpt_path", "last"])
@@ -61,7 +61,7 @@ def locate_training(request: Request) -> Location:
     wanted = request.ckpt_path
     if wanted in WHICH:
         folder = _named_run(request, wanted) if request.named else matching_run(request, wanted)
-        file = run_folder.checkpoint(folder, wanted)
+        file = run_folder.checkpoint_path(folder, wanted)
         _check_not_past(request, file)
         return Location(folder, file, resumes=True)
     if wanted is not None:
@@ -74,7 +74,7 @@ def locate_training(request: Request) -> Location:
         return Location(_new(request), file)
     requeued = _run_of_own_job(request)
     if requeued is not None:
-        last = run_folder.checkpoint(requeued, "last")
+        last = run_folder.checkpoint_path(requeued, "last")
         return Location(requeued, last if last.exists() else None, resumes=True)
     return Location(_new(request))
 
@@ -92,15 +92,19 @@ def matching_run(request: Request, which: str, ignored: Collection[str] = ()) ->
 
     Of runs that differ by `ignored` keys alone, it is the one with the fewest differences.
     """
-    found = [f for f in run_folder.existing(request.name) if run_folder.checkpoint(f, which).exists()]
+    found = [
+        f
+        for f in run_folder.folders_named(request.name)
+        if run_folder.checkpoint_path(f, which).exists()
+    ]
     if not found:
         _check_has(run_folder.RUNS / request.name, which)
     compared = _compared(request, reversed(found))
     closest = min(compared, key=lambda folder: len(compared[folder]))  # of equals the newest
-    if decisive := [d for d in compared[closest] if not is_among(d.key, ignored)]:
+    if decisive := [d for d in compared[closest] if not is_listed(d.key, ignored)]:
         raise UserError(
             f"ckpt_path is {which}, but no run called {request.name} has these settings: "
-            f"{read_differences(closest, decisive)}; set the same, or name a run with --run.dir"
+            f"{describe_differences(closest, decisive)}; set the same, or name a run with --run.dir"
         )
     return closest
 
@@ -119,7 +123,7 @@ def _compared(request: Request, folders: Iterable[Path]) -> dict[Path, list[Diff
 
 
 def _check_has(folder: Path, which: str) -> None:
-    file = run_folder.checkpoint(folder, which)
+    file = run_folder.checkpoint_path(folder, which)
     if not file.exists():
         raise UserError(f"ckpt_path is {which}, but there is no {file}; name the run with --run.dir")
 
@@ -127,8 +131,8 @@ def _check_has(folder: Path, which: str) -> None:
 def _check_same_run(request: Request, folder: Path) -> None:
     if found := request.differences(folder):
         raise UserError(
-            f"{read_differences(folder, found)}; set the same to resume it, or leave out ckpt_path and "
-            "run.dir to start a run of its own"
+            f"{describe_differences(folder, found)}; set the same to resume it, or leave out ckpt_path "
+            "and run.dir to start a run of its own"
         )
 
 
@@ -151,10 +155,10 @@ def _new(request: Request) -> Path | None:
         return None
     check_free(folder)
     file = folder / run_folder.CONFIG
-    if file.exists() and not run_folder.is_run(folder):
+    if file.exists() and not run_folder.is_run_folder(folder):
         raise UserError(f"run.dir: {file} is not a run's and would be overwritten; name another folder")
     if file.exists() and (found := request.differences(folder)):
-        raise UserError(f"run.dir {read_differences(folder, found)}; name another folder")
+        raise UserError(f"run.dir {describe_differences(folder, found)}; name another folder")
     return folder
 
 
@@ -164,7 +168,7 @@ def check_free(folder: Path) -> None:
     Raises:
         UserError: It does.
     """
-    if run_folder.checkpoint(folder, "last").exists():
+    if run_folder.checkpoint_path(folder, "last").exists():
         raise UserError(
             f"run.dir {folder} already holds a run; "
             "add --ckpt_path last to resume it, or name another folder"
@@ -180,9 +184,9 @@ def _run_of_own_job(request: Request) -> Path | None:
     job = slurm.job_id()
     if job is None or not slurm.is_restart():
         return None
-    folders = [request.run_dir] if request.run_dir else run_folder.existing(request.name)
+    folders = [request.run_dir] if request.run_dir else run_folder.folders_named(request.name)
     for folder in reversed(folders):
-        is_own = run_folder.job_of(folder) == job and (folder / run_folder.CONFIG).exists()
+        is_own = run_folder.read_slurm_job(folder) == job and (folder / run_folder.CONFIG).exists()
         if is_own and not request.differences(folder):
             return folder
     return None

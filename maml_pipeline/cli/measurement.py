@@ -7,7 +7,7 @@ from maml_pipeline.cli.request import Request, read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.identity import MEASUREMENT, Difference, is_among
+from maml_pipeline.runs.compatibility import MAY_CHANGE_ON_EVALUATION, Difference, is_listed
 
 
 def locate_measurement(request: Request, official: str) -> Location:
@@ -25,7 +25,7 @@ def locate_measurement(request: Request, official: str) -> Location:
         return Location()  # the initial parameters, for which there is no folder
     if wanted is not None and wanted not in WHICH:
         file = existing_file(wanted)
-        owner = run_folder.run_of(file)
+        owner = run_folder.enclosing_run(file)
         if folder is not None and (owner is None or not is_same(owner, folder)):
             if request.run_dir is not None:
                 raise UserError(f"ckpt_path {file} is not a checkpoint of the run in run.dir {folder}")
@@ -37,10 +37,14 @@ def locate_measurement(request: Request, official: str) -> Location:
         folder = owner
     elif folder is None:
         assert wanted is not None
-        folder = matching_run(request, wanted, MEASUREMENT)
-        file = run_folder.checkpoint(folder, wanted)
+        folder = matching_run(request, wanted, MAY_CHANGE_ON_EVALUATION)
+        file = run_folder.checkpoint_path(folder, wanted)
     else:
-        file = run_folder.checkpoint(folder, wanted) if wanted else run_folder.result_checkpoint(folder)
+        file = (
+            run_folder.checkpoint_path(folder, wanted)
+            if wanted
+            else run_folder.checkpoint_to_test(folder)
+        )
         if not file.exists():
             raise UserError(f"{folder} has no {file.name} to measure; give ckpt_path or another folder")
     found = request.differences(folder) + _other_state(folder, file, official)
@@ -48,15 +52,17 @@ def locate_measurement(request: Request, official: str) -> Location:
 
 
 def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:
-    own = run_folder.result_checkpoint(folder)
+    own = run_folder.checkpoint_to_test(folder)
     if not is_same(file, own):
         return [Difference("ckpt_path", file.name, own.name)]
     if (folder / official).exists():
         return []
-    last, end = run_folder.checkpoint(folder, "last"), read_config(folder)["trainer"]["max_steps"]
+    last, end = run_folder.checkpoint_path(folder, "last"), read_config(folder)["trainer"]["max_steps"]
     trained = load_checkpoint(str(last))["global_step"] if last.exists() else 0
     return [] if trained == end else [Difference("trained meta-steps", trained, end)]
 
 
 def _measures(request: Request, folder: Path) -> bool:
-    return all(is_among(difference.key, MEASUREMENT) for difference in request.differences(folder))
+    return all(
+        is_listed(difference.key, MAY_CHANGE_ON_EVALUATION) for difference in request.differences(folder)
+    )

@@ -52,8 +52,8 @@ def report_runs(paths: Sequence[Path], out: Path) -> None:
         UserError: There is no run to report, or the report cannot be written.
     """
     found = find_runs(paths)
-    for line in found.left_out:
+    for line in found.skipped:
         print(f"Left out: {line}", file=sys.stderr)
     for title, rows in compare(found.runs).items():
         print_table(title, rows)
-    print(f"Report: {printable(write_report(found.runs, out, found.left_out))}")
+    print(f"Report: {printable(write_report(found.runs, out, found.skipped))}")

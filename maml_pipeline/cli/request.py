@@ -15,7 +15,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded
 from maml_pipeline.learner.tracking import gradient_method
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.identity import Difference, differences
+from maml_pipeline.runs.compatibility import Difference, config_differences
 from maml_pipeline.tasks import TaskDistribution
 
 
@@ -83,7 +83,7 @@ class Request:
         Raises:
             UserError: The folder's config cannot be read.
         """
-        return differences(self.values, _with_defaults(self.parser, read_config(folder)))
+        return config_differences(self.values, _with_defaults(self.parser, read_config(folder)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -100,14 +100,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _run_of_config(configs: Sequence[Any] | None) -> Path | None:
     """Return the run folder of the last `--config` that is a run's `config.yaml`."""
-    folders = [run_folder.run_of(Path(str(config))) for config in configs or ()]
+    folders = [run_folder.enclosing_run(Path(str(config))) for config in configs or ()]
     return next((folder for folder in reversed(folders) if folder is not None), None)
 
 
 def _is_name_of_other_tasks(values: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Tell whether `run.experiment` is what a run's own config calls other tasks than these."""
     here, there = ({"data": {"tasks": config["data"]["tasks"]}} for config in (values, theirs))
-    return values["run"]["experiment"] == theirs["run"]["experiment"] and bool(differences(here, there))
+    return values["run"]["experiment"] == theirs["run"]["experiment"] and bool(
+        config_differences(here, there)
+    )
 
 
 def _plain(parser: ArgumentParser, settings: Namespace) -> dict[str, Any]:

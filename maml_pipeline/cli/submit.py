@@ -1,7 +1,6 @@
 """`maml submit`: a training or a trade-off put into the queue of a Slurm cluster."""
 
 import argparse
-import os
 import shlex
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from maml_pipeline.cli import tradeoff
 from maml_pipeline.cli.flags import FlagParser
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
+from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.slurm.submission import Allocation, allocation, check_sbatch_flags
 
@@ -146,7 +146,7 @@ def _sbatch(command: Sequence[str]) -> str:
 
 def _with_cluster_env(script: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     command = ["bash", "-c", script, str(SCRIPTS / "cluster.env"), *arguments]
-    environment = {**os.environ, "MAML_REPOSITORY": str(REPOSITORY)}
+    environment = child_environment(MAML_REPOSITORY=str(REPOSITORY))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError((done.stderr.strip().splitlines() or ["sbatch failed without a word"])[-1])

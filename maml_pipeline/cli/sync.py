@@ -1,6 +1,5 @@
 """`maml sync`: upload runs that were kept offline, with W&B's own `wandb sync`."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,10 +7,11 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
-from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
-from maml_pipeline.learner.tracking.session import is_held
+from maml_pipeline.learner.tracking.logs import find_wandb_logs, is_empty, is_offline, is_synced
+from maml_pipeline.learner.tracking.session import is_run_active
 from maml_pipeline.text import printable
 
 
@@ -58,14 +58,14 @@ def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; give a run's folder, or one that holds runs")
-        found = wandb_logs(path)
+        found = find_wandb_logs(path)
         if not found:
             raise UserError(f"{path} holds no W&B run; give a run's folder, or one that holds runs")
         runs |= found
     waiting: list[list[Path | None]] = []
     for logs in runs.values():
         folder = logs[0].parent.parent.parent
-        if is_held(folder):
+        if is_run_active(folder):
             print(f"{printable(folder)} is still being trained: upload it once that has ended")
             continue
         logs = [log for log in logs if not is_empty(log)]
@@ -82,7 +82,7 @@ def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None
         return
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(log.parent) for log in logs)]
     # W&B asks the server where the run ends, and goes on from there (compare wandb#5865).
-    environment = {**os.environ, "WANDB_RESUME": "allow"} if resumes else None
+    environment = child_environment(WANDB_RESUME="allow") if resumes else None
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     failed = next((log for log in logs if not is_synced(log)), None)
     if failed is not None or done.returncode:

@@ -16,7 +16,7 @@ from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.runs.identity import differences
+from maml_pipeline.runs.compatibility import config_differences
 from maml_pipeline.signals import Stopped
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.cells import Tradeoff, meta_steps_done
@@ -171,7 +171,7 @@ def _shared_config(tradeoff: Tradeoff, values: dict[str, Any], cells: list[Cell]
         ) from error
     if asked <= kept >= most:
         model["eval_inner_steps"] = kept
-    for key, here, there in differences(values, shared, ignored=()):
+    for key, here, there in config_differences(values, shared, ignored=()):
         if key not in VARIED:
             raise UserError(
                 f"{tradeoff.folder} holds a trade-off in which {key} is {str(there)[:80]}, not "

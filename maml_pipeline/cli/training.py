@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse.typing import restricted_number_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -14,7 +15,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli.artifacts import attach_artifacts
-from maml_pipeline.cli.checks import check
+from maml_pipeline.cli.checks import check_settings
 from maml_pipeline.cli.epochs import val_check_batches
 from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.cli.location import check_free, locate_training, resume_command
@@ -23,6 +24,7 @@ from maml_pipeline.cli.parser import MamlParser
 from maml_pipeline.cli.request import Request
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
+from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule
@@ -33,17 +35,15 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import BeginTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import opened
+from maml_pipeline.runs.lock import open_run_folder
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
-from maml_pipeline.slurm.submission import WHATEVER_THERE_IS
-from maml_pipeline.tasks.omniglot_images import OFFLINE_VARIABLE
+from maml_pipeline.slurm.submission import AUTO_DEVICES
 from maml_pipeline.text import printable
 
-RUN_DIR_VARIABLE = "MAML_RUN_DIR"
 NO_FOLDER = Path(os.devnull)
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 
@@ -55,8 +55,10 @@ def run(command: str, arguments: Sequence[str]) -> None:
         UserError: The person can put it right.
     """
     configure_logging()
+    if not torch.cuda.is_available():
+        NVML_CUDA_CHECK.set("0")
     if slurm.job_id() is not None:
-        os.environ[OFFLINE_VARIABLE] = "1"  # ranks, or jobs, would download all at once
+        OFFLINE.set("1")  # ranks, or jobs, would download all at once
     try:
         MamlCLI(command, arguments)
         leave_process_group()
@@ -141,7 +143,7 @@ class MamlCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Take the devices that `srun` started a task for, where the settings name none."""
-        if slurm.starts_processes() and str(self.settings.trainer.devices) in WHATEVER_THERE_IS:
+        if slurm.starts_processes() and str(self.settings.trainer.devices) in AUTO_DEVICES:
             self.settings.trainer.devices = slurm.tasks_per_node()
 
     def prepare(self) -> None:
@@ -154,7 +156,10 @@ class MamlCLI(LightningCLI):
             self.location = locate_measurement(request, RESULT_FILES[self.command])
         self.folder, checkpoint = self.location.folder, self.location.checkpoint
         self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
-        check(self, self.elsewhere)
+        built_trainer = self.config_init[self.command].trainer
+        check_settings(
+            self.command, self.settings, built_trainer, self.model, self.datamodule, self.elsewhere
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Locate the run, check, make its folder, and build the trainer."""
@@ -190,16 +195,15 @@ class MamlCLI(LightningCLI):
         environment; those that `srun` starts need none, for they write nothing.
         """
         if not is_rank_zero():
-            if self.folder is None and RUN_DIR_VARIABLE in os.environ:
-                self.folder = Path(os.environ[RUN_DIR_VARIABLE])
+            self.folder = self.folder or RUN_DIR.get()
             return
         job = slurm.job_id()
-        self.folder = self.open_run.enter_context(opened(self.folder, self.run_name, job))
+        self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
         self.open_run.callback(_end_tracking)
         if not self.location.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
         remove_unfinished(self.folder)
-        os.environ[RUN_DIR_VARIABLE] = str(self.folder)
+        RUN_DIR.set(str(self.folder))
         text = yaml.safe_dump(self.resolved_config, sort_keys=False)
         write_atomically(self.folder / run_folder.CONFIG, text)
         if job is not None:
@@ -212,7 +216,7 @@ class MamlCLI(LightningCLI):
         self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), BeginTracking(), *probes.callbacks(), EndEarly(), self.best, last]
+        return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

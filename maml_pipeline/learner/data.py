@@ -18,8 +18,8 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner.workers import check_picklable
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
-from maml_pipeline.tasks.checks import check_tasks, draw
-from maml_pipeline.tasks.task import check_at_least, kind_of
+from maml_pipeline.tasks.checks import check_tasks, draw_batch
+from maml_pipeline.tasks.task import check_at_least, type_name
 
 EVALUATION_SEED = 0
 SECONDS_TO_SERVE = 10
@@ -57,7 +57,7 @@ class TaskDataModule(LightningDataModule):
         super().__init__()
         if not isinstance(tasks, TaskDistribution):
             raise UserError(
-                f"tasks is {kind_of(tasks)}; it must be a TaskDistribution, whose task(seed, split, "
+                f"tasks is {type_name(tasks)}; it must be a TaskDistribution, whose task(seed, split, "
                 "index) gives a task for every index: of a finite list, that of index % its length"
             )
         check_at_least("meta_batch_size", meta_batch_size, 1)
@@ -153,7 +153,7 @@ class TaskDataModule(LightningDataModule):
         self, split: Split, seed: int, first_task: Callable[[], int] = int, stop: int | None = None
     ) -> DataLoader[TaskBatch]:
         stream = TaskStream(
-            draw=partial(draw, self.tasks, seed, split),
+            draw=partial(draw_batch, self.tasks, seed, split),
             batch_size=self.meta_batch_size,
             rank=self.rank,
             world_size=self.world_size,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maml_pipeline.errors import UserError, describe
 from maml_pipeline.meta_gradient import Loss
 from maml_pipeline.tasks import Task
-from maml_pipeline.tasks.task import kind_of
+from maml_pipeline.tasks.task import type_name
 
 
 def measure_name(measure: Loss) -> str:
@@ -86,7 +86,7 @@ def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -
         ) from error
     if not isinstance(prediction, Tensor):
         raise UserError(
-            f"network {type(network).__name__} returns a {kind_of(prediction)}; it must return one "
+            f"network {type(network).__name__} returns a {type_name(prediction)}; it must return one "
             "tensor, the predictions of a set: let its forward choose it"
         )
     _check_number(value, f"loss {measure_name(loss)}")
@@ -125,7 +125,7 @@ def _throwaway(network: nn.Module) -> Iterator[nn.Module]:
 
 def _check_number(value: Any, what: str) -> None:
     if not isinstance(value, Tensor):
-        raise UserError(f"{what} returns a {kind_of(value)}; it must return a tensor with one number")
+        raise UserError(f"{what} returns a {type_name(value)}; it must return a tensor with one number")
     if value.ndim or not value.is_floating_point():
         raise UserError(
             f"{what} returns {_kind(value)}; it must return one floating-point number, a tensor of "

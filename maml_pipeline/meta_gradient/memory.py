@@ -1,7 +1,6 @@
 """Memory figures from the allocator itself: exact, and the same every time."""
 
 import gc
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +8,8 @@ import psutil
 import torch
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+
+from maml_pipeline.environment import KINETO_LOG_LEVEL
 
 
 class Peak(NamedTuple):
@@ -44,9 +45,9 @@ class PeakMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = self._cuda_bytes("current")
         else:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says that there is no GPU
-            self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            self._profiler.start()
+            with KINETO_LOG_LEVEL.defaulting_to("99"):
+                self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+                self._profiler.start()
 
     def stop(self) -> Peak:
         """End, and return the peak."""

@@ -6,7 +6,7 @@ from itertools import count, groupby
 from typing import Any
 
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.runs.run import Measure, Run, finite, mean
+from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import printable
 
 COSTS = ("peak_bytes", "meta_step_ms", "flops")
@@ -54,7 +54,7 @@ class ComparisonRow:
         return [run for run in self.runs if run not in self.evaluated]
 
     @property
-    def result(self) -> Measure | None:
+    def result(self) -> Estimate | None:
         """The mean over seeds of the result and of its confidence interval.
 
         All seeds are tested on the same tasks, so their mean interval is an upper bound for the
@@ -63,7 +63,7 @@ class ComparisonRow:
         results = [run.result for run in self.evaluated if run.result is not None]
         if self.split is None:
             return None
-        return Measure(mean([r.mean for r in results]), mean([r.ci95 for r in results]), self.split)
+        return Estimate(mean([r.mean for r in results]), mean([r.ci95 for r in results]), self.split)
 
     @property
     def seed_range(self) -> tuple[float, float] | None:
@@ -111,7 +111,7 @@ def compare(runs: Iterable[Run]) -> dict[str, list[ComparisonRow]]:
     the settings and the seed of another: it is not one more seed.
 
     Args:
-        runs: In the order of `load_runs`.
+        runs: In the order of `find_runs`.
 
     Returns:
         The rows of each group, sorted by inner steps and method, by the group's title: the experiment,

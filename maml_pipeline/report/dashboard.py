@@ -6,7 +6,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from maml_pipeline.learner.tracking.logs import AXIS
+from maml_pipeline.learner.tracking.logs import STEP_METRIC
 
 PEAK = "memory/meta_step_peak_bytes"
 GAPS = {"order_gap/cosine": "cosine", "order_gap/relative_error": "relative error"}
@@ -66,7 +66,7 @@ def panels(measure: str, inner_steps: int) -> dict[str, list[wr.interface.PanelT
 def _curve(name: str, metric: str, x: int) -> wr.LinePlot:
     return wr.LinePlot(
         title=name,
-        x=AXIS,
+        x=STEP_METRIC,
         y=[metric],
         title_x="meta-step",
         aggregate=True,
@@ -94,11 +94,11 @@ def workspace(entity: str, project: str, measure: str, inner_steps: int) -> ws.W
                 name=name,
                 panels=shown,
                 is_open=True,
-                panel_settings=ws.SectionPanelSettings(x_axis=AXIS),
+                panel_settings=ws.SectionPanelSettings(x_axis=STEP_METRIC),
             )
             for name, shown in panels(measure, inner_steps).items()
         ],
-        settings=ws.WorkspaceSettings(x_axis=AXIS),
+        settings=ws.WorkspaceSettings(x_axis=STEP_METRIC),
         runset_settings=ws.RunsetSettings(
             groupby=[expr.Metric("Group"), expr.Metric("JobType")], pinned_columns=columns(measure)
         ),

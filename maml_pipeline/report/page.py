@@ -74,7 +74,7 @@ def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()
     """Write `report.html`, `report.md` and the plots as PNG: all of them, or none.
 
     Args:
-        runs: In the order of `load_runs`.
+        runs: In the order of `find_runs`.
         folder: The output folder, which is created. Files of an earlier report are replaced.
         left_out: What is not reported, one line each.
 

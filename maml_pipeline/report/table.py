@@ -10,7 +10,7 @@ from rich.table import Table
 
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.report.style import METHOD_STYLES
-from maml_pipeline.runs.run import Measure
+from maml_pipeline.runs.run import Estimate
 from maml_pipeline.text import printable
 
 UNKNOWN = "-"
@@ -130,7 +130,7 @@ def seeds_text(row: ComparisonRow) -> str:
 
 
 def _result_part(
-    row: ComparisonRow, rows: Sequence[ComparisonRow], part: Callable[[Measure], float]
+    row: ComparisonRow, rows: Sequence[ComparisonRow], part: Callable[[Estimate], float]
 ) -> str:
     """Return the mean or the interval, with the split's name if it is not that of the heading."""
     if row.result is None:

@@ -17,7 +17,7 @@ from maml_pipeline.report.style import (
     log_x_axis,
     plot_style,
 )
-from maml_pipeline.runs.run import Measure
+from maml_pipeline.runs.run import Estimate
 from maml_pipeline.text import shortened, wrapped
 
 COLUMNS = 3
@@ -82,7 +82,7 @@ def has_tradeoff(rows: Sequence[ComparisonRow]) -> bool:
     )
 
 
-def _rows_with_results(rows: Sequence[ComparisonRow]) -> list[tuple[ComparisonRow, Measure]]:
+def _rows_with_results(rows: Sequence[ComparisonRow]) -> list[tuple[ComparisonRow, Estimate]]:
     """Return the rows with a test result; before any test, those with a validation result."""
     split = "test" if any(row.split == "test" for row in rows) else "val"
     return [(row, row.result) for row in rows if row.result is not None and row.split == split]

@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking import group_logs
+from maml_pipeline.learner.tracking import group_wandb_logs
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.runs.load import (
+from maml_pipeline.runs.read import (
     UnreadableRunError,
     read_run_folder,
     read_tradeoff,
     read_wandb_run,
 )
-from maml_pipeline.runs.run import Run, shown_path
+from maml_pipeline.runs.run import Run, display_path
 from maml_pipeline.text import printable
 
 RUN_FILES = {"config.yaml", "metrics.csv", "test.json", "wandb_id.txt", "checkpoints"}
@@ -39,23 +39,11 @@ class FoundRuns:
 
     Args:
         runs: Sorted by experiment, inner steps, order and seed.
-        left_out: What cannot be reported, a line each: the path and the reason.
+        skipped: What cannot be reported, a line each: the path and the reason.
     """
 
     runs: list[Run]
-    left_out: list[str]
-
-
-def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read the runs that `find_runs` finds.
-
-    Args:
-        paths: As for `find_runs`.
-
-    Raises:
-        UserError: There is none.
-    """
-    return find_runs(paths).runs
+    skipped: list[str]
 
 
 def find_runs(paths: Sequence[Path]) -> FoundRuns:
@@ -78,11 +66,11 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
         search.runs, key=lambda r: (r.experiment, r.inner_steps, [*Method].index(r.method), r.seed)
     )
     runs, copies = _without_copies(runs)
-    left_out = [*search.left_out, *copies]
+    skipped = [*search.skipped, *copies]
     if not runs:
-        more = f" (and {len(left_out) - 1:,} more)" if len(left_out) > 1 else ""
-        raise UserError(f"there is no run to report: {left_out[0]}{more}")
-    return FoundRuns(runs, left_out)
+        more = f" (and {len(skipped) - 1:,} more)" if len(skipped) > 1 else ""
+        raise UserError(f"there is no run to report: {skipped[0]}{more}")
+    return FoundRuns(runs, skipped)
 
 
 class _Search:
@@ -90,7 +78,7 @@ class _Search:
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
         self.logs: list[Path] = []
         self.visited: set[str] = set()
 
@@ -98,9 +86,9 @@ class _Search:
         """Look for runs at a path that a person named."""
         if os.path.isdir(path):
             if not self._visit_folder(path):
-                self._leave_out(path, NO_RUN)
+                self._skip(path, NO_RUN)
         elif not os.path.exists(path):
-            self._leave_out(path, "it does not exist, or cannot be reached")
+            self._skip(path, "it does not exist, or cannot be reached")
         elif self._is_first_visit(path):
             self._visit_file(path)
 
@@ -112,7 +100,7 @@ class _Search:
 
     def read_logs(self) -> None:
         """Read the W&B logs found outside of runs' folders, once all parts of each run are known."""
-        for logs in group_logs(self.logs).values():
+        for logs in group_wandb_logs(self.logs).values():
             self._read(logs[-1].parent, partial(read_wandb_run, logs))
 
     def _is_first_visit(self, path: Path) -> bool:
@@ -126,12 +114,12 @@ class _Search:
         if not self._is_first_visit(folder):
             return True
         if level > MOST_LEVELS:
-            self._leave_out(folder, "it lies in more folders than any run")
+            self._skip(folder, "it lies in more folders than any run")
             return True
         try:
             names = {name: folder / name for name in sorted(os.listdir(folder))}
         except OSError as error:
-            self._leave_out(folder, f"it cannot be read ({error.strerror})")
+            self._skip(folder, f"it cannot be read ({error.strerror})")
             return True
         logs = [path for name, path in names.items() if name[:4] == "run-" and path.suffix == ".wandb"]
         if logs:
@@ -153,7 +141,7 @@ class _Search:
             is_followed = not path.is_symlink() or _holds_runs(path)
             return is_followed and self._visit_folder(path, level + 1)
         if path.is_symlink() and not os.path.exists(path) and not in_run:
-            self._leave_out(path, "it is a link that leads nowhere")
+            self._skip(path, "it is a link that leads nowhere")
             return True
         return False
 
@@ -162,16 +150,16 @@ class _Search:
             for source, read in read_tradeoff(file):
                 self._read(source, read)
         except UnreadableRunError as error:
-            self._leave_out(file, str(error))
+            self._skip(file, str(error))
 
     def _read(self, source: Path, read: Callable[[], Run]) -> None:
         try:
             self.runs.append(read())
         except UnreadableRunError as error:
-            self._leave_out(source, str(error))
+            self._skip(source, str(error))
 
-    def _leave_out(self, path: Path, reason: str) -> None:
-        self.left_out.append(f"{shown_path(path)}: {printable(reason)}")
+    def _skip(self, path: Path, reason: str) -> None:
+        self.skipped.append(f"{display_path(path)}: {printable(reason)}")
 
 
 def _holds_runs(link: Path) -> bool:

@@ -66,39 +66,39 @@ def check_name(key: str, name: str) -> None:
         )
 
 
-def checkpoint(folder: Path, which: str) -> Path:
+def checkpoint_path(folder: Path, which: str) -> Path:
     """Return the path of a run's `best` or `last` checkpoint."""
     return folder / CHECKPOINTS / f"{which}.ckpt"
 
 
-def result_checkpoint(folder: Path) -> Path:
+def checkpoint_to_test(folder: Path) -> Path:
     """Return the checkpoint that is tested: the best, or the last where nothing was validated."""
-    best = checkpoint(folder, "best")
-    return best if best.exists() else checkpoint(folder, "last")
+    best = checkpoint_path(folder, "best")
+    return best if best.exists() else checkpoint_path(folder, "last")
 
 
-def is_run(folder: Path) -> bool:
+def is_run_folder(folder: Path) -> bool:
     """Tell whether a folder is a run's; a trade-off's has a config as well, but no checkpoints."""
     return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
 
 
-def run_of(file: Path) -> Path | None:
+def enclosing_run(file: Path) -> Path | None:
     """Return the run folder that a checkpoint or a config lies in; `None` where it is in none."""
     file = Path(file)
-    if file.name == CONFIG and is_run(file.parent):
+    if file.name == CONFIG and is_run_folder(file.parent):
         return file.parent
     # Not through links: a run may keep its checkpoints on another disk.
     folder = Path(*file.parts[:-2]) if file.parent.name == CHECKPOINTS else None
-    return folder if folder is not None and is_run(folder) else None
+    return folder if folder is not None and is_run_folder(folder) else None
 
 
-def job_of(folder: Path) -> str | None:
+def read_slurm_job(folder: Path) -> str | None:
     """Return the id of the Slurm job that a run was last started by; `None` where it was none."""
     file = folder / JOB
     return file.read_text().strip() if file.exists() else None
 
 
-def existing(name: str) -> list[Path]:
+def folders_named(name: str) -> list[Path]:
     """Return the folders `runs/<name>`, `runs/<name>-2`, ..., the oldest first."""
     if not RUNS.is_dir():
         return []
@@ -111,19 +111,19 @@ def existing(name: str) -> list[Path]:
     return sorted(found, key=lambda folder: found[folder])
 
 
-def create(name: str) -> Path:
+def create_numbered(name: str) -> Path:
     """Make a folder of its own for a new run of this name.
 
     Raises:
         UserError: It cannot be made.
     """
-    newest = max((_number(folder, name) for folder in existing(name)), default=0)
+    newest = max((_number(folder, name) for folder in folders_named(name)), default=0)
     while True:
         newest += 1
         folder = RUNS / (name if newest == 1 else f"{name}-{newest}")
         # Making it is the test: of two runs that start at once, one takes the next number.
         with contextlib.suppress(FileExistsError):
-            make(folder, exist_ok=False)
+            make_run_folder(folder, exist_ok=False)
             return folder
 
 
@@ -131,7 +131,7 @@ def _number(folder: Path, name: str) -> int:
     return int(folder.name[len(name) + 1 :] or 1)
 
 
-def make(folder: Path, exist_ok: bool) -> None:
+def make_run_folder(folder: Path, exist_ok: bool) -> None:
     """Make a run's folder with its subfolders.
 
     Raises:

@@ -9,13 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.runs.folder import CHECKPOINTS, JOB, LOCK, METRICS, RUNS, create, job_of, make
+from maml_pipeline.runs.folder import (
+    CHECKPOINTS,
+    JOB,
+    LOCK,
+    METRICS,
+    RUNS,
+    create_numbered,
+    make_run_folder,
+    read_slurm_job,
+)
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def opened(folder: Path | None, name: str, job: str | None = None) -> Iterator[Path]:
+def open_run_folder(folder: Path | None, name: str, job: str | None = None) -> Iterator[Path]:
     """Make a run's folder, or open it again, and hold it.
 
     Where the block ends with an error before anything was logged or saved, what it left in the folder is
@@ -36,11 +45,11 @@ def opened(folder: Path | None, name: str, job: str | None = None) -> Iterator[P
     wanted = RUNS if folder is None else folder
     missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
     if folder is None:
-        folder = create(name)
+        folder = create_numbered(name)
         missing = [folder, *missing]
     else:
-        make(folder, exist_ok=True)
-    with held(folder, job):
+        make_run_folder(folder, exist_ok=True)
+    with lock_run_folder(folder, job):
         names = {path.name for path in folder.iterdir()}
         was_unused = names <= {LOCK, CHECKPOINTS} and not _is_used(folder)
         try:
@@ -68,7 +77,7 @@ def _remove(folder: Path, missing: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, job: str | None = None) -> Iterator[None]:
+def lock_run_folder(folder: Path, job: str | None = None) -> Iterator[None]:
     """Hold a run's folder; the system lets go of it when this process ends, however it does.
 
     The file stays: a lock on a file that somebody removes meanwhile would keep nobody out.
@@ -95,15 +104,15 @@ def held(folder: Path, job: str | None = None) -> Iterator[None]:
                 "folder with --run.dir"
             ) from None
         except OSError as error:
-            _do_without(folder, job, error)
+            _check_slurm_job(folder, job, error)
         yield
     finally:
         os.close(descriptor)
 
 
-def _do_without(folder: Path, job: str | None, error: OSError) -> None:
+def _check_slurm_job(folder: Path, job: str | None, error: OSError) -> None:
     """Go by the Slurm job that a folder names, on a file system without locks."""
-    owner = job_of(folder)
+    owner = read_slurm_job(folder)
     if owner is not None and owner != job:
         raise UserError(
             f"{folder} holds a run of Slurm job {owner}, and its file system has no locks that would "

@@ -8,17 +8,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from maml_pipeline.learner.metrics_csv import MetricsRow
 from maml_pipeline.learner.tracking import experiment_name, gradient_method
 from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.text import printable
 
-Record = dict[str, float]
-"""What was logged at one meta-step, by metric; `step` is the meta-step, from 0."""
-
 SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
 
 
-NOT_SETTINGS = {
+NOT_COMPARED = {
     *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
     *("data.num_workers", "data.tasks.init_args.root", "data.tasks.init_args.cache_dir"),
 }
@@ -26,7 +24,7 @@ NOT_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Measure:
+class Estimate:
     """A measure's mean with its 95 % confidence interval over tasks, and where it was taken."""
 
     mean: float
@@ -47,13 +45,13 @@ class Run:
 
     source: Path
     config: dict[str, Any]
-    history: list[Record]
+    history: list[MetricsRow]
     test: dict[str, float]
 
     @property
     def folder(self) -> str:
         """Where it was read from."""
-        return shown_path(self.source)
+        return display_path(self.source)
 
     @property
     def is_summary(self) -> bool:
@@ -87,7 +85,7 @@ class Run:
         trained = {key: self.config.get(key) or {} for key in ("model", "data")}
         trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
         trained["run"] = {key: self.config["run"][key] for key in ("monitor", "mode")}
-        return {key: value for key, value in _leaves(trained) if key not in NOT_SETTINGS}
+        return {key: value for key, value in _leaves(trained) if key not in NOT_COMPARED}
 
     @property
     def max_steps(self) -> int:
@@ -130,23 +128,23 @@ class Run:
         return bool(self.config["run"]["mode"] == "max")
 
     @property
-    def result(self) -> Measure | None:
+    def result(self) -> Estimate | None:
         """The measure on the test tasks; before the test, the latest on the validation tasks."""
         if f"test/{self.measure}" in self.test:
             key = f"test/{self.measure}"
-            return Measure(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test")
+            return Estimate(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test")
         value = self._latest(self.monitor)
         if value is None:
             return None
-        return Measure(value, _margin(self._latest(f"{self.monitor}_ci95")), "val")
+        return Estimate(value, _margin(self._latest(f"{self.monitor}_ci95")), "val")
 
     @property
-    def test_curve(self) -> list[Measure]:
+    def test_curve(self) -> list[Estimate]:
         """The measure on the test tasks before the first inner step, and after each."""
         name, _ = self.measure_at_test
-        curve: list[Measure] = []
+        curve: list[Estimate] = []
         while (key := f"test/{name}_step_{len(curve)}") in self.test:
-            curve.append(Measure(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test"))
+            curve.append(Estimate(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test"))
         return curve
 
     @property
@@ -203,7 +201,7 @@ class Run:
         return {"config": self.config, "test": _as_json(self.test), "history": history}
 
 
-def shown_path(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Return a path in printable text, relative to the working directory where it lies below that."""
     here = Path.cwd()
     return printable(path.relative_to(here) if path.is_relative_to(here) else path)

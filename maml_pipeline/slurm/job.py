@@ -1,9 +1,21 @@
 """Slurm, which is met here and in slurm/ alone: whose job this is, what it was given, its return."""
 
 import logging
-import os
 import subprocess
 
+from maml_pipeline.environment import (
+    SLURM_ARRAY_JOB_ID,
+    SLURM_ARRAY_TASK_ID,
+    SLURM_JOB_ID,
+    SLURM_JOB_NAME,
+    SLURM_LOCALID,
+    SLURM_NNODES,
+    SLURM_NODEID,
+    SLURM_NTASKS,
+    SLURM_NTASKS_PER_NODE,
+    SLURM_PROCID,
+    SLURM_RESTART_COUNT,
+)
 from maml_pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -13,67 +25,72 @@ ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
 
 
 def job_id() -> str | None:
-    """Return the job's id, `<array>_<task>` for an element of an array; `None` outside of Slurm."""
-    array, task = _variable("ARRAY_JOB_ID"), _variable("ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else _variable("JOB_ID")
+    """Return the job's id, `<array>_<task>` for an element of a job array; `None` outside Slurm."""
+    array, task = SLURM_ARRAY_JOB_ID.get(), SLURM_ARRAY_TASK_ID.get()
+    return f"{array}_{task}" if array and task else SLURM_JOB_ID.get()
 
 
 def ids() -> dict[str, str]:
-    """Return what tells the job apart, for its run's record: ids of job and array, and restarts."""
-    names = ("JOB_ID", "JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT")
-    known = {name.lower(): _variable(name) for name in names}
+    """Return what identifies the job in its run's record: ids of job and array, name and restarts."""
+    known = {
+        "job_id": SLURM_JOB_ID.get(),
+        "job_name": SLURM_JOB_NAME.get(),
+        "array_job_id": SLURM_ARRAY_JOB_ID.get(),
+        "array_task_id": SLURM_ARRAY_TASK_ID.get(),
+        "restart_count": str(SLURM_RESTART_COUNT.get()) if SLURM_RESTART_COUNT.is_set() else None,
+    }
     return {name: value for name, value in known.items() if value}
 
 
 def is_restart() -> bool:
-    """Tell whether the job was put back into the queue, and has started again."""
-    return job_id() is not None and _number("RESTART_COUNT", default=0) > 0
+    """Tell whether the job was requeued and has started again."""
+    return job_id() is not None and SLURM_RESTART_COUNT.get() > 0
 
 
 def is_first_process() -> bool:
-    """Tell whether this is the process of rank 0, or no job at all."""
-    return (_variable("PROCID") or "0") == "0"
+    """Tell whether this process has rank 0 in its job, or is not part of a job."""
+    return SLURM_PROCID.get() == 0
 
 
 def is_shell() -> bool:
-    """Tell whether this is a job's shell, in which Lightning starts the processes and not `srun`.
+    """Tell whether this process runs in a job but was not started by `srun`.
 
-    Such are the shell that `salloc` opens, whatever the job's name, one opened by `srun --pty bash`, and
-    a batch script that calls the program without `srun`.
+    Lightning then starts the ranks. This is the case in the shell of `salloc`, whatever the job's name,
+    in one opened by `srun --pty bash`, and in a batch script that calls the program without `srun`.
     """
-    return "SLURM_NTASKS" in os.environ and not starts_processes()
+    return SLURM_NTASKS.is_set() and not starts_processes()
 
 
 def starts_processes() -> bool:
-    """Tell whether `srun` started this process, one of a task each device.
+    """Tell whether `srun` started this process, as one task for each device.
 
     Raises:
-        UserError: Only some of the variables that `srun` sets are there, or one is not a number.
+        UserError: Only some of the variables that `srun` sets are set, or one is not a number.
     """
-    if _variable("JOB_NAME") in ("bash", "interactive"):
+    if SLURM_JOB_NAME.get() in ("bash", "interactive"):
         return False
-    if _variable("NTASKS") is None or _variable("PROCID") is None:
+    if not (SLURM_NTASKS.is_set() and SLURM_PROCID.is_set()):
         return False
-    for name in ("NTASKS", "PROCID", "LOCALID", "NODEID"):
-        _number(name)
-    for name in ("NNODES", "NTASKS_PER_NODE"):
-        _number(name, default=1)
+    for variable in (SLURM_NTASKS, SLURM_PROCID, SLURM_LOCALID, SLURM_NODEID):
+        variable.require()
+    for variable in (SLURM_NNODES, SLURM_NTASKS_PER_NODE):
+        variable.get()
     return True
 
 
 def check_allocation(devices: int, nodes: int) -> None:
-    """Refuse devices that are not those that the job was given.
+    """Refuse a configuration that does not use exactly the devices of the job.
+
+    The ranks would otherwise wait for each other forever.
 
     Args:
         devices: Devices of each node, by the configuration.
         nodes: Nodes, by the configuration.
 
     Raises:
-        UserError: The job has another number of tasks or nodes. Processes would wait for each other
-            without end.
+        UserError: The job has another number of tasks or nodes.
     """
-    job_tasks = _number("NTASKS")
-    job_nodes = _number("NNODES", default=1)
+    job_tasks, job_nodes = SLURM_NTASKS.require(), SLURM_NNODES.get()
     if (devices * nodes, nodes) != (job_tasks, job_nodes):
         raise UserError(
             f"trainer.devices is {devices} and trainer.num_nodes {nodes}, but the Slurm job has "
@@ -83,25 +100,8 @@ def check_allocation(devices: int, nodes: int) -> None:
 
 
 def tasks_per_node() -> int:
-    """Return how many tasks `srun` started on each node: one a device."""
-    return _number("NTASKS") // _number("NNODES", default=1)
-
-
-def _variable(name: str) -> str | None:
-    """Return one of Slurm's variables; `None` where it is not set, or empty."""
-    return os.environ.get(f"SLURM_{name}") or None
-
-
-def _number(name: str, default: int | None = None) -> int:
-    text = _variable(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not text.isascii() or not text.isdigit():
-        raise UserError(
-            f"SLURM_{name} is {'not set' if text is None else text}, where Slurm sets a whole number; "
-            "start with srun or sbatch, or unset the SLURM_ variables"
-        )
-    return int(text)
+    """Return how many tasks `srun` started on each node: one for each device."""
+    return SLURM_NTASKS.require() // SLURM_NNODES.get()
 
 
 def requeue() -> bool:

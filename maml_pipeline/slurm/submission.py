@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maml_pipeline.environment import GPUS_PER_NODE
 from maml_pipeline.errors import UserError
 
 SET_BY_CONFIG = {
@@ -19,7 +20,7 @@ SET_BY_CONFIG = {
 }
 """Flags of sbatch that the configuration speaks for, and the key that does."""
 
-WHATEVER_THERE_IS = ("auto", "-1")
+AUTO_DEVICES = ("auto", "-1")
 CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
 
 
@@ -68,10 +69,9 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
     if accelerator not in (*CPU, *GPU):
         raise UserError(f"trainer.accelerator is {accelerator}; a job takes cpu or gpu")
     on_cpu = accelerator in CPU
-    if not gpus_per_node.isdigit() or int(gpus_per_node) < 1:
-        raise UserError(f"MAML_GPUS_PER_NODE is {gpus_per_node}; it must be a number from 1")
-    if str(devices) in WHATEVER_THERE_IS:
-        number = 1 if on_cpu else int(gpus_per_node)
+    gpus_by_default = GPUS_PER_NODE.parse(gpus_per_node)
+    if str(devices) in AUTO_DEVICES:
+        number = 1 if on_cpu else gpus_by_default
     else:
         number = count_devices(devices)
     flags: tuple[str, ...] = () if str(devices) == str(number) else ("--trainer.devices", str(number))

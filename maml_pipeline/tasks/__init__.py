@@ -1,8 +1,17 @@
 """Where tasks come from: pure functions of (seed, split, index), in plain PyTorch."""
 
+from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.omniglot import Omniglot
 from maml_pipeline.tasks.sine import SineWaves
-from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution
-from maml_pipeline.tasks.toy import Lines
+from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution, random_generator
 
-__all__ = ["Lines", "Omniglot", "SineWaves", "Split", "Task", "TaskBatch", "TaskDistribution"]
+__all__ = [
+    "Lines",
+    "Omniglot",
+    "SineWaves",
+    "Split",
+    "Task",
+    "TaskBatch",
+    "TaskDistribution",
+    "random_generator",
+]

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from maml_pipeline.errors import UserError, describe
-from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution, as_task, kind_of
+from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution, to_task, type_name
 
 MOST_TASKS = 64
 T = TypeVar("T")
 
 
-def draw(tasks: TaskDistribution, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
+def draw_batch(tasks: TaskDistribution, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
     """Return a batch of tasks, as one.
 
     Raises:
@@ -27,13 +27,13 @@ def draw(tasks: TaskDistribution, seed: int, split: Split, indices: Sequence[int
     if not isinstance(batch, TaskBatch):
         if not isinstance(batch, tuple | list) or len(batch) != len(TaskBatch._fields):
             raise UserError(
-                f"{type(tasks).__name__}.batch returns {kind_of(batch)}; it must return "
+                f"{type(tasks).__name__}.batch returns {type_name(batch)}; it must return "
                 f"TaskBatch({', '.join(TaskBatch._fields)})"
             )
         batch = TaskBatch(*batch)
     for name, tensor in zip(batch._fields, batch, strict=True):
         if not isinstance(tensor, Tensor) or tensor.shape[:1] != (len(indices),):
-            kind = f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else kind_of(tensor)
+            kind = f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type_name(tensor)
             raise UserError(
                 f"{name} of {type(tasks).__name__}.batch is {kind}; for {len(indices)} indices it must "
                 f"be a tensor of shape ({len(indices)}, ...)"
@@ -63,7 +63,7 @@ def check_tasks(
 
     def task(index: int) -> Task:
         call = f"task({seed}, {split!r}, {index})"
-        return as_task(_try(tasks, call, lambda: tasks.task(seed, split, index)))
+        return to_task(_try(tasks, call, lambda: tasks.task(seed, split, index)))
 
     first, again = task(0), task(0)
     for x, y in ((first.support_x, first.support_y), (first.query_x, first.query_y)):
@@ -81,7 +81,7 @@ def check_tasks(
 
     indices = range(min(tasks_per_batch, MOST_TASKS))
     batch = _try(
-        tasks, f"batch({seed}, {split!r}, {indices})", lambda: draw(tasks, seed, split, indices)
+        tasks, f"batch({seed}, {split!r}, {indices})", lambda: draw_batch(tasks, seed, split, indices)
     )
     if not _alike(next(iter(batch.tasks())), first, tolerance=1e-3):
         raise UserError(

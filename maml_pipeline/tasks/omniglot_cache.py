@@ -45,7 +45,7 @@ def write_cache(cache: Path, images: np.ndarray) -> None:
     """
     content = io.BytesIO()
     np.savez(content, images=images)
-    with removed_on_failure(cache.parent):
+    with remove_new_folders_on_error(cache.parent):
         make_folder(cache.parent, "cache_dir")
         try:
             _remove_leftovers(cache.parent)
@@ -55,7 +55,7 @@ def write_cache(cache: Path, images: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def removed_on_failure(*folders: Path) -> Iterator[None]:
+def remove_new_folders_on_error(*folders: Path) -> Iterator[None]:
     """Remove the folders that a failing block has made and left empty, and those that they lie in."""
     missing = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
     try:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 import tempfile
 import zipfile
@@ -18,15 +17,14 @@ from PIL import Image
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
+from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded, make_folder
-from maml_pipeline.tasks.omniglot_cache import read_cache, removed_on_failure, write_cache
+from maml_pipeline.tasks.omniglot_cache import read_cache, remove_new_folders_on_error, write_cache
 
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
 SHAPE = (CHARACTERS, DRAWINGS, SIDE, SIDE)
 HALVES = ("images_background", "images_evaluation")
-ROOT_VARIABLE = "MAML_OMNIGLOT_ROOT"
-OFFLINE_VARIABLE = "MAML_OFFLINE"
 DRAWING = re.compile(r"\d{4}_\d{2}\.png")
 LITTER = re.compile(r"\..*|__MACOSX")
 """Names of what operating systems add to folders and archives."""
@@ -64,8 +62,7 @@ def find_images(root: Path | None = None, cache_dir: Path | None = None) -> tupl
     Raises:
         UserError: The data are missing and cannot be downloaded.
     """
-    variable = Path(os.environ.get(ROOT_VARIABLE) or "data/omniglot")
-    root = expanded(root, "root") if root else expanded(variable, ROOT_VARIABLE)
+    root = expanded(root, "root") if root else expanded(OMNIGLOT_ROOT.get(), OMNIGLOT_ROOT.name)
     halves = find_halves(root) or download_halves(root)
     cache_dir = expanded(cache_dir, "cache_dir") if cache_dir else user_cache_path("maml_pipeline")
     return halves, cache_dir / f"omniglot-{fingerprint(halves)}.npz"
@@ -96,15 +93,15 @@ def _find_half(folder: Path, half: str) -> Path | None:
 
 def download_halves(root: Path) -> list[Path]:
     """Download Omniglot into `root` through torchvision and return its two halves."""
-    if os.environ.get(OFFLINE_VARIABLE):
+    if OFFLINE.get():
         raise UserError(
             f"root {root} holds no Omniglot, and nothing is downloaded in a Slurm job, nor where "
-            f"{OFFLINE_VARIABLE} is set; run `maml prepare omniglot` first, or name its folder in "
-            f"{ROOT_VARIABLE}"
+            f"{OFFLINE.name} is set; run `maml prepare omniglot` first, or name its folder in "
+            f"{OMNIGLOT_ROOT.name}"
         )
     from torchvision.datasets import Omniglot  # late: torchvision takes a while to import
 
-    with removed_on_failure(root):
+    with remove_new_folders_on_error(root):
         make_folder(root, "root")
         try:
             # Beside the place where it is looked for, so that half a download is never found.
@@ -116,7 +113,7 @@ def download_halves(root: Path) -> list[Path]:
         except (OSError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
             raise UserError(
                 f"root {root} holds no Omniglot and the download failed ({error}). Put {HALVES[0]}.zip "
-                f"and {HALVES[1]}.zip there, or name their folder in {ROOT_VARIABLE}"
+                f"and {HALVES[1]}.zip there, or name their folder in {OMNIGLOT_ROOT.name}"
             ) from error
     return find_halves(root) or []
 

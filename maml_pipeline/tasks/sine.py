@@ -12,8 +12,8 @@ from maml_pipeline.tasks.task import (
     TaskBatch,
     TaskDistribution,
     check_at_least,
+    float32_tensors,
     random_generator,
-    to_float32,
 )
 
 
@@ -54,5 +54,5 @@ class SineWaves(TaskDistribution):
         uniform = np.stack([random_generator(seed, split, i).random(numbers) for i in indices])
         amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]
         points = -5.0 + 10.0 * uniform[:, 2:]
-        x, y = to_float32(points[..., None], (amplitude * np.sin(points - phase))[..., None])
+        x, y = float32_tensors(points[..., None], (amplitude * np.sin(points - phase))[..., None])
         return TaskBatch(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])

@@ -45,7 +45,7 @@ class TaskBatch(NamedTuple):
         Raises:
             UserError: One of them is not a task, or they differ in shape or type.
         """
-        columns = [*zip(*map(as_task, tasks), strict=True)]
+        columns = [*zip(*map(to_task, tasks), strict=True)]
         for name, tensors in zip(cls._fields, columns, strict=True):
             kinds = {(tuple(tensor.shape), str(tensor.dtype)): None for tensor in tensors}
             if len(kinds) > 1:
@@ -93,7 +93,7 @@ class TaskDistribution(ABC):
         return TaskBatch.stack(self.task(seed, split, index) for index in indices)
 
 
-def as_task(value: object) -> Task:
+def to_task(value: object) -> Task:
     """Return a task; a tuple or list of its four tensors is one, too.
 
     Raises:
@@ -101,7 +101,7 @@ def as_task(value: object) -> Task:
     """
     if not isinstance(value, Task):
         if not isinstance(value, tuple | list) or len(value) != len(Task._fields):
-            raise UserError(f"a task is {kind_of(value)}; it must be Task({', '.join(Task._fields)})")
+            raise UserError(f"a task is {type_name(value)}; it must be Task({', '.join(Task._fields)})")
         value = Task(*value)
     for name, tensor in zip(Task._fields, value, strict=True):
         if not isinstance(tensor, Tensor):
@@ -109,11 +109,11 @@ def as_task(value: object) -> Task:
                 np.ndarray: "; torch.from_numpy makes one of it",
                 dict: "; put several inputs into one, side by side, and let the network take it apart",
             }.get(type(tensor), "")
-            raise UserError(f"{name} of a task is {kind_of(tensor)}; it must be a tensor{remedy}")
+            raise UserError(f"{name} of a task is {type_name(tensor)}; it must be a tensor{remedy}")
     return value
 
 
-def kind_of(value: object) -> str:
+def type_name(value: object) -> str:
     """Name a value's type for a message: `dict`, `list of 3`."""
     of = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"{type(value).__name__}{of}"
@@ -138,7 +138,7 @@ def random_generator(seed: int, split: Split, index: int) -> np.random.Generator
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def to_float32(*arrays: np.ndarray) -> tuple[Tensor, ...]:
+def float32_tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:
     """Round float64 arrays to float32 tensors."""
     return tuple(torch.from_numpy(array.astype(np.float32)) for array in arrays)
 

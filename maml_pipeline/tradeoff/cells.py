@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import IO
 
 from maml_pipeline import signals, slurm
+from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.find import load_runs
+from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.signals import Response
 from maml_pipeline.text import printable
@@ -63,7 +64,7 @@ class Tradeoff:
         command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(self.config)]
         for key, value in settings.items():
             command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if run_folder.checkpoint(folder, "last").exists():
+        if run_folder.checkpoint_path(folder, "last").exists():
             command += ["--ckpt_path", "last"]
         return command
 
@@ -155,7 +156,7 @@ class Tradeoff:
             # Raised while the process starts, a stop would leave it behind.
             signals.respond(Response.NOTE, announces=True)
             # A W&B id that is given to this process is not that of each of its trainings.
-            environment = {key: value for key, value in os.environ.items() if key != "WANDB_RUN_ID"}
+            environment = child_environment(WANDB_RUN_ID=None)
             process = subprocess.Popen(
                 self.command(cell),
                 env=environment,
@@ -184,7 +185,7 @@ class Tradeoff:
         if any(map(self.is_finished, self.cells)):
             # Damaged cells do not end the trainings of others; the report names them.
             with contextlib.suppress(UserError):
-                runs = load_runs([self.folder])
+                runs = find_runs([self.folder]).runs
         summary = {
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
             "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],

@@ -1,6 +1,6 @@
 """Checks of a training's settings, all made before its folder is created."""
 
-from typing import TYPE_CHECKING
+from jsonargparse import Namespace
 
 from maml_pipeline import slurm
 from maml_pipeline.cli.checks.callbacks import check_callbacks
@@ -11,40 +11,48 @@ from maml_pipeline.cli.checks.trainer import check_trainer
 from maml_pipeline.cli.epochs import check_epochs
 from maml_pipeline.cli.terminal import is_rank_zero
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import load_checkpoint
-from maml_pipeline.slurm.submission import WHATEVER_THERE_IS, count_devices
-
-if TYPE_CHECKING:
-    from maml_pipeline.cli.training import MamlCLI
+from maml_pipeline.slurm.submission import AUTO_DEVICES, count_devices
 
 
-def check(cli: "MamlCLI", elsewhere: bool = False) -> None:
-    """Check everything that can be checked before the run's folder is made.
+def check_settings(
+    command: str,
+    settings: Namespace,
+    built_trainer: Namespace,
+    model: MetaLearner,
+    data: TaskDataModule,
+    elsewhere: bool = False,
+) -> None:
+    """Check every setting that can be checked without training.
 
     Args:
-        cli: Its settings are parsed and its classes built.
-        elsewhere: Whether the training will run on another machine, so that this one's devices,
-            processes and memory say nothing.
+        command: `fit`, `validate` or `test`.
+        settings: The parsed settings.
+        built_trainer: `trainer` of the settings, with its classes instantiated.
+        model: Built from the settings.
+        data: Built from the settings.
+        elsewhere: Whether the command will run on another machine, so that this machine's devices,
+            processes and memory do not matter.
 
     Raises:
         UserError: A setting cannot work.
     """
-    settings, model, data = cli.settings, cli.model, cli.datamodule
-    trainer, built = settings.trainer, cli.config_init[cli.command].trainer
+    trainer = settings.trainer
     check_ranges(settings)
     check_epochs(trainer)
-    check_callbacks(built.callbacks, model.evaluation_names("val"))
-    if str(trainer.devices) not in WHATEVER_THERE_IS:
+    check_callbacks(built_trainer.callbacks, model.evaluation_names("val"))
+    if str(trainer.devices) not in AUTO_DEVICES:
         devices = count_devices(trainer.devices)
         data.check_devices(devices * trainer.num_nodes)
         if slurm.starts_processes():
             slurm.check_allocation(devices, trainer.num_nodes)
-    on_cpu = check_trainer(trainer, built, elsewhere)
+    on_cpu = check_trainer(trainer, built_trainer, elsewhere)
     if is_rank_zero():
         data.prepare_data()
-    check_tasks(cli.command, model, data, settings, elsewhere)
+    check_tasks(command, model, data, settings, elsewhere)
     if settings.ckpt_path is not None:
-        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes=cli.command == "fit"))
+        model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes=command == "fit"))
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:
         raise UserError(f"run.monitor is {monitor}; this run logs {shortened(names)}")

@@ -12,6 +12,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.environment import MASTER_ADDR, MASTER_PORT, NODE_RANK
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import WholeCheckpointIO
 
@@ -111,7 +112,8 @@ def _check_nodes(trainer: Trainer, settings: Namespace) -> None:
     environment = trainer._accelerator_connector.cluster_environment
     if settings.num_nodes == 1 or not isinstance(environment, LightningEnvironment):
         return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    needed = (MASTER_ADDR, MASTER_PORT, NODE_RANK)
+    missing = [variable.name for variable in needed if not variable.is_set()]
     if missing:
         raise UserError(
             f"trainer.num_nodes is {settings.num_nodes}, but nothing starts processes on other nodes: "

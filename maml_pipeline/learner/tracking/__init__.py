@@ -8,21 +8,21 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.tracking.description import experiment_name, gradient_method
-from maml_pipeline.learner.tracking.logs import group_logs, read_wandb_log, wandb_logs
+from maml_pipeline.learner.tracking.logs import find_wandb_logs, group_wandb_logs, read_wandb_log
 from maml_pipeline.learner.tracking.session import finish_tracking, logged_in
-from maml_pipeline.learner.tracking.tracker import BeginTracking, WandbTracker
+from maml_pipeline.learner.tracking.tracker import StartTracking, WandbTracker
 
 __all__ = [
-    "BeginTracking",
+    "StartTracking",
     "WandbTracker",
     "experiment_name",
+    "find_wandb_logs",
     "finish_tracking",
     "gradient_method",
-    "group_logs",
+    "group_wandb_logs",
     "logged_in",
     "read_wandb_log",
     "run_loggers",
-    "wandb_logs",
 ]
 
 

@@ -1,4 +1,4 @@
-"""How a run is called, and what it is compared by: its group, order, tags and surroundings."""
+"""How a run is called, and what it is compared by: its group, order, tags and provenance."""
 
 import platform
 import re
@@ -67,7 +67,7 @@ def experiment_name(config: dict[str, Any]) -> str:
     return str(name)
 
 
-def surroundings(device: torch.device, world_size: int) -> dict[str, Any]:
+def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
     """Return what a run was made with and where: code, packages, device and Slurm's job."""
     parts = {
         "git": git_state(Path.cwd()),

@@ -9,16 +9,16 @@ from typing import Any
 
 from maml_pipeline.errors import UserError
 
-AXIS = "meta_step"
+STEP_METRIC = "meta_step"
 """Every metric's axis: the number of the meta-step, from 0."""
 
 
-def wandb_logs(folder: Path) -> dict[str, list[Path]]:
+def find_wandb_logs(folder: Path) -> dict[str, list[Path]]:
     """Return W&B's logs in or below a folder by run, those of a resumed run in order."""
-    return group_logs(folder.rglob("run-*.wandb"))
+    return group_wandb_logs(folder.rglob("run-*.wandb"))
 
 
-def group_logs(logs: Iterable[Path]) -> dict[str, list[Path]]:
+def group_wandb_logs(logs: Iterable[Path]) -> dict[str, list[Path]]:
     """Return W&B's logs by run, those of a resumed run in order."""
     runs: dict[str, list[Path]] = {}
     # .../wandb/offline-run-20261124_030330-f76e1feb/run-f76e1feb.wandb: by the time in the name.
@@ -68,21 +68,23 @@ def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
                 config = record["run"]["config"]["update"]
             elif record["type"] == "history":
                 item = record["history"]["item"]
-                if AXIS in item:
+                if STEP_METRIC in item:
                     logged = {k: v for k, v in item.items() if k[0] != "_" and not isinstance(v, str)}
-                    step = logged.pop(AXIS)
+                    step = logged.pop(STEP_METRIC)
                     history.append({**logged, "step": step})
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{log.name} is not the log of a run of this program") from error
     return config, history
 
 
-def last_logged(folder: Path, run_id: str) -> int | None:
+def last_logged_step(folder: Path, run_id: str) -> int | None:
     """Return the last meta-step that the logs of a run hold; `None` where there is no log at all.
 
     A process that was killed has written less than it had handed to W&B, so the log is asked.
     """
-    logs = [log for run in wandb_logs(folder).values() for log in run if log.stem == f"run-{run_id}"]
+    logs = [
+        log for run in find_wandb_logs(folder).values() for log in run if log.stem == f"run-{run_id}"
+    ]
     for log in reversed(logs):
         _, history = read_wandb_log(log)
         if history:

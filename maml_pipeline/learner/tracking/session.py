@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import logging
 import netrc
-import os
 import re
 import secrets
 import sys
@@ -14,9 +13,16 @@ from urllib.parse import urlparse
 
 import requests
 
+from maml_pipeline.environment import (
+    NETRC,
+    WANDB_API_KEY,
+    WANDB_BASE_URL,
+    WANDB_DISABLED,
+    WANDB_MODE,
+)
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.tracking.description import Description
-from maml_pipeline.learner.tracking.logs import is_empty, is_offline, is_synced, wandb_logs
+from maml_pipeline.learner.tracking.logs import find_wandb_logs, is_empty, is_offline, is_synced
 from maml_pipeline.signals import Stopped
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ ID_PATTERN = re.compile(r"[^\s/\\#?%:\x00-\x20]{1,128}")
 """What W&B accepts as a run's id, on one line."""
 
 
-def wandb_id(folder: Path) -> str | None:
+def read_wandb_id(folder: Path) -> str | None:
     """Return the id of a folder's W&B run; `None` where none is recorded, or what is there is no id."""
     try:
         run_id = (folder / ID_FILE).read_text().strip()
@@ -55,12 +61,12 @@ def new_wandb_id(earlier: str | None) -> str:
     return given if ID_PATTERN.fullmatch(given) and given != earlier else secrets.token_hex(4)
 
 
-def record_wandb_id(folder: Path, run_id: str) -> None:
+def claim_wandb_id(folder: Path, run_id: str) -> None:
     """Keep a W&B run's id in the run's folder, and hold the folder until `finish_tracking`.
 
     The system releases the folder when this process ends, however it ends.
     """
-    if wandb_id(folder) != run_id:
+    if read_wandb_id(folder) != run_id:
         write_atomically(folder / ID_FILE, run_id + "\n")
     # A replaced file is another one to the system: it is locked anew.
     _held.append((folder / ID_FILE).open())
@@ -72,7 +78,7 @@ _held: list[IO[str]] = []
 """The id files of runs of this process, which are locked while they go on."""
 
 
-def is_held(folder: Path) -> bool:
+def is_run_active(folder: Path) -> bool:
     """Tell whether some process holds a folder; the system lets go for one that was killed."""
     try:
         with (folder / ID_FILE).open() as file:
@@ -84,24 +90,24 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def wanted_mode(folder: Path) -> str:
+def choose_wandb_mode(folder: Path) -> str:
     """Return `online`, `offline` or `disabled`: what `WANDB_MODE` says, else online if logged in.
 
     A run whose earlier part was never uploaded goes on offline, so that its parts arrive in order.
     """
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+    if WANDB_DISABLED.get():
         return "disabled"
-    mode = os.environ.get("WANDB_MODE") or _settings().mode
+    mode = WANDB_MODE.get() or _settings().mode
     mode = "offline" if mode == "dryrun" else mode
     if mode in ("offline", "disabled"):
         return mode
     if not logged_in():
-        if os.environ.get("WANDB_MODE"):
+        if WANDB_MODE.is_set():
             logger.warning("W&B has no API key (`wandb login`): the run is kept offline in %s", folder)
         return "offline"
     waiting = [
         log
-        for logs in wandb_logs(folder / "wandb").values()
+        for logs in find_wandb_logs(folder / "wandb").values()
         for log in logs
         if is_offline(log) and not is_synced(log) and not is_empty(log)
     ]
@@ -114,7 +120,7 @@ def wanted_mode(folder: Path) -> str:
     return "online"
 
 
-def begin(
+def start_wandb_run(
     folder: Path, run_id: str, mode: str, about: Description, config: dict[str, Any]
 ) -> "wandb.Run":
     """Start a W&B run, or go on with it; offline with a warning where W&B cannot be reached.
@@ -161,7 +167,7 @@ def begin(
         _warn_offline(first_line(error), folder)
         # The session that failed still holds the id.
         wandb.teardown()
-        return begin(folder, run_id, "offline", about, config)
+        return start_wandb_run(folder, run_id, "offline", about, config)
 
 
 def finish_tracking() -> None:
@@ -191,11 +197,11 @@ def _finish(run: "wandb.Run") -> None:
 
 def logged_in() -> bool:
     """Tell whether W&B has an API key, in the environment or in the netrc file, without network."""
-    if os.environ.get("WANDB_API_KEY"):
+    if WANDB_API_KEY.is_set():
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(WANDB_BASE_URL.get()).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        return netrc.netrc(NETRC.get()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 

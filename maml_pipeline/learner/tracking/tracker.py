@@ -12,15 +12,15 @@ from pytorch_lightning.loggers import Logger
 
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.metrics_csv import read_metrics
-from maml_pipeline.learner.tracking.description import describe, surroundings
-from maml_pipeline.learner.tracking.logs import AXIS, last_logged
+from maml_pipeline.learner.tracking.description import describe, provenance
+from maml_pipeline.learner.tracking.logs import STEP_METRIC, last_logged_step
 from maml_pipeline.learner.tracking.session import (
-    begin,
+    choose_wandb_mode,
+    claim_wandb_id,
     first_line,
     new_wandb_id,
-    record_wandb_id,
-    wandb_id,
-    wanted_mode,
+    read_wandb_id,
+    start_wandb_run,
 )
 
 if TYPE_CHECKING:
@@ -78,20 +78,20 @@ class WandbTracker(Logger):
             self._give_up(error)
 
     def _begin(self, trainer: Trainer, learner: MetaLearner, goes_back: bool) -> None:
-        mode = wanted_mode(self.folder)
+        mode = choose_wandb_mode(self.folder)
         if mode == "disabled":
             return
-        run_id = wandb_id(self.folder)
-        known = -1 if run_id is None else last_logged(self.folder, run_id)
+        run_id = read_wandb_id(self.folder)
+        known = -1 if run_id is None else last_logged_step(self.folder, run_id)
         if run_id is None or (goes_back and known is not None and known >= trainer.global_step):
             # W&B takes nothing back: what is trained again from an earlier meta-step is another run.
             run_id, known = new_wandb_id(earlier=run_id), -1
-        record_wandb_id(self.folder, run_id)
+        claim_wandb_id(self.folder, run_id)
         about = describe(self.config, trainer.world_size)
-        made = surroundings(trainer.strategy.root_device, trainer.world_size)
-        self.run = begin(self.folder, run_id, mode, about, {**self.config, "made_with": made})
+        made = provenance(trainer.strategy.root_device, trainer.world_size)
+        self.run = start_wandb_run(self.folder, run_id, mode, about, {**self.config, "made_with": made})
         if self.run.id != run_id:  # W&B's own settings decide in the end
-            record_wandb_id(self.folder, self.run.id)
+            claim_wandb_id(self.folder, self.run.id)
         self._summaries = _define_metrics(self.run, learner, self.config["run"])
         if self.run.resumed:  # online; else what is on this disk is all there is
             known = self.run.starting_step - 1
@@ -117,7 +117,7 @@ class WandbTracker(Logger):
         row = {key: value for key, value in metrics.items() if key != "epoch"}
         try:
             # W&B's own step is the same number: left alone, it begins at 0 again in a resumed run.
-            self.run.log({**row, AXIS: step}, step=step)
+            self.run.log({**row, STEP_METRIC: step}, step=step)
         except Exception as error:
             self._give_up(error)
 
@@ -139,11 +139,11 @@ class WandbTracker(Logger):
         except Exception as error:
             self._give_up(error)
 
-    def takes_artifacts(self, asked: bool | None) -> bool:
+    def uploads_artifacts(self, asked: bool | None) -> bool:
         """Tell whether files are attached: as asked, or where the run is online."""
         return self.run is not None and (asked if asked is not None else not self.run.offline)
 
-    def attach(self, kind: str, path: Path) -> None:
+    def upload_artifact(self, kind: str, path: Path) -> None:
         """Attach a file, or a folder with all that is in it, to the W&B run.
 
         Args:
@@ -168,7 +168,7 @@ class WandbTracker(Logger):
         logger.warning("W&B gets no more of this run (%s); metrics.csv has all of it", first_line(error))
 
 
-class BeginTracking(Callback):
+class StartTracking(Callback):
     """Starts W&B once the trainer knows its devices and where it stands."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,8 +202,8 @@ def _define_metrics(
         measure = re.sub(r"_step_\d+$", "", name.partition("/")[2])
         best = {"loss": "min", "accuracy": "max", monitored: settings["mode"]}.get(measure, "min,max")
         summaries[name] = f"{best},last"
-    run.define_metric(AXIS)
-    run.define_metric("*", step_metric=AXIS)
+    run.define_metric(STEP_METRIC)
+    run.define_metric("*", step_metric=STEP_METRIC)
     for name, summary in summaries.items():
-        run.define_metric(name, step_metric=AXIS, summary=summary)
+        run.define_metric(name, step_metric=STEP_METRIC, summary=summary)
     return summaries

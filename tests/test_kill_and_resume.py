@@ -13,7 +13,7 @@ import torch
 from tests.conftest import CONFIGS
 from tests.killed_runs import Answer, Server
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 RUN = Path("run")
 FIT = (

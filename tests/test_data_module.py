@@ -66,12 +66,14 @@ def test_a_resumed_run_goes_on_where_it_stopped() -> None:
     assert all(same(a, b) for a, b in zip(whole[4:], resumed, strict=True))
 
 
+@pytest.mark.integration
 def test_workers_do_not_change_the_tasks() -> None:
     alone = list(islice(on_device().train_dataloader(), 5))
     with_workers = list(islice(on_device(num_workers=2).train_dataloader(), 5))
     assert all(same(a, b) for a, b in zip(alone, with_workers, strict=True))
 
 
+@pytest.mark.integration
 def test_workers_go_on_when_a_signal_asks_the_run_to_stop_and_end_with_it() -> None:
     # Slurm sends it to every process of a job, and the meta-step at hand is to be finished.
     stream = iter(on_device(num_workers=1).train_dataloader())

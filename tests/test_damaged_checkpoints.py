@@ -180,6 +180,6 @@ def test_the_test_after_training_refuses_it_too(
 ) -> None:
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     monkeypatch.setattr(Damage, "path", best, raising=False)
-    spy = "--trainer.callbacks=tests.test_damaged_files.Damage"
+    spy = "--trainer.callbacks=tests.test_damaged_checkpoints.Damage"
     message = maml_error(*SHORT, spy, "--run.dir", tmp_path / "run")
     assert f"ckpt_path {best} is not a checkpoint of this program, or damaged" in message

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.metrics_csv import read_metrics
+from maml_pipeline.learner.metrics_csv import MetricsRow, read_metrics
 from maml_pipeline.learner.tracking import read_wandb_log
-from maml_pipeline.runs.run import Record, Run
+from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable, shortened
 
 MOST_BYTES = {"config.yaml": 2**18, "test.json": 2**20, "metrics.csv": 2**28, "tradeoff.json": 2**28}
@@ -49,9 +49,9 @@ def read_run_folder(folder: Path) -> Run:
     if not history:
         raise UnreadableRunError("metrics.csv has no row yet: the run is just starting, or was stopped")
     if not (folder / "test.json").exists():
-        return checked_run(folder, config, history, {})
+        return build_run(folder, config, history, {})
     test = _parsed(folder / "test.json", json.loads)
-    run = checked_run(folder, config, history, test)
+    run = build_run(folder, config, history, test)
     if run.result is None or run.result.split != "test":
         raise UnreadableRunError(f"test.json has no test/{run.measure}")
     return run
@@ -67,7 +67,7 @@ def read_wandb_run(logs: list[Path]) -> Run:
         UnreadableRunError: W&B's reader cannot read one, or nothing is logged yet.
     """
     config: dict[str, Any] = {}
-    history: list[Record] = []
+    history: list[MetricsRow] = []
     for log in logs:
         try:
             own_config, records = read_wandb_log(log)
@@ -80,7 +80,7 @@ def read_wandb_run(logs: list[Path]) -> Run:
     if not config or not history:
         raise UnreadableRunError("W&B's log holds no metrics of a run of this program")
     test = {key: value for record in history for key, value in record.items() if key.startswith("test/")}
-    return checked_run(logs[-1].parent, config, history, test)
+    return build_run(logs[-1].parent, config, history, test)
 
 
 def read_tradeoff(file: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
@@ -107,13 +107,13 @@ def read_tradeoff(file: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
 def _read_cell(source: Path, cell: Any) -> Run:
     if not isinstance(cell, dict) or not isinstance(cell.get("history"), list):
         raise UnreadableRunError("it is not a cell with config, history and test")
-    return checked_run(source, cell.get("config"), cell["history"], cell.get("test"))
+    return build_run(source, cell.get("config"), cell["history"], cell.get("test"))
 
 
 # Checks -----------------------------------------------------------------------------------------
 
 
-def checked_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
+def build_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
     """Build a run of which a report can use every part.
 
     Args:
@@ -184,7 +184,7 @@ def _check_size(config: Any) -> None:
             waiting += [(inner, level + 1) for inner in value]
 
 
-def _checked_record(record: Any) -> Record:
+def _checked_record(record: Any) -> MetricsRow:
     if not isinstance(record, dict):
         raise UnreadableRunError(f"a meta-step's metrics are {shortened(repr(record), 40)}")
     numbers = {str(key): _number(key, value) for key, value in record.items()}

@@ -1,4 +1,4 @@
-"""The ways to take a meta-step that `benchmark_engines.py` compares: peers and engines."""
+"""What `benchmark_engines.py` compares: other libraries and this project's engines."""
 
 import copy
 import sys
@@ -27,8 +27,8 @@ from scripts import benchmark_peers as peers
 from scripts.benchmark_jax import JaxMaml
 from scripts.machine_limits import synchronize
 
-PLAIN = "plain"
-"""The way that all others are compared with."""
+BASELINE = "plain"
+"""The contender that every other one is compared with: a plain learn2learn loop."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +57,29 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a benchmark runs."""
+    """The device that a benchmark runs on, and the loggers of its trainings."""
 
     device: torch.device
     loggers: list[Logger]
 
 
-Take = Callable[[int], list[float]]
-"""Takes n meta-steps and returns the seconds of each."""
+TimeSteps = Callable[[int], list[float]]
+"""Takes n meta-steps and returns the seconds that each took."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to take meta-steps.
+class Contender:
+    """One implementation of a meta-step.
 
     Args:
-        name: What the table calls it.
-        build: Makes it ready for a case.
-        runs: Whether it can run a case.
+        name: Its row in the table.
+        build: Prepares it for a case; the result takes and times meta-steps.
+        supports: Whether it can run a case.
     """
 
     name: str
-    build: Callable[[Case, Setting], Take]
-    runs: Callable[[Case], bool] = lambda case: True
+    build: Callable[[Case, Setting], TimeSteps]
+    supports: Callable[[Case], bool] = lambda case: True
 
 
 def draw(case: Case, meta_step: int, device: torch.device) -> TaskBatch:
@@ -90,9 +90,9 @@ def draw(case: Case, meta_step: int, device: torch.device) -> TaskBatch:
 
 
 def meta_step_flops(case: Case) -> int:
-    """Count the matrix products and convolutions of a meta-step of the plain loop.
+    """Count the FLOPs of the baseline's matrix products and convolutions in one meta-step.
 
-    It is the same numerator for every way: what a way computes twice does not count for it.
+    All contenders are charged the same count, so recomputation earns none of them credit.
     """
     network = peers.with_native_layers(case.network)
     counter = FlopCounterMode(display=False)
@@ -101,7 +101,9 @@ def meta_step_flops(case: Case) -> int:
     return int(counter.get_total_flops())
 
 
-def _bare(step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting, check: bool) -> Take:
+def _bare(
+    step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting, check: bool
+) -> TimeSteps:
     """Time meta-steps without Lightning: tasks drawn, meta-gradient, and Adam."""
     network = network.to(setting.device)
     if check:
@@ -127,10 +129,10 @@ def _bare(step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting
 
 
 def _check(step: peers.MetaStep, case: Case, network: nn.Module, batch: TaskBatch) -> None:
-    """Refuse to time what does not compute the meta-gradient, in float64.
+    """Exit unless a contender computes the learn2learn engine's meta-gradient in float64.
 
-    In float32 the ways cannot be told apart: images have large areas of one value, which cross the
-    kink of a ReLU together, so that rounding alone can change the meta-gradient by a tenth.
+    Float32 is too coarse for this check: images have large areas of one value, which cross the kink
+    of a ReLU together, so rounding alone can change the meta-gradient by a tenth.
     """
     batch = _in_float64(batch)
     network = copy.deepcopy(network).double()
@@ -152,18 +154,18 @@ def _expected(case: Case, network: nn.Module, batch: TaskBatch) -> torch.Tensor:
 def _compare(actual: torch.Tensor, expected: torch.Tensor, case: Case) -> None:
     difference = ((actual - expected).norm() / expected.norm()).item()
     if not difference < 1e-8:
-        sys.exit(f"{case.name}, {case.order}: a meta-gradient is off by {difference:.2g}")
+        sys.exit(f"{case.name}, {case.order}: a meta-gradient has a relative error of {difference:.2g}")
 
 
-def _peer(step: peers.MetaStep, convolutions: bool = True) -> Callable[[Case, Setting], Take]:
-    def build(case: Case, setting: Setting) -> Take:
+def _peer(step: peers.MetaStep, convolutions: bool = True) -> Callable[[Case, Setting], TimeSteps]:
+    def build(case: Case, setting: Setting) -> TimeSteps:
         network = peers.with_native_layers(case.network, convolutions)
         return _bare(step, case, network, setting, check=True)
 
     return build
 
 
-def _jax(case: Case, setting: Setting) -> Take:
+def _jax(case: Case, setting: Setting) -> TimeSteps:
     assert isinstance(case.network, nn.Sequential)
     cpu = torch.device("cpu")
     maml = JaxMaml(case.network, case.inner, lambda meta_step: draw(case, meta_step, cpu))
@@ -188,20 +190,20 @@ def _engine_step(engine: Engine) -> peers.MetaStep:
     return step
 
 
-def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], Take]:
-    def build(case: Case, setting: Setting) -> Take:
+def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], TimeSteps]:
+    def build(case: Case, setting: Setting) -> TimeSteps:
         case = replace(case, inner=replace(case.inner, checkpointed=checkpointed))
         step = _engine_step(build_engine(*_engine_settings(name, case).values()))
-        # Compiling once more, for float64, takes minutes: tests/test_compilation.py does it.
+        # Compiling again for float64 takes minutes; tests/test_compilation.py checks it.
         return _bare(step, case, copy.deepcopy(case.network), setting, check=name != "compiled")
 
     return build
 
 
-def _engine_under_trainer(name: str) -> Callable[[Case, Setting], Take]:
+def _engine_under_trainer(name: str) -> Callable[[Case, Setting], TimeSteps]:
     """Time meta-steps with everything that `maml fit` does in each: drawing, logging, the bar."""
 
-    def build(case: Case, setting: Setting) -> Take:
+    def build(case: Case, setting: Setting) -> TimeSteps:
         learner = MetaLearner(
             copy.deepcopy(case.network), loss=case.loss, inner_lr=case.inner.lr, metric=case.metric,
             inner_steps=case.inner.steps, first_order=case.inner.first_order,
@@ -213,7 +215,7 @@ def _engine_under_trainer(name: str) -> Callable[[Case, Setting], Take]:
     return build
 
 
-def _lightning_maml(case: Case, setting: Setting) -> Take:
+def _lightning_maml(case: Case, setting: Setting) -> TimeSteps:
     network = peers.with_native_layers(case.network)
     module, loader = peers.lightning_maml(network, case.loss, case.inner)
     assert isinstance(module, LightningModule)
@@ -274,25 +276,29 @@ def _is_second_order(case: Case) -> bool:
     return not case.inner.first_order
 
 
-WAYS: dict[str, Way] = {
-    PLAIN: Way("learn2learn loop", _peer(peers.learn2learn_loop)),
-    "convolution2d": Way(
+CONTENDERS: dict[str, Contender] = {
+    BASELINE: Contender("learn2learn loop", _peer(peers.learn2learn_loop)),
+    "convolution2d": Contender(
         "learn2learn loop, this project's convolutions",
         _peer(peers.learn2learn_loop, convolutions=False),
         lambda case: not case.is_sine,
     ),
-    "higher": Way("higher", _peer(peers.higher_loop)),
-    "torchopt": Way("TorchOpt", _peer(peers.torchopt_loop), _is_second_order),
-    "lightning": Way("learn2learn LightningMAML, Trainer", _lightning_maml, _is_second_order),
-    "jax": Way("JAX, jit + vmap + optax", _jax, lambda case: case.is_sine),
-    "learn2learn": Way("engine learn2learn", _engine("learn2learn")),
-    "learn2learn-trainer": Way("engine learn2learn, Trainer", _engine_under_trainer("learn2learn")),
-    "vectorized": Way("engine vectorized", _engine("vectorized")),
-    "vectorized-trainer": Way("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
-    "compiled": Way("engine vectorized, compiled", _engine("compiled")),
-    "compiled-trainer": Way("engine vectorized, compiled, Trainer", _engine_under_trainer("compiled")),
-    "checkpointed": Way(
+    "higher": Contender("higher", _peer(peers.higher_loop)),
+    "torchopt": Contender("TorchOpt", _peer(peers.torchopt_loop), _is_second_order),
+    "lightning": Contender("learn2learn LightningMAML, Trainer", _lightning_maml, _is_second_order),
+    "jax": Contender("JAX, jit + vmap + optax", _jax, lambda case: case.is_sine),
+    "learn2learn": Contender("engine learn2learn", _engine("learn2learn")),
+    "learn2learn-trainer": Contender(
+        "engine learn2learn, Trainer", _engine_under_trainer("learn2learn")
+    ),
+    "vectorized": Contender("engine vectorized", _engine("vectorized")),
+    "vectorized-trainer": Contender("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
+    "compiled": Contender("engine vectorized, compiled", _engine("compiled")),
+    "compiled-trainer": Contender(
+        "engine vectorized, compiled, Trainer", _engine_under_trainer("compiled")
+    ),
+    "checkpointed": Contender(
         "engine vectorized, checkpointed", _engine("vectorized", checkpointed=True), _is_second_order
     ),
 }
-"""By the name that `--ways` takes."""
+"""The choices of `--contenders`."""

@@ -43,7 +43,7 @@ def test_what_cannot_be_reported_is_left_out_with_a_line(
     damaged(sound[0], tmp_path / name, damage)
     found = find_runs([*sound, tmp_path])
     assert [run.source for run in found.runs] == sound
-    (line,) = found.left_out
+    (line,) = found.skipped
     assert name in line and reason in line and line.isprintable() and len(line) < 600
     with pytest.raises(UserError) as error:
         find_runs([tmp_path])
@@ -54,7 +54,7 @@ def test_what_cannot_be_reported_is_left_out_with_a_line(
 def test_what_is_odd_but_sound_is_reported(name: str, sound: list[Path], tmp_path: Path) -> None:
     odd = damaged(sound[0], tmp_path / name, REPORTED[name])
     found = find_runs([*sound, tmp_path])
-    assert {run.source for run in found.runs} == {*sound, odd} and found.left_out == []
+    assert {run.source for run in found.runs} == {*sound, odd} and found.skipped == []
 
 
 def test_one_report_of_all_of_them(
@@ -105,8 +105,8 @@ def test_a_run_that_is_there_twice_is_one(sound: list[Path], tmp_path: Path) -> 
     found = find_runs([tmp_path])
     (one,) = found.runs
     assert one.is_finished and one.source in (run, tmp_path / "copy", tmp_path / "link")
-    assert len(found.left_out) == 4
-    assert all(f"it is the run of {one.source}" in line for line in found.left_out)
+    assert len(found.skipped) == 4
+    assert all(f"it is the run of {one.source}" in line for line in found.skipped)
     for paths in ([run, tmp_path / "link"], [tmp_path / "link"], [run, run / "metrics.csv" / ".."]):
         assert len(find_runs(paths).runs) == 1
 
@@ -116,7 +116,7 @@ def test_a_training_that_is_repeated_is_no_further_seed(sound: list[Path], tmp_p
     shutil.copytree(sound[0], again)
     metric(2, "speed/meta_step_ms", "1.5")(again)  # another training takes other times
     found = find_runs([*sound, tmp_path])
-    assert len(found.runs) == 3 and found.left_out == []
+    assert len(found.runs) == 3 and found.skipped == []
     groups = compare(found.runs)
     assert [*groups] == ["toy", "toy, repeat 2"]
     assert all(len(row.runs) == 1 and row.seed_range is None for rows in groups.values() for row in rows)
@@ -139,7 +139,7 @@ def test_a_log_of_a_starting_run_is_not_a_run(sound: list[Path], tmp_path: Path)
     assert [*starting.glob("wandb/*/run-*.wandb")]
     found = find_runs([sound[0], starting])
     assert [run.source for run in found.runs] == [sound[0]]
-    assert len(found.left_out) == 1 and "just starting" in found.left_out[0]
+    assert len(found.skipped) == 1 and "just starting" in found.skipped[0]
 
 
 def test_other_measurements_are_not_the_result(sound: list[Path], tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_tradeoff_whose_own_config_is_damaged_is_reported(sound: list[Path], t
         write("config.yaml", content)(tmp_path)
         write("tradeoff.json", content)(tmp_path)
         found = find_runs([tmp_path])
-        assert len(found.runs) == 2 and found.left_out == []
+        assert len(found.runs) == 2 and found.skipped == []
 
 
 def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Path) -> None:
@@ -210,4 +210,4 @@ def test_folders_that_lie_deep_or_cannot_be_read_end(tmp_path: Path, sound: list
     deep = tmp_path.joinpath(*["d"] * 200)
     deep.mkdir(parents=True)
     found = find_runs([tmp_path, sound[0]])
-    assert len(found.runs) == 1 and "it lies in more folders than any run" in found.left_out[0]
+    assert len(found.runs) == 1 and "it lies in more folders than any run" in found.skipped[0]

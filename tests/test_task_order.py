@@ -145,6 +145,7 @@ def test_accumulated_batches_go_on_in_the_stream(tmp_path: Path, limit: dict[str
         assert same_weights(learner, resumed)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("workers", "reload"), [(2, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_workers_go_on_in_the_stream_whether_they_stay_or_are_replaced(
     tmp_path: Path, workers: int, reload: int

@@ -87,7 +87,7 @@ class DeleteFolder(Callback):
 def test_a_run_whose_folder_is_deleted_ends_in_one_line_and_does_not_make_it_again(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
-    error = maml_error(*FIT, "--trainer.callbacks", "tests.test_faults.DeleteFolder")
+    error = maml_error(*FIT, "--trainer.callbacks", "tests.test_disk_errors.DeleteFolder")
     assert "run/" in error and "No such file or directory; it was deleted while" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
@@ -123,6 +123,7 @@ def test_an_error_that_may_be_a_bug_keeps_its_traceback(
             maml("derive")
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_output_that_cannot_be_written_is_one_line_or_none() -> None:
     script = """

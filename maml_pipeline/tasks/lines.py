@@ -9,8 +9,8 @@ from maml_pipeline.tasks.task import (
     Task,
     TaskDistribution,
     check_at_least,
+    float32_tensors,
     random_generator,
-    to_float32,
 )
 
 # One support point (1, 0), one query point (2, 0). From b0 = 0 and with both learning rates 1,
@@ -51,5 +51,5 @@ class Lines(TaskDistribution):
         random = random_generator(seed, split, index)
         slope, intercept = random.uniform(1, 3), random.uniform(-1, 1)
         points = random.uniform(-2, 2, size=(self.shots + self.query_shots, 1))
-        x, y = to_float32(points, slope * points + intercept)
+        x, y = float32_tensors(points, slope * points + intercept)
         return Task(x[: self.shots], y[: self.shots], x[self.shots :], y[self.shots :])

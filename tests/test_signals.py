@@ -198,6 +198,7 @@ def python(script: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("imported", ["maml_pipeline.cli.training", "numpy._core._multiarray_umath"])
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> None:
@@ -227,7 +228,7 @@ WHILE_C_CODE_RUNS = """
             # The first is acknowledged, which shows that Python's own handlers wait for the C code.
             {between}
 
-    with signals.listening():
+    with signals.listening(signals.Response.EXIT):
         signals.respond(signals.Response.NOTE, announces=True)
         threading.Thread(target=send, args=[{count}]).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})
@@ -235,6 +236,7 @@ WHILE_C_CODE_RUNS = """
 """
 
 
+@pytest.mark.integration
 def test_the_first_ctrl_c_is_acknowledged_while_c_code_runs() -> None:
     script = WHILE_C_CODE_RUNS.format(between="pass", count=1, rounds=1_000_000)
     ended = python(script)
@@ -242,6 +244,7 @@ def test_the_first_ctrl_c_is_acknowledged_while_c_code_runs() -> None:
     assert ended.stdout == "C code has returned SIGINT\n" and ended.returncode == 0
 
 
+@pytest.mark.integration
 def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
     script = WHILE_C_CODE_RUNS.format(
         between="import time; time.sleep(0.2)", count=2, rounds=1_000_000_000
@@ -251,6 +254,7 @@ def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
     assert ended.stderr.endswith("maml: interrupted\n") and not ended.stdout
 
 
+@pytest.mark.integration
 def test_the_second_ctrl_c_ends_a_process_whatever_a_library_makes_of_it() -> None:
     ended = python("""
         import atexit, os, signal, sys, types
@@ -274,12 +278,13 @@ def test_the_second_ctrl_c_ends_a_process_whatever_a_library_makes_of_it() -> No
     assert ended.stderr == "maml: interrupted\n"
 
 
+@pytest.mark.integration
 def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:
     ended = python(
         """
         import os, signal
         from maml_pipeline import signals
-        with signals.listening():
+        with signals.listening(signals.Response.EXIT):
             os.kill(os.getpid(), signal.SIGHUP)
             print(signals.requested())
         """,
@@ -301,6 +306,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_ends_a_tradeoff_and_its_training(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int

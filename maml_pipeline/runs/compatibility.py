@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAY_DIFFER = {
+MAY_CHANGE_ON_RESUME = {
     "ckpt_path": "how a run was started",
     "run.dir": "where it lies",
     "run.experiment": "what it is called",
@@ -34,7 +34,7 @@ MAY_DIFFER = {
 }
 """Keys in which two parts of one run may differ, each with the reason."""
 
-MEASUREMENT = {
+MAY_CHANGE_ON_EVALUATION = {
     "data.test_tasks": "how many tasks a test takes",
     "data.val_tasks": "how many tasks a validation takes",
     "model.eval_inner_steps": "how far a measurement adapts",
@@ -54,8 +54,8 @@ class Difference(NamedTuple):
     there: Any
 
 
-def differences(
-    here: Mapping[str, Any], there: Mapping[str, Any], ignored: Collection[str] = MAY_DIFFER
+def config_differences(
+    here: Mapping[str, Any], there: Mapping[str, Any], ignored: Collection[str] = MAY_CHANGE_ON_RESUME
 ) -> list[Difference]:
     """Return the keys in which two resolved configs differ.
 
@@ -64,15 +64,15 @@ def differences(
         there: The other.
         ignored: Keys that do not count, with all below them.
     """
-    return [found for found in _differences(here, there) if not is_among(found.key, ignored)]
+    return [found for found in _differences(here, there) if not is_listed(found.key, ignored)]
 
 
-def is_among(key: str, keys: Collection[str]) -> bool:
+def is_listed(key: str, keys: Collection[str]) -> bool:
     """Tell whether a key, or one above it, is among some keys."""
     return any(key == one or key.startswith(f"{one}.") for one in keys)
 
 
-def read_differences(folder: Path, found: Sequence[Difference]) -> str:
+def describe_differences(folder: Path, found: Sequence[Difference]) -> str:
     """Put differences to a run's folder into one sentence."""
     shown = [f"{key} is {here} here and {there} there" for key, here, there in found[:3]]
     more = [f"{len(found) - 3} more"] if len(found) > 3 else []
