@@ -28,8 +28,8 @@ from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule
-from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
-from maml_pipeline.learner.early_end import EndEarly
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from maml_pipeline.learner.early_stopping import EndEarly
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
@@ -184,7 +184,7 @@ class MamlCLI(LightningCLI):
             val_check_interval=val_check_batches(wanted),
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
-            plugins=[*_as_list(wanted.plugins), WholeCheckpointIO(), *cluster_environment()],
+            plugins=[*_as_list(wanted.plugins), AtomicCheckpointIO(), *cluster_environment()],
             **kwargs,
         )
 
@@ -212,10 +212,10 @@ class MamlCLI(LightningCLI):
         print(f"Run folder: {printable(self.folder)}" + (f", from {printable(start)}" if start else ""))
 
     def _fit_callbacks(self) -> list[Callback]:
-        run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS
-        self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
+        run, folder = self.settings.run, self.folder or NO_FOLDER
+        self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
-        last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
+        last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
         return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
