@@ -4,7 +4,6 @@ import base64
 import html
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -169,9 +168,7 @@ def escape_markdown(text: object) -> str:
 def render_figure(figure: Figure, kind: str) -> bytes:
     """Return a figure as `svg` or `png`, the same bytes each time."""
     buffer = BytesIO()
-    with plot_style(), warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes; the tables show them.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+    with plot_style():
         figure.savefig(
             buffer,
             format=kind,

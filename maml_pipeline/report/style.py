@@ -1,6 +1,7 @@
 """How plots look: one label, colour, marker and line style a method, the same in every plot."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def plot_style() -> Iterator[None]:
         "text.usetex": False,
         "svg.hashsalt": "maml_pipeline",  # the same plot is the same file
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes; the tables show them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 

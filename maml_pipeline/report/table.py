@@ -99,7 +99,8 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[st
     """Return the cells of a row on the terminal, each in up to three lines."""
     result = UNKNOWN
     if row.result is not None:
-        result = " ± ".join(_numbers(row.result.mean, row.result.ci95))
+        mean, margin = _numbers(row.result.mean, row.result.ci95)
+        result = mean if math.isnan(row.result.ci95) else f"{mean} ± {margin}"
         if row.seed_range is not None:
             result += "\n" + " to ".join(_numbers(*row.seed_range))
         if row.split != _split(rows):
@@ -135,7 +136,10 @@ def _result_part(
     """Return the mean or the interval, with the split's name if it is not that of the heading."""
     if row.result is None:
         return UNKNOWN
-    _, text = _numbers(row.result.mean, part(row.result))
+    value = part(row.result)
+    if math.isnan(value) and not math.isnan(row.result.mean):
+        return UNKNOWN  # no interval was logged
+    _, text = _numbers(row.result.mean, value)
     return text if row.split == _split(rows) else f"{text} ({SPLITS[row.result.split]})"
 
 
