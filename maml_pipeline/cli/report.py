@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
 from maml_pipeline.report.table import print_table
@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: There is no run to report, or the report cannot be written.
     """
-    parser = FlagParser(
+    parser = Parser(
         prog="maml report",
         description="Write a report comparing runs, finished or not: report.html, which needs no "
         "network, report.md, and the plots as PNG. Print the same tables.",

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.tracking.description import experiment_name, gradient_method
 from maml_pipeline.learner.tracking.logs import find_wandb_logs, group_wandb_logs, read_wandb_log
 from maml_pipeline.learner.tracking.session import finish_tracking, logged_in
 from maml_pipeline.learner.tracking.tracker import StartTracking, WandbTracker
+from maml_pipeline.rank import is_rank_zero
 
 __all__ = [
     "StartTracking",
@@ -34,6 +34,6 @@ def run_loggers(folder: Path, config: dict[str, Any]) -> list[Logger]:
         config: The whole resolved config.
     """
     loggers: list[Logger] = [MetricsCSV(folder)]
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if is_rank_zero():
         loggers.append(WandbTracker(folder, config))
     return loggers
