@@ -17,7 +17,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines
 from maml_pipeline.tasks.checks import check_tasks, draw_batch
 from maml_pipeline.tasks.task import Split
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 MY_TASKS = """
 import torch
