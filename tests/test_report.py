@@ -18,8 +18,7 @@ from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.table import table_columns
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.runs.find import find_runs
-
-Maml = Callable[..., str]
+from tests.helpers import Maml
 
 PLOTS = [
     *("tradeoff", "memory", "time"),
