@@ -17,10 +17,7 @@ from maml_pipeline.runs.lock import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.task import Split
-from tests.conftest import CONFIGS
-from tests.test_run_identity import SHORT
-
-Maml = Callable[..., str]
+from tests.helpers import CONFIGS, SHORT, Maml
 
 
 class Parabolas(TaskDistribution):
