@@ -25,6 +25,7 @@ PENDING = {
     *("_actions", "_name_parser_map", "_subcommands_action", "_internal_name", "_internal_id"),
     *("_data_fetcher", "_num_ready_batches_reached", "_should_accumulate", "_should_check_val_fx"),
     *("_signal_connector", "_get_sequence_number_for_group"),
+    *("_train_progress_bar", "_val_progress_bar", "_test_progress_bar", "_parser"),
     "wandb_workspaces.workspaces.internal",
 }
 FILES = [
