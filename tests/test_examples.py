@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.integration
 def test_the_sine_example_meta_trains_both_orders(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "sine.py", "--max_steps", "60"]
+    command = [sys.executable, str(EXAMPLES / "sine.py"), "--max_steps", "60"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
