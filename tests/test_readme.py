@@ -99,7 +99,7 @@ def check_arguments(command: str, arguments: Sequence[str], monkeypatch: pytest.
         parse_args = argparse.ArgumentParser.parse_args
 
         def stop(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
-            parse_args(self, *args, **kwargs)  # type: ignore[call-overload]
+            parse_args(self, *args, **kwargs)
             raise ParsedError
 
         run = import_module(f"maml_pipeline.cli.{command}").run
