@@ -10,7 +10,7 @@ from rich.console import Console
 
 from maml_pipeline.cli.config_files import read_config
 from maml_pipeline.cli.parser import Parser, path_argument
-from maml_pipeline.cli.report import show_report
+from maml_pipeline.cli.report import report_runs
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -217,7 +217,7 @@ def _train(tradeoff: Tradeoff, lock: Any, max_steps: int) -> dict[Cell, str]:
 def _show(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
     """Print the comparison, write the report and, where cells failed, end with an error."""
     if any(map(tradeoff.is_finished, tradeoff.cells)):
-        show_report([tradeoff.folder], tradeoff.folder / "report")
+        report_runs([tradeoff.folder], tradeoff.folder / "report")
     if failures:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))
