@@ -1,4 +1,4 @@
-"""`maml derive`: three independent ways agree, and a wrong one is found out."""
+"""`maml derive`: three independent methods agree, and a wrong gradient is reported."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def test_the_second_listing_is_reproduced(maml: Maml) -> None:
     assert second["updated"]["w"] == pytest.approx(23.552265167236328, rel=2**-22)
 
 
-def test_the_text_says_what_create_graph_changes(maml: Maml) -> None:
+def test_the_text_shows_what_create_graph_changes(maml: Maml) -> None:
     text = maml("derive", "--w0", SECOND_LISTING)
     assert "-1.5195010900497437" in text
     assert re.search(r"requires_grad\W+False", text)
@@ -64,7 +64,7 @@ def test_the_text_says_what_create_graph_changes(maml: Maml) -> None:
     double=st.booleans(),
     first_order=st.booleans(),
 )
-def test_the_three_ways_agree_on_random_tasks(
+def test_the_three_methods_agree_on_random_tasks(
     seed: int,
     inputs: int,
     points: int,
@@ -87,9 +87,7 @@ def test_the_three_ways_agree_on_random_tasks(
 
 @pytest.mark.parametrize("first_order", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_tolerance_is_no_wider_than_the_dtype_asks_for(
-    dtype: torch.dtype, first_order: bool
-) -> None:
+def test_the_tolerance_is_near_the_dtype_precision(dtype: torch.dtype, first_order: bool) -> None:
     task = Task(*(torch.tensor([[value]], dtype=dtype) for value in (1.0, 0.0, 2.0, 0.0)))
     theta = torch.tensor([-0.75, 0.0], dtype=dtype)
     result = derive(theta, task, InnerLoop(1.0, 1, first_order), outer_lr=1.0)
@@ -101,7 +99,7 @@ def test_the_tolerance_is_no_wider_than_the_dtype_asks_for(
     assert replace(result, autograd=result.autograd * float("nan")).disagreements()
 
 
-def test_a_wrong_gradient_is_said_and_fails(
+def test_a_wrong_gradient_is_reported_and_fails(
     maml_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -121,13 +119,13 @@ def test_a_repeated_support_point_counts_as_one(maml: Maml) -> None:
     once = figures(maml, "--w0", "0.5")
     thrice = figures(maml, "--w0", "0.5", "--support_x", "[1,1,1]", "--support_y", "[0,0,0]")
     for order in ("first_order", "second_order"):
-        for way in ("autograd", "closed_form", "finite_difference"):
+        for method in ("autograd", "closed_form", "finite_difference"):
             for name in ("w", "b"):
-                expected = once[order]["meta_grad"][way][name]
-                assert thrice[order]["meta_grad"][way][name] == pytest.approx(expected, rel=1e-5)
+                expected = once[order]["meta_grad"][method][name]
+                assert thrice[order]["meta_grad"][method][name] == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_order_alone(maml: Maml) -> None:
+def test_one_order_only(maml: Maml) -> None:
     assert figures(maml, "--first_order", "true").keys() == {"first_order"}
     assert figures(maml, "--first_order", "false").keys() == {"second_order"}
 
@@ -162,7 +160,7 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_dot_needs_no_binary_and_pictures_say_what_to_install(
+def test_dot_output_needs_no_graphviz_and_svg_says_what_to_install(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -174,10 +172,10 @@ def test_dot_needs_no_binary_and_pictures_say_what_to_install(
 
 @pytest.mark.skipif(which("dot") is None, reason="Graphviz's dot is not installed")
 @pytest.mark.parametrize("steps", [0, 1, 3, 50])
-def test_the_picture_shows_both_orders(maml: Maml, tmp_path: Path, steps: int) -> None:
+def test_the_graph_shows_both_orders(maml: Maml, tmp_path: Path, steps: int) -> None:
     maml("derive", "--w0", 1, "--inner_lr", 0.1, "--inner_steps", steps, "--graph", "graph.svg")
     svg = ElementTree.parse(tmp_path / "graph.svg").getroot()
-    # The drawing is in the units of its viewBox: nothing of it is cropped.
+    # The drawing uses the units of its viewBox, so nothing is cropped.
     drawing = svg.find("{*}g")
     assert drawing is not None
     assert "scale(1 1)" in drawing.attrib["transform"]

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 DOC = (Path(__file__).parent.parent / "docs" / "derivation.md").read_text()
-TAIL = " | tail -n 1"
-# Each console block is a command and, mostly, what it printed.
+# Each console block is a command and, mostly, its output.
 SHOWN = [
     (command, output)
     for command, output in re.findall(r"```console\n\$ (maml derive.*)\n([^`]*)```", DOC)
@@ -25,10 +24,13 @@ def test_the_document_shows_outputs() -> None:
 def test_a_command_prints_what_the_document_shows(
     command: str, output: str, maml: Callable[..., str]
 ) -> None:
-    printed = maml(*shlex.split(command.removesuffix(TAIL))[1:])
-    if command.endswith(TAIL):
-        printed = printed.splitlines(keepends=True)[-1]
-    assert printed == output
+    derive, _, tail = command.partition(" | tail -n ")
+    lines = maml(*shlex.split(derive)[1:]).splitlines(keepends=True)
+    assert "".join(lines[-int(tail or len(lines)) :]) == output
+
+
+def test_output_fits_80_columns() -> None:
+    assert max(len(line) for _, output in SHOWN for line in output.splitlines()) <= 80
 
 
 def test_the_json_example_runs(maml: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""`maml derive`: both gradient orders on one task of one linear unit, worked out step by step."""
+"""`maml derive`: derive the first- and second-order meta-gradients of one linear unit, step by step."""
 
 import json
 import math
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from maml_pipeline.cli.flags import TypedFlagParser
 from maml_pipeline.derivation.derive import derive
-from maml_pipeline.derivation.graph import check_path, draw
-from maml_pipeline.derivation.text import as_json, as_text
+from maml_pipeline.derivation.graph import check_graph_path, write_graph
+from maml_pipeline.derivation.result import to_json
+from maml_pipeline.derivation.text import to_text
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.tasks import Task
@@ -24,18 +25,19 @@ Points = list[list[float]]
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Derive, print, and draw where that is asked for.
+    """Derive and print the meta-gradients, and draw their graphs if `--graph` is given.
 
     Args:
-        arguments: Those after `maml derive`.
+        arguments: The command-line arguments after `maml derive`.
 
     Raises:
-        UserError: The person can put it right, or the three ways disagree.
+        UserError: An argument is invalid, a value overflows the dtype, or autograd, the closed form
+            and finite differences disagree.
     """
     settings = _parser().parse_args(_with_negative_numbers(arguments))
     graph = None if settings.graph is None else Path(settings.graph)
     if graph is not None:
-        check_path(graph)
+        check_graph_path(graph)
     theta, task = _problem(settings)
     if not 0 < settings.outer_lr < math.inf:
         raise UserError(f"outer_lr is {settings.outer_lr}; it must be a number above 0")
@@ -43,9 +45,9 @@ def run(arguments: Sequence[str]) -> None:
     orders = {"true": [True], "false": [False], "both": [True, False]}[settings.first_order]
     loops = [InnerLoop(settings.inner_lr, settings.inner_steps, order) for order in orders]
     derivations = [derive(theta, task, inner, settings.outer_lr) for inner in loops]
-    print(as_json(derivations) if settings.json else as_text(derivations))
+    print(to_json(derivations) if settings.json else to_text(derivations))
     if graph is not None:
-        draw(derivations, graph)
+        write_graph(derivations, graph)
         print(f"Graph: {graph}", file=sys.stderr)
 
     for derivation in derivations:
@@ -58,31 +60,33 @@ def run(arguments: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = TypedFlagParser(
         prog="maml derive",
-        description="Work out the first- and the second-order meta-gradient of one linear unit, "
-        "y = w x + b with squared error, on one task: by autograd, by hand and by finite differences.",
+        description="Derive the first- and second-order meta-gradients of one linear unit with "
+        "squared error on one task, step by step. Autograd is checked against the chain rule by hand "
+        "and against finite differences.",
+        epilog="example: maml derive --w0 -0.76 --inner_lr 0.1 --graph graph.svg",
     )
-    points = "a number, a list with a number a point, or a list with a list of inputs a point"
+    points = "a number, a list (one per point) or a list of lists (the inputs of each point)"
     add = parser.add_argument
-    add("--w0", help="Initial weight, or a list with one an input; drawn from the seed if left out.")
-    add("--b0", default="0", help="Initial bias (default: 0).")
-    add("--support_x", default="1", help=f"Support inputs: {points} (default: 1).")
-    add("--support_y", default="0", help="Support targets: a number or a list (default: 0).")
-    add("--query_x", default="2", help=f"Query inputs: {points} (default: 2).")
-    add("--query_y", default="0", help="Query targets: a number or a list (default: 0).")
+    add("--w0", help="Initial weight, or a list with one per input; drawn with --seed if omitted.")
+    add("--b0", default="0", help="Initial bias.")
+    add("--support_x", default="1", help=f"Support inputs: {points}.")
+    add("--support_y", default="0", help="Support targets: a number or a list.")
+    add("--query_x", default="2", help="Query inputs, as for --support_x.")
+    add("--query_y", default="0", help="Query targets: a number or a list.")
     add("--inner_lr", type=float, default=1.0, help="Inner learning rate alpha.")
     add("--outer_lr", type=float, default=1.0, help="Outer learning rate.")
-    add("--inner_steps", type=int, default=1, help="Inner steps k, 0 or more.")
+    add("--inner_steps", type=int, default=1, help="Number of inner steps k, 0 or more.")
     orders = Literal["true", "false", "both"]
-    add("--first_order", type=orders, default="both", help="The one order, or the other, or both.")
-    add("--seed", type=int, default=0, help="Where w0 is drawn from.")
-    add("--dtype", type=Literal["float32", "float64"], default="float32", help="Of the arithmetic.")
-    add("--json", action="store_true", help="Print every figure as one JSON object instead.")
-    add("--graph", metavar="FILE", help="Draw the computation graphs as .svg, .png or .dot.")
+    add("--first_order", type=orders, default="both", help="Gradient order to derive.")
+    add("--seed", type=int, default=0, help="Seed for w0.")
+    add("--dtype", type=Literal["float32", "float64"], default="float32", help="Floating-point dtype.")
+    add("--json", action="store_true", help="Print all numbers as one JSON object instead.")
+    add("--graph", metavar="FILE", help="Draw the computation graphs to an .svg, .png or .dot file.")
     return parser
 
 
 def _with_negative_numbers(arguments: Sequence[str]) -> list[str]:
-    """Join `--w0 -1e-5` to `--w0=-1e-5`: argparse takes such numbers for options."""
+    """Join `--w0 -1e-5` to `--w0=-1e-5`, because argparse mistakes such numbers for options."""
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1].startswith("--") and "=" not in joined[-1] and _is_negative(argument):
@@ -101,44 +105,51 @@ def _is_negative(text: str) -> bool:
 
 
 def _problem(settings: Namespace) -> tuple[Tensor, Task]:
-    """Return theta `(D + 1,)` and the task, or say what does not fit."""
+    """Build the initial parameters and the task.
+
+    Returns:
+        theta `(D + 1,)` and the task, in the chosen dtype.
+
+    Raises:
+        UserError: An argument is malformed, or their sizes do not match.
+    """
     dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
-    support_x = _points("support_x", settings.support_x)
+    support_x = _parse_points("support_x", settings.support_x)
     if settings.w0 is None:
-        w0 = _draw(len(support_x[0]), settings.seed)
+        w0 = _random_weights(len(support_x[0]), settings.seed)
     else:
-        w0 = [point[0] for point in _points("w0", settings.w0, nested=False)]
-    b0 = [point[0] for point in _points("b0", settings.b0, nested=False)]
+        w0 = [point[0] for point in _parse_points("w0", settings.w0, nested=False)]
+    b0 = [point[0] for point in _parse_points("b0", settings.b0, nested=False)]
     if len(b0) != 1:
-        raise UserError(f"b0 is {settings.b0}; a linear unit has one bias, give one number")
+        raise UserError(f"b0 is {settings.b0}; a linear unit has one bias: give one number")
 
     inputs = len(w0)
     tensors = []
     for set_name in ("support", "query"):
-        x = _points(f"{set_name}_x", settings[f"{set_name}_x"])
-        y = _points(f"{set_name}_y", settings[f"{set_name}_y"], nested=False)
+        x = _parse_points(f"{set_name}_x", settings[f"{set_name}_x"])
+        y = _parse_points(f"{set_name}_y", settings[f"{set_name}_y"], nested=False)
         if len(x[0]) != inputs:
             raise UserError(
-                f"{set_name}_x has {len(x[0])} inputs a point, w0 has {inputs}: "
-                f"give a list of points with {inputs} each, such as {[[1] * inputs]}"
+                f"{set_name}_x has {len(x[0])} inputs per point, w0 has {inputs}; "
+                f"give a list of points with {inputs} inputs each, such as {[[1] * inputs]}"
             )
         if len(x) != len(y):
             raise UserError(
-                f"{set_name}_y has {len(y)} targets and {set_name}_x {len(x)} points: give one each"
+                f"{set_name}_y has {len(y)} targets and {set_name}_x {len(x)} points; give one per point"
             )
         tensors += [_tensor(f"{set_name}_x", x, dtype), _tensor(f"{set_name}_y", y, dtype)]
     theta = torch.cat([_tensor("w0", w0, dtype), _tensor("b0", b0, dtype)])
     return theta, Task(*tensors)
 
 
-def _draw(inputs: int, seed: int) -> list[float]:
+def _random_weights(inputs: int, seed: int) -> list[float]:
     if not 0 <= seed < 2**64:
         raise UserError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
     draws: list[float] = random_generator(seed, "train", 0).standard_normal(inputs).tolist()
     return draws
 
 
-def _points(name: str, text: object, nested: bool = True) -> Points:
+def _parse_points(name: str, text: object, nested: bool = True) -> Points:
     """Read a number, a list of numbers or a list of equally long lists as a list of points."""
     form = "a number or a list of numbers such as [1, 2]"
     if nested:
@@ -149,7 +160,7 @@ def _points(name: str, text: object, nested: bool = True) -> Points:
         try:
             value = json.loads(str(text))
         except (ValueError, RecursionError):
-            raise UserError(f"{name} is {_shown(text)}; it must be {form}") from None
+            raise UserError(f"{name} is {_shortened(text)}; it must be {form}") from None
     points: Points = [
         point if nested and isinstance(point, list) else [point]
         for point in (value if isinstance(value, list) else [value])
@@ -157,11 +168,11 @@ def _points(name: str, text: object, nested: bool = True) -> Points:
     if not points or not all(
         point and len(point) == len(points[0]) and all(_is_number(v) for v in point) for point in points
     ):
-        raise UserError(f"{name} is {_shown(text)}; it must be {form}")
+        raise UserError(f"{name} is {_shortened(text)}; it must be {form}")
     return [[float(v) for v in point] for point in points]
 
 
-def _shown(text: object) -> str:
+def _shortened(text: object) -> str:
     return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}..."
 
 
@@ -177,6 +188,6 @@ def _tensor(name: str, value: Points | list[float], dtype: torch.dtype) -> Tenso
     if not tensor.isfinite().all():
         raise UserError(
             f"{name} holds {exact[~tensor.isfinite()][0].item()}, beyond float32's range; "
-            "make it smaller or take dtype float64"
+            "make it smaller or set dtype to float64"
         )
     return tensor

@@ -1,1 +1,1 @@
-"""The derivation: both orders' meta-gradients on one task, as formulas, text and a graph."""
+"""Derive both orders' meta-gradients on one task: as numbers, text, JSON and a computation graph."""

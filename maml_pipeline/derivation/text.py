@@ -1,21 +1,22 @@
-"""A derivation as a person reads it, in the order in which it happens."""
+"""Format a derivation as text of 80 columns, in the order in which it is computed."""
 
-import json
-import math
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from maml_pipeline.derivation.derive import Derivation, InnerStep, names
+from maml_pipeline.derivation.result import Derivation, InnerStep, parameter_names, ratio_and_angle
 from maml_pipeline.meta_gradient.closed_form import quadratic
 
-WIDTH = 88
-TERMS_SHOWN = 6
+WIDTH = 80
+MAX_TERMS = 6
+NO_BREAK_SPACE = "\u00a0"
+"""Keeps a product or a point on one line where text is wrapped."""
 
 
-def as_text(derivations: Sequence[Derivation]) -> str:
-    """Write derivations of one task out in full, and how the two orders differ where both are there.
+def to_text(derivations: Sequence[Derivation]) -> str:
+    """Format derivations of one task, and a comparison of the two orders if both are given.
 
     Args:
         derivations: First order, second order or both, in this sequence.
@@ -24,151 +25,60 @@ def as_text(derivations: Sequence[Derivation]) -> str:
     for derivation in derivations:
         lines += ["", *_derivation(derivation)]
     if len(derivations) == 2:
-        lines += ["", _difference(*derivations)]
+        lines += ["", *_comparison(*derivations)]
     return "\n".join(lines)
-
-
-def as_json(derivations: Sequence[Derivation]) -> str:
-    """Write every figure of derivations of one task as one JSON object.
-
-    Args:
-        derivations: First order, second order or both, in this sequence.
-    """
-    result = {_order(derivation): _figures(derivation) for derivation in derivations}
-    if len(derivations) == 2:
-        ratio, angle = ratio_and_angle(*derivations)
-        result["second_order"]["against_first_order"] = {"ratio": ratio, "angle_degrees": angle}
-    return json.dumps(result, indent=2, allow_nan=False)
-
-
-def ratio_and_angle(first: Derivation, second: Derivation) -> tuple[float | None, float | None]:
-    """Compare the second-order meta-gradient's length and direction with the first-order one's.
-
-    Returns:
-        The ratio of their norms, and the angle between them in degrees; `None` where the
-        meta-gradient that it takes is zero.
-    """
-    g1, g2 = first.autograd.double(), second.autograd.double()
-    n1, n2 = g1.norm(), g2.norm()
-    if n1 == 0:
-        return None, None
-    ratio = (n2 / n1).item()
-    if n2 == 0:
-        return ratio, None
-    # Kahan's formula: unlike the arc cosine, it is exact for small angles too.
-    a, b = g1 / n1, g2 / n2
-    return ratio, math.degrees(2 * math.atan2((a - b).norm(), (a + b).norm()))
-
-
-def _order(derivation: Derivation) -> str:
-    return "first_order" if derivation.inner.first_order else "second_order"
-
-
-# JSON ---------------------------------------------------------------------------------------------
-
-
-def _figures(derivation: Derivation) -> dict[str, object]:
-    steps = derivation.inner_steps
-    none_taken = {"w": None, "b": None}
-    return {
-        "w0": _pair(derivation.theta)["w"],
-        "b0": _pair(derivation.theta)["b"],
-        # Of the first inner step: with more than one, `inner_steps` holds them all.
-        "support_grad": _pair(steps[0].support_gradient) if steps else none_taken,
-        "fast_weights": _pair(derivation.fast_weights),
-        "inner_steps": [
-            {
-                "support_loss": step.support_loss.item(),
-                "support_grad": _pair(step.support_gradient),
-                "support_grad_requires_grad": step.requires_grad,
-                "support_grad_is_leaf": step.is_leaf,
-                "fast_weights": _pair(step.fast_weights),
-            }
-            for step in steps
-        ],
-        "query_loss": derivation.query_loss.item(),
-        "meta_grad": {
-            "autograd": _pair(derivation.autograd),
-            "closed_form": _pair(derivation.closed_form),
-            "finite_difference": _pair(derivation.finite_difference),
-        },
-        "tolerance": {
-            "closed_form": _pair(derivation.closed_form_tolerance),
-            "finite_difference": _pair(derivation.finite_difference_tolerance),
-        },
-        "agree": not derivation.disagreements(),
-        "updated": _pair(derivation.updated),
-    }
-
-
-def _pair(theta: Tensor) -> dict[str, object]:
-    """Split a vector into w, a number for one input and a list for several, and b."""
-    *w, b = theta.tolist()
-    return {"w": w[0] if len(w) == 1 else w, "b": b}
-
-
-# Text ---------------------------------------------------------------------------------------------
 
 
 def _problem(derivation: Derivation) -> Iterator[str]:
     inner, task = derivation.inner, derivation.task
     dtype = str(derivation.theta.dtype).removeprefix("torch.")
-    yield "One linear unit, y = w x + b, with the mean squared error L_s on the support set and"
-    yield f"L_q on the query set; inner_lr {inner.lr:g}, inner_steps {inner.steps}, {dtype}."
-    yield f"  support (x, y): {_points(task.support_x, task.support_y)}"
-    yield f"  query (x, y):   {_points(task.query_x, task.query_y)}"
-
-
-def _points(x: Tensor, y: Tensor) -> str:
-    points = [
-        f"({', '.join(f'{value:g}' for value in [*inputs, *target])})"
-        for inputs, target in zip(x.tolist(), y.tolist(), strict=True)
-    ]
-    return _abbreviated(points, " ")
+    yield "One linear unit y = w x + b with mean squared error: L_s on the support set,"
+    yield f"L_q on the query set. inner_lr {inner.lr:g}, inner_steps {inner.steps}, {dtype}."
+    yield from _wrap("  support (x, y): ", _points(task.support_x, task.support_y))
+    yield from _wrap("  query (x, y):   ", _points(task.query_x, task.query_y))
 
 
 def _derivation(derivation: Derivation) -> Iterator[str]:
     inner, k = derivation.inner, derivation.inner.steps
     inputs = len(derivation.theta) - 1
     order, flag = ("First", "False") if inner.first_order else ("Second", "True")
-    title = f"{order} order: create_graph={flag} "
-    yield title + "=" * (WIDTH - len(title))
+    yield _heading(f"{order} order: create_graph={flag}")
 
     yield "Initial parameters"
-    for name, value in zip(names(inputs, "0"), derivation.theta.tolist(), strict=True):
+    for name, value in zip(parameter_names(inputs, "0"), derivation.theta.tolist(), strict=True):
         yield f"  {name} = {value}"
     if k == 0:
-        yield "No inner step: the initial parameters meet the query set as they are"
+        yield "No inner steps: the query loss is evaluated at the initial parameters"
     for t, step in enumerate(derivation.inner_steps):
         yield from _inner_step(step, t, inner.lr, k)
 
     yield "Query loss"
-    yield f"  L_q({', '.join(names(inputs, str(k)))}) = {derivation.query_loss.item()}"
+    arguments = ", ".join(_abbreviate(parameter_names(inputs, str(k))))
+    yield f"  L_q({arguments}) = {derivation.query_loss.item()}"
     if k == 0:
         yield "Meta-gradient: dL_q/dw0"
     elif inner.first_order:
         yield f"Meta-gradient: dL_q/dw{k}, stopping at the fast weights"
     else:
-        yield "Meta-gradient: dL_q/dw0, through every update"
+        yield f"Meta-gradient: dL_q/dw0, through the inner step{'' if k == 1 else 's'}"
     yield from _chain_rule(derivation)
-    yield from _three_ways(derivation)
+    yield from _methods(derivation)
 
     yield "Outer update"
     for name, theta, gradient, updated in zip(
-        names(inputs, "0"),
+        parameter_names(inputs, "0"),
         derivation.theta.tolist(),
         derivation.autograd.tolist(),
         derivation.updated.tolist(),
         strict=True,
     ):
-        yield f"  {name}' = {name} - outer_lr * dL_q"
-        indent = " " * (len(name) + 4)
-        yield f"{indent}= {theta} - {derivation.outer_lr:g} * {_in_sum(gradient)} = {updated}"
+        product = f"{derivation.outer_lr:g} * {_operand(gradient)}"
+        yield from _equation(f"  {name}'", f"{name} - outer_lr * dL_q", f"{theta} - {product}", updated)
 
 
 def _inner_step(step: InnerStep, t: int, lr: float, k: int) -> Iterator[str]:
     inputs = len(step.theta) - 1
-    before, after = names(inputs, str(t)), names(inputs, str(t + 1))
+    before, after = parameter_names(inputs, str(t)), parameter_names(inputs, str(t + 1))
     gradient = step.support_gradient.tolist()
     yield "Support gradient" if k == 1 else f"Inner step {t + 1} of {k}: support gradient"
     for name, value in zip(before, gradient, strict=True):
@@ -179,103 +89,136 @@ def _inner_step(step: InnerStep, t: int, lr: float, k: int) -> Iterator[str]:
     for new, old, theta, g, value in zip(
         after, before, step.theta.tolist(), gradient, step.fast_weights.tolist(), strict=True
     ):
-        yield f"  {new} = {old} - inner_lr * dL_s/d{old} = {theta} - {lr:g} * {_in_sum(g)} = {value}"
+        rule = f"{old} - inner_lr * dL_s/d{old}"
+        yield from _equation(f"  {new}", rule, f"{theta} - {lr:g} * {_operand(g)}", value)
 
 
 def _chain_rule(derivation: Derivation) -> Iterator[str]:
-    """Write the closed form with the numbers put in."""
+    """Write out the closed form with its numbers."""
     task, k = derivation.task, derivation.inner.steps
     inputs = len(derivation.theta) - 1
-    at_k, at_0 = names(inputs, str(k)), names(inputs, "0")
+    fast_names, initial_names = parameter_names(inputs, str(k)), parameter_names(inputs, "0")
     residuals = (
         task.query_x @ derivation.fast_weights[:-1, None] + derivation.fast_weights[-1] - task.query_y
     )
     Q = len(residuals)
     factor = "2" if Q == 1 else f"2/{Q}"
     gradient = derivation.query_gradient.tolist()
-    yield "  by hand, r = w x + b - y at the query points with the fast weights:"
-    for i, (name, value) in enumerate(zip(at_k, gradient, strict=True)):
+    yield "  By hand, with r = w x + b - y at the query points and fast weights:"
+    for i, (name, value) in enumerate(zip(fast_names, gradient, strict=True)):
         x = task.query_x[:, i].tolist() if i < inputs else [1.0] * Q
-        products = [f"{r} * {_in_sum(v)}" for r, v in zip(residuals.flatten().tolist(), x, strict=True)]
-        total = _abbreviated(products, " + ")
+        products = [f"{r} * {_operand(v)}" for r, v in zip(residuals.flatten().tolist(), x, strict=True)]
+        total = _sum(products)
         total = total if Q == 1 else f"({total})"
         rule = "2 r" if Q == 1 else f"2/{Q} sum r"
         rule += f" x[{i}]" if i < inputs and inputs > 1 else " x" if i < inputs else ""
-        yield f"    dL_q/d{name} = {rule} = {factor} * {total} = {value}"
+        yield from _equation(f"    dL_q/d{name}", rule, f"{factor} * {total}", value)
     if derivation.inner.first_order or k == 0:
         return
-    for j, name in enumerate(at_0):
+    for j, name in enumerate(initial_names):
         slopes = derivation.jacobian[:, j].tolist()
-        rule = _abbreviated([f"dL_q/d{p} d{p}/d{name}" for p in at_k], " + ")
-        yield f"    dL_q/d{name} = {rule}"
-        products = [f"{g} * {_in_sum(s)}" for g, s in zip(gradient, slopes, strict=True)]
-        value = derivation.closed_form[j].item()
-        yield f"{' ' * (11 + len(name))}= {_abbreviated(products, ' + ')} = {value}"
+        rule = _sum([f"dL_q/d{p} d{p}/d{name}" for p in fast_names])
+        products = [f"{g} * {_operand(s)}" for g, s in zip(gradient, slopes, strict=True)]
+        yield from _equation(f"    dL_q/d{name}", rule, _sum(products), derivation.closed_form[j].item())
     matrix = "I - inner_lr H_s" if k == 1 else f"(I - inner_lr H_s)^{k}"
-    yield f"    where d(w{k}, b{k})/d(w0, b0) = {matrix}, with H_s the Hessian of L_s"
+    yield f"    where d(w{k}, b{k})/d(w0, b0) = {matrix}, H_s the Hessian of L_s"
 
 
-def _three_ways(derivation: Derivation) -> Iterator[str]:
-    inputs = len(derivation.theta) - 1
-    rows = {
+def _methods(derivation: Derivation) -> Iterator[str]:
+    """Tabulate the meta-gradient by each method, a row per parameter."""
+    columns = {
         "autograd (learn2learn)": derivation.autograd,
         "closed form": derivation.closed_form,
         "finite differences": derivation.finite_difference,
     }
-    columns = [
-        [name, *(str(v) for v in values)]
-        for name, *values in zip(names(inputs), *(row.tolist() for row in rows.values()), strict=True)
-    ]
-    for label, *cells in zip(["", *rows], *columns, strict=True):
-        row = "".join(f"{cell:<24}" for cell in cells)
-        yield f"  {label:<24}{row}".rstrip()
-    allowed = max(
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    names = parameter_names(len(derivation.theta) - 1)
+    for name, *cells in [("", *columns), *((n, *row) for n, row in zip(names, rows, strict=True))]:
+        yield f"  {name:<6}{''.join(f'{cell!s:<24}' for cell in cells)}".rstrip()
+    error = max(
         derivation.closed_form_tolerance.max().item(),
         derivation.finite_difference_tolerance.max().item(),
     )
     verdict = "do NOT agree" if derivation.disagreements() else "agree"
-    yield f"  They {verdict} within rounding (here {allowed:.1e}). Finite differences are in float64."
+    yield f"  They {verdict} within rounding (here {error:.1e}). Differences are in float64."
 
 
-def _difference(first: Derivation, second: Derivation) -> str:
-    """Say in one line how the second order differs from the first, and why."""
+def _comparison(first: Derivation, second: Derivation) -> Iterator[str]:
+    """Say how the second-order meta-gradient differs from the first-order one, and why."""
+    yield _heading("Second order compared with first order")
     k, lr = second.inner.steps, second.inner.lr
     if k == 0:
-        return "Without an inner step there is nothing to differentiate through: the orders are one."
+        yield "Identical: without inner steps there is nothing to differentiate through."
+        return
     ratio, angle = ratio_and_angle(first, second)
     if ratio is None:
-        return "Both meta-gradients are zero: the fast weights already minimise the query loss."
-    inputs = len(first.theta) - 1
-    turned = [
-        name
-        for name, a, b in zip(names(inputs), first.autograd, second.autograd, strict=True)
-        if a * b < 0
-    ]
-    signs = f"the sign of {' and '.join(turned)} turned" if turned else "no sign turned"
-    direction = "" if angle is None else f", {angle:.3g} degrees apart"
+        yield "Both are zero: the fast weights already minimise the query loss."
+        return
+    names = parameter_names(len(first.theta) - 1)
+    pairs = zip(names, first.autograd, second.autograd, strict=True)
+    flipped = [name for name, a, b in pairs if a * b < 0]
+    yield from _wrap("  Signs:  ", f"{', '.join(flipped)} flipped" if flipped else "unchanged")
+    yield f"  Length: {ratio:.3g} times as long"
+    if angle is not None:
+        yield f"  Angle:  {angle:.3g} degrees apart"
 
     H_s, _ = quadratic(second.task.support_x.double(), second.task.support_y.double())
     eigenvalue = 1 - lr * torch.linalg.eigvalsh(H_s)[-1].item()
-    update = "the update" if k == 1 else f"each of the {k} updates"
-    meaning = (
-        "it overshoots the minimum there"
+    effect = (
+        "an inner step overshoots the minimum."
         if eigenvalue < 0
-        else "what it puts right anyway counts for less"
+        else "inner steps already reduce the error, so the component shrinks."
     )
-    return (
-        f"Second order against first: {signs}, {ratio:.3g} times as long{direction}, because the "
-        f"derivative through {update} multiplies by I - inner_lr H_s, whose eigenvalue along the "
-        f"support loss's steepest direction is {eigenvalue:.3g}: {meaning}."
-    )
+    yield "  Reason: Each inner step multiplies the gradient by I - inner_lr H_s."
+    yield f"          Along the steepest direction of L_s, its eigenvalue is {eigenvalue:.3g}:"
+    yield f"          there, {effect}"
 
 
-def _in_sum(value: float) -> str:
-    """Write a number as an operand: a negative one in brackets."""
+def _heading(title: str) -> str:
+    return f"{title} {'=' * (WIDTH - len(title) - 1)}"
+
+
+def _equation(left: str, rule: str, numbers: str, value: float) -> Iterator[str]:
+    """Write `left = rule = numbers = value`, on one line if it fits, else a line per side."""
+    line = f"{left} = {rule} = {numbers} = {value}".replace(NO_BREAK_SPACE, " ")
+    if len(line) <= WIDTH:
+        yield line
+        return
+    indent = " " * len(left)
+    for start, side in ((left, rule), (indent, numbers), (indent, str(value))):
+        yield from _wrap(f"{start} = ", side)
+
+
+def _wrap(start: str, text: str) -> list[str]:
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False
+    )
+    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
+
+
+def _points(x: Tensor, y: Tensor) -> str:
+    points = [
+        f"({', '.join(f'{value:g}' for value in [*inputs, *target])})"
+        for inputs, target in zip(x.tolist(), y.tolist(), strict=True)
+    ]
+    unbroken = [point.replace(" ", NO_BREAK_SPACE) for point in _abbreviate(points)]
+    return f"{' '.join(unbroken)}{_count(points)}"
+
+
+def _operand(value: float) -> str:
+    """Write a number as an operand: a negative one in parentheses."""
     return f"({value})" if value < 0 else f"{value}"
 
 
-def _abbreviated(terms: Sequence[str], joint: str) -> str:
-    if len(terms) <= TERMS_SHOWN:
-        return joint.join(terms)
-    shown = [*terms[: TERMS_SHOWN - 1], "...", terms[-1]]
-    return f"{joint.join(shown)} ({len(terms)} in all)"
+def _sum(terms: Sequence[str]) -> str:
+    unbroken = [term.replace(" ", NO_BREAK_SPACE) for term in _abbreviate(terms)]
+    return f"{' + '.join(unbroken)}{_count(terms)}"
+
+
+def _count(terms: Sequence[str]) -> str:
+    return f" ({len(terms)} in all)" if len(terms) > MAX_TERMS else ""
+
+
+def _abbreviate(terms: Sequence[str]) -> Sequence[str]:
+    """Keep the first terms and the last of a long list."""
+    return terms if len(terms) <= MAX_TERMS else [*terms[: MAX_TERMS - 1], "...", terms[-1]]
