@@ -45,12 +45,13 @@ def locked(path: Path, shared: bool = False) -> Iterator[int]:
         os.close(descriptor)
 
 
-def acquire_lock(path: Path, shared: bool = False) -> int:
-    """Lock a file without waiting, until the returned descriptor is closed.
+def acquire_lock(path: Path, shared: bool = False, wait: bool = False) -> int:
+    """Lock a file until the returned descriptor is closed.
 
     Args:
         path: The lock file, which is created if it is missing.
         shared: Let other processes hold shared locks on the file at the same time.
+        wait: Wait for the lock instead of raising `AlreadyLockedError`.
 
     Returns:
         The open descriptor. It is closed on `exec` unless it is made inheritable.
@@ -62,7 +63,7 @@ def acquire_lock(path: Path, shared: bool = False) -> int:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _flock(descriptor, shared)
+        _flock(descriptor, shared, wait)
     except BaseException:
         os.close(descriptor)
         raise
@@ -85,9 +86,10 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _flock(descriptor: int, shared: bool) -> None:
+def _flock(descriptor: int, shared: bool, wait: bool = False) -> None:
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation if wait else operation | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise AlreadyLockedError from error
     except OSError as error:
