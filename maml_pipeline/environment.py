@@ -354,6 +354,7 @@ SCRIPT_VARIABLES = {
     "MAML_LOCAL_SLURM": "State folder of scripts/local_slurm.sh; default: maml-local-slurm in TMPDIR.",
     "MAML_LOCAL_SLURM_OF": "State folder, set by scripts/local_slurm.sh for its daemons.",
     "MAML_LOCAL_SLURM_PORT": "First of its three ports; default: 17000.",
+    "MAML_VERSIONS_ENV": "Environment of scripts/test_versions.sh; default: .venv-oldest, .venv-newest.",
     "OMP_NUM_THREADS": "CPU threads of a process; slurm/launch.sh sets SLURM_CPUS_PER_TASK.",
     "SLURM_CONF": "Slurm's configuration file; scripts/local_slurm.sh prints the one it made.",
     "SLURM_CPUS_PER_TASK": "CPUs of each task; default: 1. Set by Slurm.",

@@ -261,7 +261,7 @@ def _fit_seconds(
     before = 11 if steps > 10 else 1
     timer = StepTimer(setting.device)
     with tempfile.TemporaryDirectory() as folder:
-        last = LastCheckpoint(Path(folder), 10**6, StopOnSignal())
+        last = LastCheckpoint(Path(folder, "last.ckpt"), 10**6, StopOnSignal())
         trainer = Trainer(
             accelerator=setting.device.type, devices=1, max_steps=before + steps, max_epochs=-1,
             logger=setting.loggers, log_every_n_steps=case.log_every, limit_val_batches=0,

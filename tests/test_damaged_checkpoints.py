@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.checkpoints import WholeCheckpointIO, load_checkpoint
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, load_checkpoint
 from tests.conftest import CONFIGS
 
 SHORT = (
@@ -125,7 +125,7 @@ def test_a_part_that_is_missing_or_of_another_type_is_named(
     tmp_path: Path, state: Any, reason: str
 ) -> None:
     path = tmp_path / "last.ckpt"
-    WholeCheckpointIO().save_checkpoint(state, path)
+    AtomicCheckpointIO().save_checkpoint(state, path)
     with pytest.raises(UserError, match=reason):
         load_checkpoint(path)
 

@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
-from maml_pipeline.learner.fit_check import check_fit
+from maml_pipeline.learner.compatibility import check_compatibility
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
 from tests.conftest import CONFIGS
@@ -353,7 +353,7 @@ def test_trying_leaves_the_network_and_the_random_state_as_they_were(kind: type[
     network = kind()
     state = torch.get_rng_state()
     with torch.inference_mode():
-        check_fit(network, mse_loss, None, ONE_POINT_TASK)
+        check_compatibility(network, mse_loss, None, ONE_POINT_TASK)
     assert torch.equal(torch.get_rng_state(), state)
     assert network.calls == 0
     assert all(p.grad is None for p in network.parameters())

@@ -79,7 +79,7 @@ def fit(folder: Path, steps: int) -> dict[str, torch.Tensor]:
     network = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01)
     drawn = Drawn()
-    callbacks = [SeedRandomNumbers(0), drawn, LastCheckpoint(folder, 100, StopOnSignal())]
+    callbacks = [SeedRandomNumbers(0), drawn, LastCheckpoint(folder / "last.ckpt", 100, StopOnSignal())]
     last = folder / "last.ckpt"
     runs.trainer(callbacks=callbacks, enable_checkpointing=True, max_steps=steps).fit(
         learner,

@@ -19,7 +19,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from maml_pipeline.learner.checkpoints import WholeCheckpointIO
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 from maml_pipeline.signals import SIGNALS
 from tests.conftest import CONFIGS
 
@@ -180,14 +180,14 @@ def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, t
 def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     state = {"weights": torch.zeros(1000)}
-    WholeCheckpointIO().save_checkpoint(state, path)
+    AtomicCheckpointIO().save_checkpoint(state, path)
     script = f"""
         import os, pathlib, signal
         import torch
-        from maml_pipeline.learner.checkpoints import WholeCheckpointIO
+        from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
         # The file is written, and takes the place of the other only after this.
         pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        WholeCheckpointIO().save_checkpoint({{"weights": torch.ones(1000)}}, {str(path)!r})
+        AtomicCheckpointIO().save_checkpoint({{"weights": torch.ones(1000)}}, {str(path)!r})
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
     assert killed.returncode == -signal.SIGKILL

@@ -52,7 +52,7 @@ def fit(folder: Path, steps: int, workers: int = 0, **settings: Any) -> tuple[Dr
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[drawn, LastCheckpoint(folder, 100, StopOnSignal())],
+        callbacks=[drawn, LastCheckpoint(folder / "last.ckpt", 100, StopOnSignal())],
         **({"check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": steps} | settings),
     )
     data = TaskDataModule(Numbered(), B, val_tasks=2, num_workers=workers)

@@ -248,8 +248,8 @@ def whole_run(folder: Path) -> dict[str, Any]:
         callbacks=[
             Ballast(),
             *probes,
-            BestCheckpoint(checkpoints, "val/loss", "min"),
-            LastCheckpoint(checkpoints, 5, StopOnSignal()),
+            BestCheckpoint(checkpoints / "best.ckpt", "val/loss", "min"),
+            LastCheckpoint(checkpoints / "last.ckpt", 5, StopOnSignal()),
         ],
         enable_checkpointing=True,
         val_check_interval=5,

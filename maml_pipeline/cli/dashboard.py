@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from maml_pipeline.cli.flags import FlagParser
+from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import WANDB_SILENT
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking.session import first_line, logged_in, server_answers
@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = FlagParser(
+    parser = Parser(
         prog="maml dashboard",
         description="Save a workspace and a report that compare the gradient orders in a W&B project. "
         "The same command brings both up to date.",

@@ -1,17 +1,16 @@
 """`maml derive`: derive the first- and second-order meta-gradients of one linear unit, step by step."""
 
+import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from maml_pipeline.cli.flags import TypedFlagParser
+from maml_pipeline.cli.parser import Parser
 from maml_pipeline.derivation.derive import derive
 from maml_pipeline.derivation.graph import check_graph_path, write_graph
 from maml_pipeline.derivation.result import to_json
@@ -57,8 +56,8 @@ def run(arguments: Sequence[str]) -> None:
             )
 
 
-def _parser() -> ArgumentParser:
-    parser = TypedFlagParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="maml derive",
         description="Derive the first- and second-order meta-gradients of one linear unit with "
         "squared error on one task, step by step. Autograd is checked against the chain rule by hand "
@@ -67,21 +66,22 @@ def _parser() -> ArgumentParser:
     )
     points = "a number, a list (one per point) or a list of lists (the inputs of each point)"
     add = parser.add_argument
-    add("--w0", help="Initial weight, or a list with one per input; drawn with --seed if omitted.")
-    add("--b0", default="0", help="Initial bias.")
-    add("--support_x", default="1", help=f"Support inputs: {points}.")
-    add("--support_y", default="0", help="Support targets: a number or a list.")
-    add("--query_x", default="2", help="Query inputs, as for --support_x.")
-    add("--query_y", default="0", help="Query targets: a number or a list.")
-    add("--inner_lr", type=float, default=1.0, help="Inner learning rate alpha.")
-    add("--outer_lr", type=float, default=1.0, help="Outer learning rate.")
-    add("--inner_steps", type=int, default=1, help="Number of inner steps k, 0 or more.")
-    orders = Literal["true", "false", "both"]
-    add("--first_order", type=orders, default="both", help="Gradient order to derive.")
-    add("--seed", type=int, default=0, help="Seed for w0.")
-    add("--dtype", type=Literal["float32", "float64"], default="float32", help="Floating-point dtype.")
-    add("--json", action="store_true", help="Print all numbers as one JSON object instead.")
-    add("--graph", metavar="FILE", help="Draw the computation graphs to an .svg, .png or .dot file.")
+    add("--w0", help="initial weight, or a list with one per input; drawn with --seed if omitted")
+    add("--b0", default="0", help="initial bias (default: 0)")
+    add("--support_x", default="1", help=f"support inputs: {points} (default: 1)")
+    add("--support_y", default="0", help="support targets: a number or a list (default: 0)")
+    add("--query_x", default="2", help="query inputs, as for --support_x (default: 2)")
+    add("--query_y", default="0", help="query targets: a number or a list (default: 0)")
+    add("--inner_lr", type=float, default=1.0, help="inner learning rate alpha (default: 1)")
+    add("--outer_lr", type=float, default=1.0, help="outer learning rate (default: 1)")
+    add("--inner_steps", type=int, default=1, help="number of inner steps k, 0 or more (default: 1)")
+    orders = ["true", "false", "both"]
+    add("--first_order", choices=orders, default="both", help="order to derive (default: both)")
+    add("--seed", type=int, default=0, help="seed for w0 (default: 0)")
+    dtypes = ["float32", "float64"]
+    add("--dtype", choices=dtypes, default="float32", help="floating-point dtype (default: float32)")
+    add("--json", action="store_true", help="print all numbers as one JSON object instead")
+    add("--graph", metavar="FILE", help="draw the computation graphs to an .svg, .png or .dot file")
     return parser
 
 
@@ -104,7 +104,7 @@ def _is_negative(text: str) -> bool:
     return text.startswith("-")
 
 
-def _problem(settings: Namespace) -> tuple[Tensor, Task]:
+def _problem(settings: argparse.Namespace) -> tuple[Tensor, Task]:
     """Build the initial parameters and the task.
 
     Returns:
@@ -126,8 +126,8 @@ def _problem(settings: Namespace) -> tuple[Tensor, Task]:
     inputs = len(w0)
     tensors = []
     for set_name in ("support", "query"):
-        x = _parse_points(f"{set_name}_x", settings[f"{set_name}_x"])
-        y = _parse_points(f"{set_name}_y", settings[f"{set_name}_y"], nested=False)
+        x = _parse_points(f"{set_name}_x", getattr(settings, f"{set_name}_x"))
+        y = _parse_points(f"{set_name}_y", getattr(settings, f"{set_name}_y"), nested=False)
         if len(x[0]) != inputs:
             raise UserError(
                 f"{set_name}_x has {len(x[0])} inputs per point, w0 has {inputs}; "

@@ -37,6 +37,9 @@ _VALUES = [
         r"Unable to load config ['\"](.*)['\"]$",
     )
 ]
+# argparse's own words.
+_INVALID = re.compile(rf"argument (\S+): invalid ({'|'.join(TYPES)}) value: '(.*)'")
+_NOT_A_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
 _DONE = re.compile(r"([\w.]+)( is .*; it must be .*|: .*)")
 _KEY = re.compile(r'-?\s*Parser key "([^"]+)":\s*')
 
@@ -48,6 +51,10 @@ def one_line(message: str) -> str:
         message: Of one or many lines. jsonargparse's names the key, every type that was tried with
             what speaks against it, and the value.
     """
+    if found := _INVALID.fullmatch(message):
+        return _text(found[1], found[3], [TYPES[found[2]]], [])
+    if found := _NOT_A_CHOICE.fullmatch(message):
+        return _text(found[1], found[2], [_one_of(found[3])], [])
     keys: list[str] = []
     expected: list[str] = []
     reasons: list[str] = []
@@ -115,12 +122,16 @@ def _expectation(line: str) -> str | None:
     if found := re.match(r"Not of type (\w+): (.*)", line):
         return RESTRICTIONS.get(found[1], found[2])
     if found := re.match(r"Expected an? typing\.Literal\[(.*)\]", line):
-        names = found[1].replace("'", "")
-        return f"one of {names}" if "," in names else names
+        return _one_of(found[1])
     if found := re.match(r"Expected an? <class '([\w.]+)'>", line):
         name = found[1].rpartition(".")[2]
         return TYPES.get(name, f"a {name}")
     return None
+
+
+def _one_of(choices: str) -> str:
+    names = choices.replace("'", "")
+    return f"one of {names}" if "," in names else names
 
 
 def _plain(line: str) -> str:

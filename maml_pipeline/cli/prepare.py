@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot_images import find_images
 
@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = FlagParser(
+    parser = Parser(
         prog="maml prepare",
         description="Download a data set where it is missing, check that it is complete, and pack it "
         "into the cache that trainings read. Run it once, where there is a network, before you submit.",

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.report.comparison import compare, print_comparison
 from maml_pipeline.report.page import write_report
 from maml_pipeline.runs.find import find_runs
@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = FlagParser(
+    parser = Parser(
         prog="maml report",
         description="Compare runs, finished or not: report.html, which needs no network, report.md and "
         "the pictures as PNG.",

@@ -6,7 +6,7 @@ from typing import NoReturn
 import torch
 
 from maml_pipeline import slurm
-from maml_pipeline.cli.terminal import is_rank_zero
+from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.signals import Stopped
 
 

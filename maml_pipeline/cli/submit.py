@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_pipeline.cli import tradeoff
-from maml_pipeline.cli.flags import FlagParser
+from maml_pipeline.cli.parser import Parser
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.environment import child_environment
@@ -54,7 +54,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = FlagParser(
+    parser = Parser(
         prog="maml submit",
         usage="maml submit [--tradeoff] [--dry_run] --config FILE [--KEY VALUE ...] "
         "[-- --SBATCH_FLAG ...]",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UserError: The person can put it right.
     """
-    parser = FlagParser(
+    parser = Parser(
         prog="maml sync",
         description="Upload runs that were kept offline to W&B. What was uploaded already is left out.",
         allow_abbrev=False,

@@ -3,8 +3,7 @@
 import logging
 import warnings
 
-from pytorch_lightning.utilities import rank_zero_only
-
+from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.text import printable_lines
 
 
@@ -36,8 +35,3 @@ class _PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
-
-
-def is_rank_zero() -> bool:
-    """Return whether this is the process of rank 0, which alone prints and writes."""
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from maml_pipeline.cli.config_files import read_config
-from maml_pipeline.cli.flags import FlagParser, path_argument
+from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.cli.report import show_report
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
@@ -109,7 +109,7 @@ class Plan:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = FlagParser(
+    parser = Parser(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",

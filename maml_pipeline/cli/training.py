@@ -16,20 +16,19 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checks import check_settings
-from maml_pipeline.cli.epochs import val_check_batches
+from maml_pipeline.cli.evaluation_target import find_evaluation_target
 from maml_pipeline.cli.launcher import cluster_environment
-from maml_pipeline.cli.location import check_free, locate_training, resume_command
-from maml_pipeline.cli.measurement import locate_measurement
-from maml_pipeline.cli.parser import MamlParser
-from maml_pipeline.cli.request import Request
+from maml_pipeline.cli.requested_run import RequestedRun
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
-from maml_pipeline.cli.terminal import configure_logging, is_rank_zero
+from maml_pipeline.cli.terminal import configure_logging
+from maml_pipeline.cli.training_parser import TrainingParser
+from maml_pipeline.cli.training_target import check_free, find_training_target, resume_command
 from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule
-from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
-from maml_pipeline.learner.early_end import EndEarly
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from maml_pipeline.learner.early_stopping import EndEarly
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
@@ -37,6 +36,7 @@ from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
 from maml_pipeline.limits import MAX_SEED
+from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import open_run_folder
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
@@ -99,7 +99,7 @@ class MamlCLI(LightningCLI):
             MetaLearner,
             TaskDataModule,
             args=[self.command, *arguments],
-            parser_class=MamlParser,
+            parser_class=TrainingParser,
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -148,13 +148,13 @@ class MamlCLI(LightningCLI):
 
     def prepare(self) -> None:
         """Find the run that is to be resumed or measured, and check all that needs no training."""
-        request = Request.read(self._parser(self.command), self.settings, self.datamodule.tasks)
+        request = RequestedRun.read(self._parser(self.command), self.settings, self.datamodule.tasks)
         self.run_name, self.resolved_config = request.name, request.values
         if self.command == "fit":
-            self.location = locate_training(request)
+            self.target = find_training_target(request)
         else:
-            self.location = locate_measurement(request, RESULT_FILES[self.command])
-        self.folder, checkpoint = self.location.folder, self.location.checkpoint
+            self.target = find_evaluation_target(request, RESULT_FILES[self.command])
+        self.folder, checkpoint = self.target.folder, self.target.checkpoint
         self.settings.ckpt_path = None if checkpoint is None else str(checkpoint)
         built_trainer = self.config_init[self.command].trainer
         check_settings(
@@ -173,18 +173,19 @@ class MamlCLI(LightningCLI):
             callbacks += self._fit_callbacks()
             if self.folder is not None and is_rank_zero():
                 loggers = [*run_loggers(self.folder, self.resolved_config), *loggers]
-        elif self.location.checkpoint is not None and is_rank_zero():
-            print(f"Checkpoint: {printable(self.location.checkpoint)}")
+        elif self.target.checkpoint is not None and is_rank_zero():
+            print(f"Checkpoint: {printable(self.target.checkpoint)}")
         if wanted.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
-        callbacks.append(ResultTable(self.folder, self.location.differences))
+        callbacks.append(ResultTable(self.folder, self.target.differences))
         return super().instantiate_trainer(
             logger=loggers or False,
             callbacks=[*_as_list(wanted.callbacks), *callbacks],
-            val_check_interval=val_check_batches(wanted),
+            # Ours counts meta-steps, Lightning's counts batches.
+            val_check_interval=wanted.val_check_interval * wanted.accumulate_grad_batches,
             # Not the working directory, where Lightning would go on with a stranger's hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
-            plugins=[*_as_list(wanted.plugins), WholeCheckpointIO(), *cluster_environment()],
+            plugins=[*_as_list(wanted.plugins), AtomicCheckpointIO(), *cluster_environment()],
             **kwargs,
         )
 
@@ -200,7 +201,7 @@ class MamlCLI(LightningCLI):
         job = slurm.job_id()
         self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
         self.open_run.callback(_end_tracking)
-        if not self.location.resumes:
+        if not self.target.resumes:
             check_free(self.folder)  # once more, now that nobody else trains in it
         remove_unfinished(self.folder)
         RUN_DIR.set(str(self.folder))
@@ -208,14 +209,14 @@ class MamlCLI(LightningCLI):
         write_atomically(self.folder / run_folder.CONFIG, text)
         if job is not None:
             write_atomically(self.folder / run_folder.JOB, job + "\n")
-        start = self.location.checkpoint
+        start = self.target.checkpoint
         print(f"Run folder: {printable(self.folder)}" + (f", from {printable(start)}" if start else ""))
 
     def _fit_callbacks(self) -> list[Callback]:
-        run, checkpoints = self.settings.run, (self.folder or NO_FOLDER) / run_folder.CHECKPOINTS
-        self.best = BestCheckpoint(checkpoints, run.monitor, run.mode)
+        run, folder = self.settings.run, self.folder or NO_FOLDER
+        self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
-        last = LastCheckpoint(checkpoints, run.checkpoint_every, self.stop)
+        last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
         return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:

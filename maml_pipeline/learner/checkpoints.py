@@ -20,29 +20,30 @@ REMEDY = "use another one, such as the run's best.ckpt or last.ckpt, or start a 
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the state with the best validation result as `best.ckpt`.
+    """Save the state with the best validation result.
 
     Args:
-        folder: Where to keep it.
-        monitor: The logged metric that decides.
+        path: Path of the checkpoint, ending in `.ckpt`; rank 0 decides.
+        monitor: The logged metric that decides which state is best.
         mode: Whether its best value is the smallest or the largest.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
+    def __init__(self, path: Path, monitor: str, mode: Literal["min", "max"]) -> None:
+        self._name = path.name
         super().__init__(
-            folder,
-            filename="best",
+            path.parent,
+            filename=path.stem,
             monitor=monitor,
             mode=mode,
             enable_version_counter=False,
-            # After the validation, before `last.ckpt`, which keeps what this has decided.
+            # Save after validation, before LastCheckpoint, which saves what this has decided.
             save_on_train_epoch_end=False,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look, on rank 0, whether the run has a best state: every rank must go by the same answer."""
         super().setup(trainer, pl_module, stage)
-        self._has_best = trainer.strategy.broadcast(Path(str(self.dirpath), "best.ckpt").exists())
+        self._has_best = trainer.strategy.broadcast(Path(str(self.dirpath), self._name).exists())
 
     def state_dict(self) -> dict[str, Any]:
         """Name the kept files by their names alone: a run's folder may be moved."""
@@ -73,27 +74,27 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep the newest state as `last.ckpt`: every n meta-steps, at the end, and before a stop.
+    """Save the current state: every n meta-steps, at the end of training, and before a stop.
 
     A state is that between two meta-steps. Where a validation belongs to the meta-step, the state is
     kept after it, with what it decided about the best checkpoint; Lightning's own callback keeps it
     before, and a resumed run would never validate there.
 
     Args:
-        folder: Where to keep it; that of rank 0 counts.
-        every: Meta-steps between two savings.
+        path: Path of the checkpoint; rank 0 decides.
+        every: Meta-steps between two saves.
         stop: Asked at the end of each meta-step whether it is the last one for now.
     """
 
-    def __init__(self, folder: Path, every: int, stop: StopOnSignal) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, every: int, stop: StopOnSignal) -> None:
+        self.path = path
         self.every = every
         self.stop = stop
         self._asked_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder."""
-        self.folder = trainer.strategy.broadcast(self.folder)
+        """Agree on the path of rank 0."""
+        self.path = trainer.strategy.broadcast(self.path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the meta-step that training starts from."""
@@ -120,7 +121,7 @@ class LastCheckpoint(Checkpoint):
         stops = self.stop.is_wanted(trainer)
         ends = trainer.should_stop or step == trainer.max_steps or _ends_last_epoch(trainer)
         if stops or ends or step % self.every == 0:
-            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 def _ends_last_epoch(trainer: Trainer) -> bool:
@@ -129,7 +130,7 @@ def _ends_last_epoch(trainer: Trainer) -> bool:
     return ends_epoch and trainer.current_epoch + 1 == trainer.max_epochs
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints whole, with a checksum, and read none without verifying it.
 
     Lightning writes to the system's folder for temporary files first; from there to another file

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.fit_check import check_fit, check_measures, measure_name
+from maml_pipeline.learner.compatibility import check_compatibility, check_measures, measure_name
 from maml_pipeline.learner.loss_with_gradient import LossWithGradient
 from maml_pipeline.meta_gradient import (
     Engine,
@@ -333,7 +333,7 @@ class MetaLearner(LightningModule):
             UserError: They do not fit the task, with its shapes, or the engine would not be exact.
         """
         initialise_lazy(self.network, task)
-        check_fit(self.network, self.loss, self.metric, task)
+        check_compatibility(self.network, self.loss, self.metric, task)
         batch = TaskBatch.stack([task])
         for first_order in {
             self.inner.first_order,

@@ -16,6 +16,8 @@ LOG = "log.txt"
 LOCK = ".lock"
 JOB = "slurm_job.txt"
 CHECKPOINTS = "checkpoints"
+BEST_CHECKPOINT = f"{CHECKPOINTS}/best.ckpt"
+LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
 LONGEST_NAME = 100
 
 

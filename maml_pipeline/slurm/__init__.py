@@ -3,7 +3,6 @@
 from maml_pipeline.slurm.job import (
     check_allocation,
     ids,
-    is_first_process,
     is_restart,
     is_shell,
     job_id,
@@ -15,7 +14,6 @@ from maml_pipeline.slurm.job import (
 __all__ = [
     "check_allocation",
     "ids",
-    "is_first_process",
     "is_restart",
     "is_shell",
     "job_id",

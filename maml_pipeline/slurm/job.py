@@ -47,11 +47,6 @@ def is_restart() -> bool:
     return job_id() is not None and SLURM_RESTART_COUNT.get() > 0
 
 
-def is_first_process() -> bool:
-    """Tell whether this process has rank 0 in its job, or is not part of a job."""
-    return SLURM_PROCID.get() == 0
-
-
 def is_shell() -> bool:
     """Tell whether this process runs in a job but was not started by `srun`.
 

@@ -14,11 +14,12 @@ from os import SEEK_END
 from pathlib import Path
 from typing import IO
 
-from maml_pipeline import signals, slurm
+from maml_pipeline import signals
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner.metrics_csv import read_last_row
+from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.find import find_runs
@@ -100,7 +101,7 @@ class Tradeoff:
             return
         folder = self.run_folder(cell)
         folder.mkdir(exist_ok=True)
-        if slurm.is_first_process():
+        if is_rank_zero():
             self._claim()
             print(f"{cell.name}: its output goes to {printable(folder / run_folder.LOG)}", flush=True)
         with (folder / run_folder.LOG).open("a") as log:

@@ -14,7 +14,7 @@ from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.environment import MASTER_ADDR, MASTER_PORT, NODE_RANK
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.checkpoints import WholeCheckpointIO
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 
 KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
 """Keys that a run sets itself, or that write files when a trainer is built."""
@@ -65,7 +65,7 @@ def _try(arguments: dict[str, Any]) -> Trainer | Exception:
 
 def _own_plugins() -> list[Any]:
     """Return what a training adds to the plugins of the configuration."""
-    return [WholeCheckpointIO(), *cluster_environment()]
+    return [AtomicCheckpointIO(), *cluster_environment()]
 
 
 def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) -> str:

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from maml_pipeline.cli.location import WHICH, Location, existing_file, is_same, matching_run
-from maml_pipeline.cli.request import Request, read_config
+from maml_pipeline.cli.requested_run import RequestedRun, read_config
+from maml_pipeline.cli.training_target import WHICH, RunTarget, existing_file, is_same, matching_run
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.compatibility import MAY_CHANGE_ON_EVALUATION, Difference, is_listed
 
 
-def locate_measurement(request: Request, official: str) -> Location:
+def find_evaluation_target(request: RequestedRun, official: str) -> RunTarget:
     """Find out which checkpoint is measured, and how that differs from its run's own measurement.
 
     Args:
@@ -22,7 +22,7 @@ def locate_measurement(request: Request, official: str) -> Location:
     """
     wanted, folder = request.ckpt_path, request.named
     if wanted is None and folder is None:
-        return Location()  # the initial parameters, for which there is no folder
+        return RunTarget()  # the initial parameters, for which there is no folder
     if wanted is not None and wanted not in WHICH:
         file = existing_file(wanted)
         owner = run_folder.enclosing_run(file)
@@ -33,7 +33,7 @@ def locate_measurement(request: Request, official: str) -> Location:
         elif owner is not None and folder is None and not _measures(request, owner):
             owner = None
         if owner is None:
-            return Location(checkpoint=file)  # with settings that are not its run's: kept nowhere
+            return RunTarget(checkpoint=file)  # with settings that are not its run's: kept nowhere
         folder = owner
     elif folder is None:
         assert wanted is not None
@@ -48,7 +48,7 @@ def locate_measurement(request: Request, official: str) -> Location:
         if not file.exists():
             raise UserError(f"{folder} has no {file.name} to measure; give ckpt_path or another folder")
     found = request.differences(folder) + _other_state(folder, file, official)
-    return Location(folder, file, differences=found)
+    return RunTarget(folder, file, differences=found)
 
 
 def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:
@@ -62,7 +62,7 @@ def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:
     return [] if trained == end else [Difference("trained meta-steps", trained, end)]
 
 
-def _measures(request: Request, folder: Path) -> bool:
+def _measures(request: RequestedRun, folder: Path) -> bool:
     return all(
         is_listed(difference.key, MAY_CHANGE_ON_EVALUATION) for difference in request.differences(folder)
     )

@@ -20,7 +20,7 @@ from maml_pipeline.tasks import TaskDistribution
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestedRun:
     """What the settings of a command say about its run.
 
     Args:
@@ -40,7 +40,9 @@ class Request:
     ckpt_path: str | None
 
     @classmethod
-    def read(cls, parser: ArgumentParser, settings: Namespace, tasks: TaskDistribution) -> "Request":
+    def read(
+        cls, parser: ArgumentParser, settings: Namespace, tasks: TaskDistribution
+    ) -> "RequestedRun":
         """Read the settings.
 
         Args:

@@ -53,12 +53,3 @@ def _check_epochs_of(batches: int, trainer: Any) -> None:
             "meta-steps; name at most as many, or set check_val_every_n_epoch to null to count over "
             "all epochs"
         )
-
-
-def val_check_batches(trainer: Any) -> Any:
-    """Return `val_check_interval`, which counts meta-steps, in the batches that Lightning counts.
-
-    Args:
-        trainer: The trainer's settings, under their names on the command line.
-    """
-    return trainer.val_check_interval * trainer.accumulate_grad_batches

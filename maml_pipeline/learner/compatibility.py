@@ -48,7 +48,7 @@ def check_measures(loss: Loss, metric: Loss | None) -> None:
             raise UserError(f"metric is called {name}, which is no name to log it under: use def")
 
 
-def check_fit(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
+def check_compatibility(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
     """Try the network, the loss and the metric on both sets of one task, and leave them as they were.
 
     Raises:

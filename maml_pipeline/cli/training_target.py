@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maml_pipeline import slurm
-from maml_pipeline.cli.request import Request
+from maml_pipeline.cli.requested_run import RequestedRun
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expanded
 from maml_pipeline.learner.checkpoints import load_checkpoint
@@ -21,7 +21,7 @@ WHICH = ("best", "last")
 
 
 @dataclass(frozen=True)
-class Location:
+class RunTarget:
     """Where a command works.
 
     Args:
@@ -49,7 +49,7 @@ def resume_command(folder: Path | None) -> str | None:
     return shlex.join(["maml", "fit", "--config", str(config), "--ckpt_path", "last"])
 
 
-def locate_training(request: Request) -> Location:
+def find_training_target(request: RequestedRun) -> RunTarget:
     """Find out whether `fit` starts a run or resumes one, and which.
 
     `last` and `best` resume a run with these very settings. A file starts a new run from the state in
@@ -63,23 +63,23 @@ def locate_training(request: Request) -> Location:
         folder = _named_run(request, wanted) if request.named else matching_run(request, wanted)
         file = run_folder.checkpoint_path(folder, wanted)
         _check_not_past(request, file)
-        return Location(folder, file, resumes=True)
+        return RunTarget(folder, file, resumes=True)
     if wanted is not None:
         file = existing_file(wanted)
         run_dir = request.run_dir
         if run_dir is not None and is_same(file.parent, run_dir / run_folder.CHECKPOINTS):
             _check_same_run(request, run_dir)
             _check_not_past(request, file)
-            return Location(run_dir, file, resumes=True)
-        return Location(_new(request), file)
+            return RunTarget(run_dir, file, resumes=True)
+        return RunTarget(_new(request), file)
     requeued = _run_of_own_job(request)
     if requeued is not None:
         last = run_folder.checkpoint_path(requeued, "last")
-        return Location(requeued, last if last.exists() else None, resumes=True)
-    return Location(_new(request))
+        return RunTarget(requeued, last if last.exists() else None, resumes=True)
+    return RunTarget(_new(request))
 
 
-def _named_run(request: Request, which: str) -> Path:
+def _named_run(request: RequestedRun, which: str) -> Path:
     folder = request.named
     assert folder is not None
     _check_has(folder, which)
@@ -87,7 +87,7 @@ def _named_run(request: Request, which: str) -> Path:
     return folder
 
 
-def matching_run(request: Request, which: str, ignored: Collection[str] = ()) -> Path:
+def matching_run(request: RequestedRun, which: str, ignored: Collection[str] = ()) -> Path:
     """Return the newest run of this name that has the checkpoint and these settings.
 
     Of runs that differ by `ignored` keys alone, it is the one with the fewest differences.
@@ -109,7 +109,7 @@ def matching_run(request: Request, which: str, ignored: Collection[str] = ()) ->
     return closest
 
 
-def _compared(request: Request, folders: Iterable[Path]) -> dict[Path, list[Difference]]:
+def _compared(request: RequestedRun, folders: Iterable[Path]) -> dict[Path, list[Difference]]:
     """Return the differences to each run; leave out those that cannot be read, unless none can."""
     compared, unreadable = {}, None
     for folder in folders:
@@ -128,7 +128,7 @@ def _check_has(folder: Path, which: str) -> None:
         raise UserError(f"ckpt_path is {which}, but there is no {file}; name the run with --run.dir")
 
 
-def _check_same_run(request: Request, folder: Path) -> None:
+def _check_same_run(request: RequestedRun, folder: Path) -> None:
     if found := request.differences(folder):
         raise UserError(
             f"{describe_differences(folder, found)}; set the same to resume it, or leave out ckpt_path "
@@ -136,7 +136,7 @@ def _check_same_run(request: Request, folder: Path) -> None:
         )
 
 
-def _check_not_past(request: Request, file: Path) -> None:
+def _check_not_past(request: RequestedRun, file: Path) -> None:
     trained, end = load_checkpoint(str(file))["global_step"], request.values["trainer"]["max_steps"]
     if 0 <= end < trained:
         raise UserError(
@@ -144,7 +144,7 @@ def _check_not_past(request: Request, file: Path) -> None:
         )
 
 
-def _new(request: Request) -> Path | None:
+def _new(request: RequestedRun) -> Path | None:
     """Return the folder that a new run was told to take, where it was, and it can.
 
     A folder with settings but no checkpoint is that of a run that was killed before it had saved
@@ -175,7 +175,7 @@ def check_free(folder: Path) -> None:
         )
 
 
-def _run_of_own_job(request: Request) -> Path | None:
+def _run_of_own_job(request: RequestedRun) -> Path | None:
     """Return the run that this Slurm job began before it was requeued.
 
     A job never continues another one's run, and of its own runs only the one with these settings. Of
