@@ -24,6 +24,7 @@ from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.report.comparison import Row, compare, findings, headers
 from maml_pipeline.report.plots import Picture, draw_overview, draw_pictures
 from maml_pipeline.report.style import style
+from maml_pipeline.runs.folder import CONFIG
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable
 
@@ -171,7 +172,7 @@ def _config_link(run: Run, folder: Path) -> str | None:
 
     It begins with `./` or `../`: a folder `javascript:...` is a folder.
     """
-    config = run.source / "config.yaml"
+    config = run.source / CONFIG
     if not config.is_file():
         return None
     path = os.path.relpath(config, folder)

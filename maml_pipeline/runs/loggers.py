@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 
 from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.tracking import WandbTracker
+from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs.folder import METRICS, WANDB_ID
 
 
@@ -20,6 +20,6 @@ def run_loggers(folder: Path, config: dict[str, Any]) -> list[Logger]:
     """
     metrics = folder / METRICS
     loggers: list[Logger] = [MetricsCSV(metrics)]
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if is_rank_zero():
         loggers.append(WandbTracker(folder, config, id_file=folder / WANDB_ID, metrics_file=metrics))
     return loggers

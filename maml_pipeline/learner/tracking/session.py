@@ -20,6 +20,7 @@ from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import find_wandb_logs
 from maml_pipeline.learner.tracking.run_id import release_wandb_ids
 from maml_pipeline.learner.tracking.wandb_internals import (
+    LOG_FOLDER,
     global_settings,
     is_empty,
     is_offline,
@@ -59,7 +60,7 @@ def choose_wandb_mode(folder: Path) -> str:
         return "offline"
     waiting = [
         log
-        for logs in find_wandb_logs(folder / "wandb").values()
+        for logs in find_wandb_logs(folder / LOG_FOLDER).values()
         for log in logs
         if is_offline(log) and not is_synced(log) and not is_empty(log)
     ]
