@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
 from maml_pipeline.meta_gradient.checkpointed import longest_segment
-from maml_pipeline.meta_gradient.chunks import fitting_chunk
 from maml_pipeline.meta_gradient.memory import peak_bytes
+from maml_pipeline.meta_gradient.vectorized_engine import largest_fitting_chunk
 from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
 
@@ -100,8 +100,9 @@ def test_auto_takes_the_fewest_chunks_that_fit() -> None:
     def measure(tasks: int) -> int:
         return 100 + 10 * tasks
 
-    assert fitting_chunk(measure, tasks=32, available=10_000) == 32
-    assert fitting_chunk(measure, tasks=32, available=100 + 10 * 31) == 16  # two chunks, not 31 + 1
-    assert fitting_chunk(measure, tasks=32, available=100 + 10 * 11) == 11
-    assert fitting_chunk(measure, tasks=32, available=50) == 1
-    assert fitting_chunk(measure, tasks=1, available=50) == 1
+    assert largest_fitting_chunk(measure, tasks=32, available=10_000) == 32
+    # Two equal chunks, rather than one of 31 tasks and one of 1.
+    assert largest_fitting_chunk(measure, tasks=32, available=100 + 10 * 31) == 16
+    assert largest_fitting_chunk(measure, tasks=32, available=100 + 10 * 11) == 11
+    assert largest_fitting_chunk(measure, tasks=32, available=50) == 1
+    assert largest_fitting_chunk(measure, tasks=1, available=50) == 1

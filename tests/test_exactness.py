@@ -18,13 +18,12 @@ from maml_pipeline.meta_gradient import (
     Learn2LearnEngine,
     Loss,
     VectorizedEngine,
-    handling,
     vectorized_engine,
 )
-from maml_pipeline.meta_gradient.by_hand import ByHand, Expected
-from maml_pipeline.meta_gradient.handling import Handling
+from maml_pipeline.meta_gradient.exactness import LossesAndGradient, Workarounds, workarounds
+from maml_pipeline.meta_gradient.exactness.plain_autograd import PlainAutograd
+from maml_pipeline.meta_gradient.exactness.preservation import preserve_state
 from maml_pipeline.meta_gradient.inner_loop import Parameters, trainable_parameters
-from maml_pipeline.meta_gradient.preserved import borrowed
 from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
 from tests.zoo import ZOO, Entry, build
@@ -44,8 +43,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def refusal(entry: Entry, way: str) -> str | None:
-    return next((message for start, message in entry.refused.items() if way.startswith(start)), None)
+def refusal(entry: Entry, computation: str) -> str | None:
+    return next(
+        (message for start, message in entry.refused.items() if computation.startswith(start)), None
+    )
 
 
 class InPlace:
@@ -127,9 +128,9 @@ def check_against_oracle(
         for name, g in first_order.items():
             torch.testing.assert_close(actual[name], g, rtol=1e-6, atol=1e-9)
     elif entry.stops_gradients:  # no derivative of the losses, but what autograd makes of it
-        with borrowed(network):
-            by_hand = ByHand(network, entry.loss, Handling(copies_tasks=True))
-            expected = by_hand.meta_gradient(oracle.theta, batch, inner).gradient
+        with preserve_state(network):
+            plain_autograd = PlainAutograd(network, entry.loss, Workarounds(copy_inputs=True))
+            expected = plain_autograd.meta_gradient(oracle.theta, batch, inner).gradient
         for name, g in expected.items():
             torch.testing.assert_close(actual[name], g, rtol=1e-5, atol=1e-7)
     else:
@@ -181,7 +182,7 @@ def test_a_network_is_checked_once_and_left_as_it_was(caplog: pytest.LogCaptureF
         for _ in range(3):
             before = len(calls)
             VectorizedEngine().meta_gradient(network, mse_loss, batch, InnerLoop(0.1, 1))
-    assert torch.float64 in calls  # held to plain autograd there
+    assert torch.float64 in calls  # compared with plain autograd in it
     assert len(calls) - before == 2  # support and query set, all tasks at once
     assert [message for message in caplog.messages if "math kernel" in message] == caplog.messages
     assert len(caplog.messages) == 1
@@ -197,16 +198,16 @@ def test_first_order_keeps_the_fused_kernel(caplog: pytest.LogCaptureFixture) ->
     assert not caplog.messages
 
 
-def test_dropout_draws_what_it_draws_by_hand() -> None:
+def test_dropout_draws_the_same_masks_as_plain_autograd() -> None:
     network, batch = build(ZOO["dropout"])
     inner = INNER_LOOPS["first"]
     torch.manual_seed(5)
     actual = Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner).gradient
     torch.manual_seed(5)
-    with borrowed(network):
-        by_hand = ByHand(network, mse_loss, Handling())
+    with preserve_state(network):
+        plain_autograd = PlainAutograd(network, mse_loss, Workarounds())
         theta = {name: p.detach().clone() for name, p in network.named_parameters()}
-        expected = by_hand.meta_gradient(theta, batch, inner).gradient
+        expected = plain_autograd.meta_gradient(theta, batch, inner).gradient
     for name, g in expected.items():
         torch.testing.assert_close(actual[name], g, rtol=1e-10, atol=1e-12)
 
@@ -264,7 +265,7 @@ def test_mixed_precision_is_checked_in_double_precision(name: str, engine: str) 
 
 @pytest.mark.parametrize("order", INNER_LOOPS)
 def test_a_wrong_batching_rule_is_found(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handling, "PaddingMask", nullcontext)  # so that vmap's own rule is taken
+    monkeypatch.setattr(workarounds, "PaddingMask", nullcontext)  # so that vmap's own rule is taken
     network, batch = build(ZOO["padding"])
     message = r"wrong meta-gradient for network Tokens, .* % off plain autograd's at embedding\.weight"
     with pytest.raises(UserError, match=message):
@@ -275,15 +276,15 @@ def test_a_wrong_batching_rule_is_found(order: str, monkeypatch: pytest.MonkeyPa
 def test_a_gradient_that_is_wrong_by_a_thousandth_is_found(
     wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = vectorized_engine.META_GRADIENTS.compute
+    right = vectorized_engine.META_GRADIENT.compute
 
-    def compute(*arguments: Any) -> Expected:
+    def compute(*arguments: Any) -> LossesAndGradient:
         result = right(*arguments)
         bias = next(name for name in result.gradient if name.endswith("bias"))
         return result._replace(gradient=result.gradient | {bias: wrong * result.gradient[bias]})
 
-    way = vectorized_engine.META_GRADIENTS._replace(compute=compute)
-    monkeypatch.setattr(vectorized_engine, "META_GRADIENTS", way)
+    computation = vectorized_engine.META_GRADIENT._replace(compute=compute)
+    monkeypatch.setattr(vectorized_engine, "META_GRADIENT", computation)
     network, batch = build(ZOO["relu"])
     with pytest.raises(UserError, match=r"0\.1 % off plain autograd's at 0\.bias"):
         VectorizedEngine().meta_gradient(network, mse_loss, batch, UNROLLED)

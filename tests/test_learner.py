@@ -316,7 +316,7 @@ def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
 def test_lazy_layers_take_their_shapes_from_the_tasks(engine: Any) -> None:
     network = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(1))
     learner = MetaLearner(network, loss=mse_loss, inner_lr=0.1, engine=engine)
-    with pytest.raises(UserError, match=r"has a lazy layer that has not seen any input, at 0\.weight"):
+    with pytest.raises(UserError, match=r"has an uninitialised lazy layer at 0\.weight"):
         learner.engine.meta_gradient(network, mse_loss, sine_batch(), learner.inner)
     assert learner.meta_gradient(sine_batch())["0.weight"].shape == (8, 1)
 

@@ -274,7 +274,7 @@ def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
     both = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)
     gradient = Learn2LearnEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1)).gradient
     assert flatten(gradient).norm() > 0
-    with pytest.raises(UserError, match=r"Linear or its loss on many tasks at once.*engine learn2learn"):
+    with pytest.raises(UserError, match=r"Linear or its loss under vmap.*engine learn2learn"):
         VectorizedEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1))
 
 

@@ -52,7 +52,7 @@ class Counting(nn.Linear):
     ("network", "message"),
     [
         (sequential(nn.Dropout(0.5)), "draws random numbers, as dropout does: use engine learn2learn"),
-        (DataDependent(2, 1), "cannot run the network DataDependent.*use engine learn2learn"),
+        (DataDependent(2, 1), "cannot run network DataDependent.*use engine learn2learn"),
     ],
 )
 def test_vectorized_refuses_what_it_would_get_wrong(network: nn.Module, message: str) -> None:
@@ -75,13 +75,13 @@ def test_vectorized_refuses_what_it_would_get_wrong(network: nn.Module, message:
     [
         (
             lambda: sequential(nn.BatchNorm1d(4)),
-            "changes its buffer 1.running_mean as it runs: .*track_running_stats=False",
+            "changes its buffer 1.running_mean when called: .*track_running_stats=False",
         ),
         (
             lambda: sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))),
-            "changes its buffer 1.parametrizations.weight.0._[uv] as it runs: .*matrix_norm",
+            "changes its buffer 1.parametrizations.weight.0._[uv] when called: .*matrix_norm",
         ),
-        (Counting, "the network Counting changes its buffer calls"),
+        (Counting, "network Counting changes its buffer calls"),
     ],
 )
 def test_state_that_a_call_changes_is_refused_alike_everywhere(
@@ -93,7 +93,7 @@ def test_state_that_a_call_changes_is_refused_alike_everywhere(
 
 
 def test_vectorized_refuses_recurrent_layers_whose_weights_vmap_cannot_replace() -> None:
-    with pytest.raises(UserError, match=r"cannot run the network Recurrent.*aten::lstm"):
+    with pytest.raises(UserError, match=r"cannot run network Recurrent.*aten::lstm"):
         VectorizedEngine().meta_gradient(Recurrent(), mse_loss, BATCH, InnerLoop(0.1))
 
 
