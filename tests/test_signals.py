@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 

@@ -18,11 +18,12 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log, session
+from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log
 from maml_pipeline.learner.tracking.description import describe, git_state, provenance
+from maml_pipeline.learner.tracking.run_id import claim_wandb_id, read_wandb_id
+from maml_pipeline.learner.tracking.tracker import WandbTracker
 from maml_pipeline.learner.tracking.wandb_internals import is_empty
 from maml_pipeline.locks import is_locked
-from maml_pipeline.learner.tracking.tracker import WandbTracker
 from tests.conftest import CONFIGS
 from tests.test_metrics_doc import DOCUMENTED, pattern
 from tests.wandb_stand_in import API_KEY, StandIn, stand_in
@@ -282,9 +283,9 @@ def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run
 def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "wandb_id.txt"
     file.write_bytes(content)
-    assert run_id.read_wandb_id(file) is None
-    run_id.claim_wandb_id(file, "abcd")
-    assert run_id.read_wandb_id(file) == "abcd" and is_locked(file)
+    assert read_wandb_id(file) is None
+    claim_wandb_id(file, "abcd")
+    assert read_wandb_id(file) == "abcd" and is_locked(file)
     finish_tracking()
     assert not is_locked(file)
     assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
@@ -413,7 +414,7 @@ def test_sync_says_what_is_missing(
     log.parent.mkdir(parents=True)
     log.write_bytes(bytes(100))
     assert "no API key here; run `wandb login`" in maml_error("sync", "run")
-    run_id.claim_wandb_id(tmp_path / "run" / "wandb_id.txt", "abcd")
+    claim_wandb_id(tmp_path / "run" / "wandb_id.txt", "abcd")
     assert "run is still being trained" in maml("sync", "run")
     finish_tracking()
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)

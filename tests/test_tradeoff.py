@@ -132,7 +132,7 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
     printed = maml(*TOY, "--seeds", "0,1", "--inner_steps", "1,2", "--dry_run")
     lines = printed.strip().splitlines()
     assert len(lines) == 12 and all(line.endswith(": to be trained") for line in lines)
-    assert lines[0].startswith("[0] runs/toy-tradeoff/first-k1-s0")
+    assert lines[0].startswith("runs/toy-tradeoff/first-k1-s0")
     assert not [*tmp_path.iterdir()]
 
 

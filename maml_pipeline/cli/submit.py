@@ -14,6 +14,7 @@ from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
+from maml_pipeline.runs.folder import REPORT
 from maml_pipeline.slurm.submission import Allocation, allocation, check_sbatch_flags
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -103,7 +103,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry_run", action="store_true", help="list the cells without training")
     mode.add_argument("--cell", type=int, metavar="N", help="train only cell N, counted from 0")
-    mode.add_argument("--report", action="store_true", help="compare the finished cells without training")
+    mode.add_argument("--report", action="store_true", help="compare the cells without training")
     settings, fit_arguments = parser.parse_known_args(arguments)
     for argument in fit_arguments:
         key = argument.partition("=")[0].removeprefix("--")
@@ -124,9 +124,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def _list_cells(tradeoff: Tradeoff) -> None:
-    for number, cell in enumerate(tradeoff.cells):
+    for cell in tradeoff.cells:
         state = "finished" if tradeoff.is_finished(cell) else "to be trained"
-        print(f"[{number}] {printable(tradeoff.run_folder(cell))}: {state}")
+        print(f"{printable(tradeoff.run_folder(cell))}: {state}")
 
 
 def _report(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:

@@ -1,4 +1,4 @@
-"""Removing duplicates of runs: copies, and W&B logs or trade-off summaries of a run that was found too."""
+"""Removing duplicates of runs: copies, and W&B logs or summaries of runs that were found too."""
 
 import math
 from collections.abc import Sequence

@@ -168,7 +168,7 @@ CONFIG_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.max_steps": ("a number of meta-steps", lambda value: _is_whole(value, -1, MAX_META_STEPS)),
     "data": ("settings", lambda value: isinstance(value, dict)),
 }
-"""The keys that a report uses, with their valid values. Other keys of `model` and `data` are compared."""
+"""The keys that a report uses, each with its valid values and their check."""
 
 
 def _check_size(config: Any) -> None:

@@ -1,1 +1,1 @@
-"""The trade-off: a grid of runs over orders, inner steps and seeds; its folder, processes and progress."""
+"""The trade-off: a grid of runs over orders, inner steps and seeds."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maml_pipeline import signals, slurm
+from maml_pipeline import signals
 from maml_pipeline.environment import WANDB_RUN_ID
 from maml_pipeline.learner.metrics_csv import read_last_row
+from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import printable
@@ -42,7 +43,8 @@ def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Ce
         unfinished = [cell for cell in tradeoff.cells if not tradeoff.is_finished(cell)]
         finished = len(tradeoff.cells) - len(unfinished)
         console.print(
-            f"Trade-off in {printable(tradeoff.folder)}: {len(tradeoff.cells)} cells, {finished} finished",
+            f"Trade-off in {printable(tradeoff.folder)}: "
+            f"{len(tradeoff.cells)} cells, {finished} finished",
             soft_wrap=True,
         )
         failures: dict[Cell, str] = {}
@@ -80,7 +82,7 @@ def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
     folder = tradeoff.run_folder(cell)
     folder.mkdir(exist_ok=True)
     log_file = folder / run_folder.LOG
-    if slurm.is_first_process():
+    if is_rank_zero():
         tradeoff.lock_for_cell()  # the run locks the cell's own folder
         print(f"{cell.name}: output in {printable(log_file)}", flush=True)
     with log_file.open("a") as log:

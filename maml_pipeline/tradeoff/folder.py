@@ -135,8 +135,8 @@ class Tradeoff:
             return [acquire_lock(self.folder / run_folder.LOCK, shared)]
         except AlreadyLockedError:
             raise UserError(
-                f"{self.folder} is in use by another trade-off, or by a run that a killed trade-off left "
-                "running; wait for it, or name another folder with --out"
+                f"{self.folder} is in use: another trade-off, or a run that a killed one left "
+                "behind, is still running in it; wait for it, or name another folder with --out"
             ) from None
         except LocksUnsupportedError as error:
             logger.warning(

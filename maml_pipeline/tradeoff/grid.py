@@ -9,7 +9,6 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.limits import MAX_INNER_STEPS, MAX_SEED
 from maml_pipeline.meta_gradient.order import Method
 
-
 VARIED_KEYS = {
     "model.first_order": "orders",
     "model.checkpoint_inner_steps": "orders",

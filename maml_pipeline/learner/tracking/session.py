@@ -43,7 +43,7 @@ SECONDS_TO_FINISH = 60
 def choose_wandb_mode(folder: Path) -> str:
     """Return `online`, `offline` or `disabled`: what `WANDB_MODE` says, or else online if logged in.
 
-    A run with an earlier part that has not been uploaded stays offline, so that its parts arrive in order.
+    A run of which a part has not been uploaded stays offline, so that its parts arrive in order.
 
     Args:
         folder: The run's folder.

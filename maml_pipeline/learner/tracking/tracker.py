@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class WandbTracker(Logger):
     """Log every metric to W&B against `meta_step`; an error of W&B never fails the run.
 
-    A resumed run keeps its W&B id. Rows that W&B has are not logged again, and rows that a killed process
-    could not write are filled in from the metrics table, so meta-steps always increase.
+    A resumed run keeps its W&B id. Rows that W&B has are not logged again, and rows that a killed
+    process could not write are filled in from the metrics table, so meta-steps always increase.
 
     Args:
         folder: The run's folder, where W&B writes its files.
@@ -61,30 +61,30 @@ class WandbTracker(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing: W&B gets the config when the run starts."""
 
-    def start(self, trainer: Trainer, learner: MetaLearner, discards_later_steps: bool) -> None:
+    def start(self, trainer: Trainer, learner: MetaLearner, discards_later: bool) -> None:
         """Start or resume the W&B run at the current meta-step; only the first call has an effect.
 
         Args:
             trainer: Gives the devices and the current meta-step.
             learner: Gives the names of the metrics.
-            discards_later_steps: Whether the run's meta-steps after the current one are discarded, as
+            discards_later: Whether the run's meta-steps after the current one are discarded, as
                 when it resumes from its best checkpoint.
         """
         if self._has_started:
             return
         self._has_started = True
         try:
-            self._start(trainer, learner, discards_later_steps)
+            self._start(trainer, learner, discards_later)
         except Exception as error:
             self._give_up(error)
 
-    def _start(self, trainer: Trainer, learner: MetaLearner, discards_later_steps: bool) -> None:
+    def _start(self, trainer: Trainer, learner: MetaLearner, discards_later: bool) -> None:
         mode = choose_wandb_mode(self.folder)
         if mode == "disabled":
             return
         run_id = read_wandb_id(self.id_file)
         known = -1 if run_id is None else last_logged_step(self.folder, run_id)
-        if run_id is None or (discards_later_steps and known is not None and known >= trainer.global_step):
+        if run_id is None or (discards_later and known is not None and known >= trainer.global_step):
             # W&B cannot remove rows: training again from an earlier meta-step is a new W&B run.
             run_id, known = new_wandb_id(earlier=run_id), -1
         claim_wandb_id(self.id_file, run_id)
@@ -166,7 +166,9 @@ class WandbTracker(Logger):
 
     def _give_up(self, error: Exception) -> None:
         self.run = None
-        logger.warning("W&B logging stopped (%s); %s has all metrics", first_line(error), self.metrics_file)
+        logger.warning(
+            "W&B logging stopped (%s); %s has all metrics", first_line(error), self.metrics_file
+        )
 
 
 class StartTracking(Callback):
@@ -182,17 +184,17 @@ class StartTracking(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start before the first meta-step."""
         is_best = Path(str(trainer.ckpt_path)).name == self.best_checkpoint.name
-        self._start(trainer, pl_module, discards_later_steps=is_best)
+        self._start(trainer, pl_module, discards_later=is_best)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start before the test of a run that was already trained."""
-        self._start(trainer, pl_module, discards_later_steps=False)
+        self._start(trainer, pl_module, discards_later=False)
 
-    def _start(self, trainer: Trainer, learner: LightningModule, discards_later_steps: bool) -> None:
+    def _start(self, trainer: Trainer, learner: LightningModule, discards_later: bool) -> None:
         assert isinstance(learner, MetaLearner)
         for tracker in trainer.loggers:
             if isinstance(tracker, WandbTracker):
-                tracker.start(trainer, learner, discards_later_steps)
+                tracker.start(trainer, learner, discards_later)
 
 
 def _define_metrics(
