@@ -16,9 +16,8 @@ from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Lo
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import SineWaves, Task
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, make_trainer
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, batch_norm_network, case
-from tests.test_learner import trainer
 
 ENGINES: dict[str, Engine] = {
     "learn2learn": Learn2LearnEngine(),
@@ -133,7 +132,7 @@ def test_the_learner_measures_what_its_key_says(engine: Any) -> None:
             network, loss=cross_entropy, inner_lr=0.1, inner_steps=2, engine=engine,
             metric=accuracy, transductive=transductive,
         )  # fmt: skip
-        (result,) = trainer().test(learner, dataloaders=loader, verbose=False)
+        (result,) = make_trainer().test(learner, dataloaders=loader, verbose=False)
         measures: dict[str, Loss] = {"loss": cross_entropy, "accuracy": accuracy}
         curves = Learn2LearnEngine().adaptation_curves(
             network, measures, cross_entropy, batch, INNER, transductive
@@ -150,7 +149,7 @@ def test_training_stays_as_it_is() -> None:
         learner = MetaLearner(
             MLP(hidden_features=[8]), loss=nn.MSELoss(), inner_lr=0.01, transductive=transductive
         )
-        trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
+        make_trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
         weights.append(nn.utils.parameters_to_vector(learner.network.parameters()).detach())
     assert torch.equal(*weights)
 

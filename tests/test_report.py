@@ -16,8 +16,7 @@ from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import in_markdown, write_report
 from maml_pipeline.report.plots import draw_overview, draw_pictures
 from maml_pipeline.runs.find import find_runs
-
-Maml = Callable[..., str]
+from tests.helpers import Maml
 
 PICTURES = [
     *("pareto", "memory", "time"),

@@ -18,10 +18,7 @@ from maml_pipeline.runs.lock import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.task import Split
-from tests.conftest import CONFIGS
-from tests.test_run_identity import SHORT
-
-Maml = Callable[..., str]
+from tests.helpers import CONFIGS, SHORT, Maml
 
 
 class Parabolas(TaskDistribution):
@@ -224,7 +221,7 @@ def test_a_config_that_is_not_a_runs_is_never_written_over(
 # The lock ---------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_held_once_until_it_is_let_go(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with open_run_folder(folder, "run"):
         # Another open file stands for another process.

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from io import StringIO
@@ -19,13 +18,10 @@ from maml_pipeline.runs.lock import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress import GridProgress
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, ROOT, Maml, locked_by_another_process, maml_command
 
-ROOT = CONFIGS.parent
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")
 SHORT = ("--trainer.max_steps", 40, "--trainer.val_check_interval", 20, "--data.test_tasks", 20)
-
-Maml = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +49,7 @@ class Dropout(nn.Module):
 def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
     grid = (*TOY, "--orders", "first,second", "--run.checkpoint_every", 50, "--data.test_tasks", 20)
     long = (*grid, "--trainer.max_steps", 1500, "--trainer.val_check_interval", 500)
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, long)]
+    command = maml_command(*long)
     folder = tmp_path / "runs" / "toy-tradeoff"
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
@@ -107,8 +103,8 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
 
 @pytest.mark.integration
 def test_a_signal_stops_the_current_cell_with_its_state_saved(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, TOY), "--orders", "first"]
-    command += ["--trainer.max_steps", "100000", "--out", str(tmp_path / "grid")]
+    long = ("--trainer.max_steps", 100_000, "--out", tmp_path / "grid")
+    command = maml_command(*TOY, "--orders", "first", *long)
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -167,25 +163,16 @@ def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str],
     maml(*TOY, *SHORT, *out)
     error = maml_error(*TOY, *SHORT, *out, "--model.inner_lr", 0.5)
     assert "holds a trade-off in which model.inner_lr is 0.1, not 0.5" in error
-    script = "import fcntl, sys; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); sys.stdout.close()"
-    script += "; import signal; signal.pause()"
-    with (
-        (tmp_path / "grid" / ".lock").open("w") as lock,
-        subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other,
-    ):
-        assert other.stdout is not None and other.stdout.readline()
-        try:
-            assert "is in use" in maml_error(*TOY, *SHORT, *out)
-        finally:
-            other.kill()
+    with locked_by_another_process(tmp_path / "grid" / ".lock"):
+        assert "is in use" in maml_error(*TOY, *SHORT, *out)
 
 
 @pytest.mark.integration
 def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     cell = tmp_path / "grid" / "first-k1-s0"
     cell.mkdir(parents=True)
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, (*TOY, *SHORT)), "--orders", "first"]
-    command += ["--out", str(tmp_path / "grid"), "--cell", "0"]
+    one_cell = ("--orders", "first", "--out", tmp_path / "grid", "--cell", 0)
+    command = maml_command(*TOY, *SHORT, *one_cell)
     with lock_run_folder(cell):
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert refused.returncode == 1
