@@ -101,6 +101,10 @@ def read_records(log: Path) -> Iterator[dict[str, Any]]:
 # Saved workspaces -------------------------------------------------------------------------------
 
 
+class ProjectNotFoundError(Exception):
+    """The project does not exist, or the user has no access to it."""
+
+
 def set_workspace_id(workspace: "ws.Workspace", name: str) -> bool:
     """Give a workspace a fixed internal name, and the id of the saved one of that name if there is one.
 
@@ -115,7 +119,7 @@ def set_workspace_id(workspace: "ws.Workspace", name: str) -> bool:
         Whether there is a saved workspace of this name.
 
     Raises:
-        LookupError: The project does not exist, or the user may not see it.
+        ProjectNotFoundError: The project does not exist, or the user has no access to it.
     """
     from wandb_workspaces.workspaces import internal
 
@@ -124,7 +128,7 @@ def set_workspace_id(workspace: "ws.Workspace", name: str) -> bool:
         view = internal.get_view_dict(workspace.entity, workspace.project, name.split("-")[1])
     except ValueError as error:  # the text is all that tells the two cases apart
         if str(error).startswith("Project"):
-            raise LookupError(str(error)) from error
+            raise ProjectNotFoundError(str(error)) from error
         return False
     workspace._internal_id = view["id"]
     return True
