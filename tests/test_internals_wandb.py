@@ -29,7 +29,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ) as run:
             for step in range(2):
                 run.log({"meta_step": step, "train/loss": 0.5}, step=step)
-    logs = [*(folder / wandb_internals.LOG_FOLDER).glob(f"*/{wandb_internals.LOG_PATTERN}")]
+    logs = [*(folder / wandb_internals.LOG_FOLDER).glob(f"offline-run-*/{wandb_internals.LOG_PATTERN}")]
     assert len(logs) == 1 and logs[0].stem == "run-abcd", CHANGED.format("where it writes its logs")
     return logs[0]
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from maml_pipeline.cli import main
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.report.page import in_markdown
+from maml_pipeline.report.page import escape_markdown
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell
 from maml_pipeline.tradeoff.progress import GridProgress
@@ -96,7 +96,7 @@ def test_names_are_shown_as_they_are(
     assert not re.search("<[a-zA-Z/!]", markdown)
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", markdown)
     assert all(link.endswith((".png", "/config.yaml")) and ":" not in link for link in links)
-    assert all(f"## {in_markdown(name)}".strip() in markdown for name in NAMES)
+    assert all(f"## {escape_markdown(name)}".strip() in markdown for name in NAMES)
     # Nothing lies elsewhere, and every picture that is linked is there.
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     linked = set(re.findall(r"\]\(([^)]+\.png)\)", markdown))

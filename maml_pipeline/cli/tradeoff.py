@@ -8,7 +8,7 @@ from rich.console import Console
 
 from maml_pipeline.cli.config_files import read_config
 from maml_pipeline.cli.parser import Parser, path_argument
-from maml_pipeline.cli.report import show_report
+from maml_pipeline.cli.report import report_runs
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.errors import UserError
@@ -136,7 +136,7 @@ def _report(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
         UserError: A cell failed.
     """
     if any(map(tradeoff.is_finished, tradeoff.cells)):
-        show_report([tradeoff.folder], tradeoff.folder / REPORT)
+        report_runs([tradeoff.folder], tradeoff.folder / REPORT)
     if failures:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))

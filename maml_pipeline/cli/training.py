@@ -29,6 +29,7 @@ from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.early_stopping import EndEarly
+from maml_pipeline.learner.lightning_internals import align_logged_step
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
@@ -223,8 +224,7 @@ class MamlCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""
-        # Lightning logs the test at its own count, which a run resumed from its very end lags behind.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+        align_logged_step(self.trainer)
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,

@@ -56,7 +56,7 @@ def cpu_allocations(profiler: profile) -> list[Allocation]:
 def flatten(arguments: Any) -> tuple[list[Any], Callable[[list[Any]], Any], str]:
     """Split nested arguments into leaves, a function that puts leaves back, and their structure.
 
-    The public counterpart, `torch.func`, applies to tensors only.
+    PyTorch's module for nested containers of tensors, pytree, is private.
     """
     leaves, structure = tree_flatten(arguments)
     return leaves, lambda leaves: tree_unflatten(leaves, structure), str(structure)
