@@ -71,7 +71,7 @@ def test_read_records(log: Path, tmp_path: Path) -> None:
     message = CHANGED.format("the output of `wandb leet inspect --json`")
     assert [config["a"] for config in configs] == [{"b": 1}], message
     assert [(row["meta_step"], row["train/loss"]) for row in rows] == [(0, 0.5), (1, 0.5)], message
-    (tmp_path / "run-x.wandb").write_text("no log")
+    (tmp_path / "run-x.wandb").write_text("no log" * 100)
     with pytest.raises(UserError, match=r"run-x\.wandb cannot be read"):
         next(wandb_internals.read_records(tmp_path / "run-x.wandb"))
 
