@@ -91,6 +91,7 @@ class InPlace:
         return (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("order", INNER_LOOPS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ZOO)
