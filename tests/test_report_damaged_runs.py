@@ -106,7 +106,7 @@ def test_a_run_that_is_there_twice_is_one(sound: list[Path], tmp_path: Path) -> 
     (one,) = found.runs
     assert one.is_finished and one.source in (run, tmp_path / "copy", tmp_path / "link")
     assert len(found.skipped) == 4
-    assert all(f"it is the run of {one.source}" in line for line in found.skipped)
+    assert all(f"it is a copy of {one.source}" in line for line in found.skipped)
     for paths in ([run, tmp_path / "link"], [tmp_path / "link"], [run, run / "metrics.csv" / ".."]):
         assert len(find_runs(paths).runs) == 1
 
@@ -210,4 +210,4 @@ def test_folders_that_lie_deep_or_cannot_be_read_end(tmp_path: Path, sound: list
     deep = tmp_path.joinpath(*["d"] * 200)
     deep.mkdir(parents=True)
     found = find_runs([tmp_path, sound[0]])
-    assert len(found.runs) == 1 and "it lies in more folders than any run" in found.skipped[0]
+    assert len(found.runs) == 1 and "it is nested too deeply" in found.skipped[0]
