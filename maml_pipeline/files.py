@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
@@ -29,7 +30,7 @@ def make_folder(path: Path, key: str) -> None:
         ) from error
 
 
-def expanded(path: Path, key: str) -> Path:
+def expand_home(path: Path, key: str) -> Path:
     """Expand a leading `~`, which a shell leaves alone in `--key=~/...` and in a config.
 
     Args:
@@ -80,3 +81,16 @@ def remove_unfinished(folder: Path) -> None:
     for pattern in (f".*{UNFINISHED}", f"*/.*{UNFINISHED}"):
         for unfinished in folder.glob(pattern):
             unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def remove_new_folders_on_error(*folders: Path) -> Iterator[None]:
+    """Remove the folders that a failing block has created and left empty, and their new parents."""
+    missing = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        for place in missing:
+            with contextlib.suppress(OSError):  # not created, or not empty
+                place.rmdir()
+        raise

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from maml_pipeline.tasks import Lines, Split, Task
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 SHORT = (
     *("--trainer.max_steps", "3", "--trainer.val_check_interval", "2"),

@@ -2,7 +2,6 @@
 
 import signal
 import zipfile
-from collections.abc import Callable
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -14,13 +13,10 @@ from PIL import Image
 
 from maml_pipeline.cli import main
 from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
-from maml_pipeline.tasks.omniglot_images import (
-    DRAWINGS,
-    HALVES,
-    find_halves,
-)
+from maml_pipeline.tasks.omniglot_download import HALVES, find_halves
+from maml_pipeline.tasks.omniglot_images import DRAWINGS
+from tests.helpers import CONFIGS, Maml
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 # The numbers of characters in Lake's two halves.
 HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
 
@@ -42,9 +38,7 @@ def _signals() -> None:
 
 
 @pytest.fixture
-def maml(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def maml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Maml:
     """Return a function that runs the command in an empty folder and returns what it printed."""
     monkeypatch.chdir(tmp_path)
 
@@ -56,7 +50,7 @@ def maml(
 
 
 @pytest.fixture
-def maml_error(maml: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def maml_error(maml: Maml, capsys: pytest.CaptureFixture[str]) -> Maml:
     """Return a function that runs the command, expects it to fail kindly, and returns the message."""
 
     def run(*arguments: object) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 REPOSITORY = CONFIGS.parent
 SCRIPT = REPOSITORY / "scripts" / "local_slurm.sh"

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,17 +10,7 @@ import torch
 import yaml
 
 from maml_pipeline.learner.tracking import logged_in
-from tests.conftest import CONFIGS
-
-TOY = ("--config", CONFIGS / "toy.yaml", "--trainer.enable_progress_bar", "false")
-SHORT = (*TOY, "--trainer.max_steps", 12, "--trainer.val_check_interval", 4, "--data.test_tasks", 9)
-
-Maml = Callable[..., str]
-
-
-def final_weights(folder: Path) -> torch.Tensor:
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    return torch.cat([value.flatten() for value in checkpoint["state_dict"].values()])
+from tests.helpers import CONFIGS, SHORT, Maml, final_weights, run_python
 
 
 @pytest.mark.integration
@@ -38,13 +25,14 @@ def test_help_answers_without_importing_pytorch() -> None:
         heavy = {"torch", "pytorch_lightning", "learn2learn", "wandb", "numpy"} & sys.modules.keys()
         assert not heavy, heavy
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    run_python(script).check_returncode()
 
 
 @pytest.mark.integration
 def test_importing_the_learner_needs_neither_wandb_nor_a_gym_banner() -> None:
     script = "import sys; from maml_pipeline import MetaLearner; assert 'wandb' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    done = run_python(script)
+    done.check_returncode()
     assert "unmaintained" not in done.stdout + done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The convolution against PyTorch's own, to every order of differentiation that is used."""
+"""Convolution2d agrees with PyTorch's convolution in value and in first and second derivatives."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, vmap
 from torch.nn.functional import conv2d
 
-from maml_pipeline.networks.convolution import Convolution2d, ConvolutionForm
+from maml_pipeline.meta_gradient.memory import peak_bytes
+from maml_pipeline.networks.convolution import Convolution2d, TrilinearForm
 
 
 def convolve(layer: Convolution2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -16,9 +17,7 @@ def convolve(layer: Convolution2d, x: Tensor, weight: Tensor, bias: Tensor) -> T
 
 
 @pytest.mark.parametrize(("stride", "padding", "size"), [(1, 0, 3), (2, 1, 3), (2, 1, 2), (3, 2, 1)])
-def test_it_is_pytorchs_convolution_and_so_are_its_derivatives(
-    stride: int, padding: int, size: int
-) -> None:
+def test_values_and_derivatives_agree_with_pytorch(stride: int, padding: int, size: int) -> None:
     torch.manual_seed(0)
     layer = Convolution2d(2, 2, size, stride, padding).double()
     assert layer.bias is not None
@@ -42,39 +41,30 @@ def test_it_is_pytorchs_convolution_and_so_are_its_derivatives(
         assert gradgradcheck(function, inputs)
 
 
-def test_an_expanded_weight_runs_as_one_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: list[int] = []
-    original = torch.conv2d
-
-    def spy(*arguments: object) -> Tensor:
-        groups.append(arguments[-1])  # type: ignore[arg-type]
-        result: Tensor = original(*arguments)  # type: ignore[call-overload]
-        return result
-
-    monkeypatch.setattr(torch, "conv2d", spy)
-    layer = Convolution2d(2, 3, 3)
-    x, weight = torch.rand(5, 4, 2, 7, 7), layer.weight.expand(5, 3, 2, 3, 3)
-    many = vmap(lambda x, w: convolve(layer, x, w, torch.zeros(3)))
-    together, apart = many(x, weight), many(x, weight.clone())
-    assert groups == [1, 5]
-    torch.testing.assert_close(together, apart)
+def test_weights_that_all_tasks_share_are_not_copied() -> None:
+    tasks, layer = 32, Convolution2d(64, 64, 3)
+    x, shared = torch.rand(tasks, 1, 64, 3, 3), layer.weight.detach().expand(tasks, 64, 64, 3, 3)
+    many = vmap(lambda x, w: convolve(layer, x, w, torch.zeros(64)))
+    copies = tasks * layer.weight.nbytes
+    assert peak_bytes(lambda: many(x, shared)) < copies / 8
+    torch.testing.assert_close(many(x, shared), many(x, shared.clone()))
 
 
-def test_the_form_is_linear_in_each_operand_with_its_partials_as_slopes() -> None:
+def test_each_partial_derivative_recovers_the_trilinear_form() -> None:
     torch.manual_seed(0)
-    form = ConvolutionForm((3, 4, 2, 7, 7), (3, 5, 2, 3, 3), stride=2, padding=1)
+    form = TrilinearForm((3, 4, 2, 7, 7), (3, 5, 2, 3, 3), stride=2, padding=1)
     x, w = torch.randn(form.x_shape).double(), torch.randn(form.w_shape).double()
     y = torch.randn(3, 4, 5, 4, 4).double()
     values = [
-        (y * form.partial("y", x, w)).sum(),
-        (x * form.partial("x", w, y)).sum(),
-        (w * form.partial("w", x, y)).sum(),
+        (y * form.partial_derivative("y", x, w)).sum(),
+        (x * form.partial_derivative("x", w, y)).sum(),
+        (w * form.partial_derivative("w", x, y)).sum(),
     ]
     torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(values[0], values[2], rtol=1e-12, atol=0)
 
 
-def test_it_runs_in_mixed_precision_as_pytorchs_does() -> None:
+def test_mixed_precision_agrees_with_pytorch() -> None:
     torch.manual_seed(0)
     layer, x = Convolution2d(2, 3, 3, 2, 1), torch.rand(4, 2, 7, 7)
     with torch.autocast("cpu", torch.bfloat16):

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, load_checkpoint
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 SHORT = (
     *("fit", "--config", CONFIGS / "toy.yaml", "--trainer.max_steps", 4, "--data.test_tasks", 4),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_tracking import at, maml_process
-from tests.wandb_stand_in import API_KEY, ENTITY, stand_in
+from tests.helpers import maml_process
+from tests.wandb_stand_in import API_KEY, ENTITY, at, stand_in
 
 pytestmark = pytest.mark.integration
 

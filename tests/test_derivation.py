@@ -19,8 +19,8 @@ from maml_pipeline.derivation.derive import derive
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
 from maml_pipeline.tasks import Task
+from tests.helpers import Maml
 
-Maml = Callable[..., str]
 FIRST_LISTING, SECOND_LISTING = "-1.9347891807556152", "-0.7597505450248718"
 
 

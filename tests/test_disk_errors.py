@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from maml_pipeline.files import remove_unfinished, write_atomically
-from tests.conftest import CONFIGS
-from tests.test_resume import assert_same
-
-Maml = Callable[..., str]
+from tests.helpers import CONFIGS, Maml, assert_same_run, run_python
 
 FIT = (
     *("fit", "--config", CONFIGS / "toy.yaml", "--run.dir", "run"),
@@ -73,7 +68,7 @@ def test_a_run_whose_disk_fails_ends_in_two_lines_and_is_resumed(
         torch.load(last, weights_only=True)
     maml(*FIT, *(["--ckpt_path", "last"] if last.exists() else []))
     maml(*FIT, "--run.dir", "whole")
-    assert_same(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 class DeleteFolder(Callback):
@@ -135,16 +130,14 @@ module.run = lambda arguments: print("result\\n" * 100_000)
 sys.modules[module.__name__] = module
 cli.main(["derive"])
 """
-    command = [sys.executable, "-c", script]
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)}
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True)
+        ended = run_python(script, stdout=full)
     assert ended.returncode == 1
     assert ended.stderr == "maml: error: standard output: No space left on device; free some space\n"
 
     read_end, write_end = os.pipe()
     os.close(read_end)
-    ended = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment, text=True)
+    ended = run_python(script, stdout=write_end)
     os.close(write_end)
     assert (ended.returncode, ended.stderr) == (141, "")
 

@@ -15,10 +15,10 @@ from maml_pipeline.learner import accuracy
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP, ConvNet
-from maml_pipeline.tasks import SineWaves, Task
-from tests.conftest import CONFIGS
+from maml_pipeline.tasks import SineWaves
+from tests.helpers import CONFIGS, make_trainer
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, batch_norm_network, case
-from tests.test_learner import trainer
+from tests.oracles import PlainLoop
 
 ENGINES: dict[str, Engine] = {
     "learn2learn": Learn2LearnEngine(),
@@ -30,40 +30,16 @@ INDEPENDENT = VECTOR_NETWORKS | {"group_and_layer_norm": IMAGE_NETWORKS["group_a
 INNER = InnerLoop(0.1, 2)
 
 
-def by_hand(build: Callable[[], nn.Module], name: str, task: Task, transductive: bool) -> list[Tensor]:
-    """Adapt by plain gradient descent, and measure one query point after another."""
-    network, loss, _ = case(name, build, tasks=1)
-    optimizer = torch.optim.SGD(network.parameters(), lr=INNER.lr)
-    losses = []
-    for _ in range(INNER.steps + 1):
-        with torch.no_grad():
-            rows = [
-                network(torch.cat([task.support_x, task.query_x[q : q + 1]]))[-1]
-                for q in range(len(task.query_x))
-            ]
-            prediction = network(task.query_x) if transductive else torch.stack(rows)
-            losses.append(loss(prediction, task.query_y))
-        optimizer.zero_grad()
-        loss(network(task.support_x), task.support_y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return losses
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("transductive", [True, False])
 @pytest.mark.parametrize("name", BATCH_NORMALISED)
-def test_curves_are_those_of_a_loop_by_hand(name: str, transductive: bool, engine: str) -> None:
+def test_curves_agree_with_plain_gradient_descent(name: str, transductive: bool, engine: str) -> None:
     network, loss, batch = case(name, BATCH_NORMALISED[name], tasks=3)
     with torch.inference_mode():
         curves = ENGINES[engine].adaptation_curves(
             network, {"loss": loss}, loss, batch, INNER, transductive
         )["loss"]
-    expected = torch.stack(
-        [
-            torch.stack(by_hand(BATCH_NORMALISED[name], name, task, transductive))
-            for task in batch.tasks()
-        ]
-    )
+    expected = PlainLoop(network, loss, INNER).curves(batch, transductive)
     torch.testing.assert_close(curves, expected, rtol=1e-10, atol=0)
 
 
@@ -133,7 +109,7 @@ def test_the_learner_measures_what_its_key_says(engine: Any) -> None:
             network, loss=cross_entropy, inner_lr=0.1, inner_steps=2, engine=engine,
             metric=accuracy, transductive=transductive,
         )  # fmt: skip
-        (result,) = trainer().test(learner, dataloaders=loader, verbose=False)
+        (result,) = make_trainer().test(learner, dataloaders=loader, verbose=False)
         measures: dict[str, Loss] = {"loss": cross_entropy, "accuracy": accuracy}
         curves = Learn2LearnEngine().adaptation_curves(
             network, measures, cross_entropy, batch, INNER, transductive
@@ -150,7 +126,7 @@ def test_training_stays_as_it_is() -> None:
         learner = MetaLearner(
             MLP(hidden_features=[8]), loss=nn.MSELoss(), inner_lr=0.01, transductive=transductive
         )
-        trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
+        make_trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
         weights.append(nn.utils.parameters_to_vector(learner.network.parameters()).detach())
     assert torch.equal(*weights)
 

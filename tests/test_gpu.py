@@ -17,7 +17,7 @@ from maml_pipeline.meta_gradient import (
 )
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import ConvNet
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, case, relative_difference
 
 pytestmark = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 from tests.killed_runs import Answer, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]

@@ -18,6 +18,7 @@ from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP
 from maml_pipeline.tasks import SineWaves
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
+from tests.helpers import make_trainer, network_weights
 
 
 def sine_batch(tasks: int = 4, seed: int = 0) -> TaskBatch:
@@ -34,31 +35,14 @@ def make_learner(**settings: Any) -> MetaLearner:
     return MetaLearner(MLP(hidden_features=[8]), **(defaults | settings))
 
 
-def trainer(**settings: Any) -> Trainer:
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": -1,
-        "num_sanity_val_steps": 0,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**(quiet | settings))
-
-
-def weights(learner: MetaLearner) -> Tensor:
-    return nn.utils.parameters_to_vector(learner.network.parameters()).detach().clone()
-
-
 @pytest.mark.parametrize("first_order", [True, False])
 def test_training_descends_the_meta_gradient(first_order: bool) -> None:
     learner = make_learner(first_order=first_order)
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
-    before = weights(learner)
+    before = network_weights(learner)
     gradients = torch.cat([g.flatten() for g in learner.meta_gradient(sine_batch()).values()])
-    trainer(max_steps=1).fit(learner, datamodule=data)
-    torch.testing.assert_close(weights(learner), before - 0.1 * gradients, rtol=0, atol=1e-7)
+    make_trainer(max_steps=1).fit(learner, datamodule=data)
+    torch.testing.assert_close(network_weights(learner), before - 0.1 * gradients, rtol=0, atol=1e-7)
 
 
 def test_the_orders_differ() -> None:
@@ -69,35 +53,35 @@ def test_the_orders_differ() -> None:
 def test_accumulation_averages_meta_batches() -> None:
     accumulated, whole = make_learner(), make_learner()
     tasks = SineWaves(shots=5)
-    trainer(max_steps=3, accumulate_grad_batches=2).fit(
+    make_trainer(max_steps=3, accumulate_grad_batches=2).fit(
         accumulated, datamodule=TaskDataModule(tasks, meta_batch_size=3)
     )
-    trainer(max_steps=3).fit(whole, datamodule=TaskDataModule(tasks, meta_batch_size=6))
-    torch.testing.assert_close(weights(accumulated), weights(whole), rtol=0, atol=1e-6)
+    make_trainer(max_steps=3).fit(whole, datamodule=TaskDataModule(tasks, meta_batch_size=6))
+    torch.testing.assert_close(network_weights(accumulated), network_weights(whole), rtol=0, atol=1e-6)
 
 
 def test_clipping_bounds_the_meta_gradient() -> None:
     learner = make_learner()
-    before = weights(learner)
-    trainer(max_steps=1, gradient_clip_val=1e-3).fit(
+    before = network_weights(learner)
+    make_trainer(max_steps=1, gradient_clip_val=1e-3).fit(
         learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=4)
     )
-    assert (weights(learner) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    assert (network_weights(learner) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
 def test_bfloat16_training_keeps_float32_weights() -> None:
     learner = make_learner()
-    before = weights(learner)
-    trainer(max_steps=2, precision="bf16-mixed").fit(
+    before = network_weights(learner)
+    make_trainer(max_steps=2, precision="bf16-mixed").fit(
         learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=4)
     )
-    assert weights(learner).dtype == torch.float32
-    assert not torch.equal(weights(learner), before)
+    assert network_weights(learner).dtype == torch.float32
+    assert not torch.equal(network_weights(learner), before)
 
 
 def test_the_outer_schedule_steps_once_a_meta_step() -> None:
     learner = make_learner(lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5))
-    lightning = trainer(max_steps=3)
+    lightning = make_trainer(max_steps=3)
     lightning.fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
     assert lightning.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
 
@@ -120,7 +104,7 @@ def test_evaluation_adapts_in_every_gradient_mode(mode: Any) -> None:
             optimizer.zero_grad()
             mse_loss(network(task.support_x), task.support_y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    assert torch.equal(weights(learner), weights(make_learner()))
+    assert torch.equal(network_weights(learner), network_weights(make_learner()))
 
 
 def test_evaluation_memory_grows_neither_with_steps_nor_with_tasks() -> None:
@@ -145,7 +129,7 @@ def test_evaluation_memory_grows_neither_with_steps_nor_with_tasks() -> None:
 def test_evaluation_reports_mean_and_confidence_interval_by_inner_step() -> None:
     learner = make_learner(inner_steps=1, eval_inner_steps=3)
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=10)
-    lightning = trainer()
+    lightning = make_trainer()
     (result,) = lightning.test(learner, datamodule=data, verbose=False)
     tasks = SineWaves(shots=5).batch(0, "test", range(10))
     curves = Learn2LearnEngine().adaptation_curves(
@@ -168,14 +152,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name() -> None:
     learner = make_learner(inner_lr=1e6, inner_steps=8)
     data = TaskDataModule(SineWaves(), meta_batch_size=2)
     with pytest.raises(UserError, match=r"loss is (inf|nan) at meta-step 0, inner step \d.*1000000"):
-        trainer(max_steps=1).fit(learner, datamodule=data)
+        make_trainer(max_steps=1).fit(learner, datamodule=data)
     with pytest.raises(UserError, match=r"loss is (inf|nan) at the test after meta-step 0, inner step"):
-        trainer().test(learner, datamodule=data, verbose=False)
+        make_trainer().test(learner, datamodule=data, verbose=False)
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     learner = make_learner()
-    lightning = trainer(max_steps=1)
+    lightning = make_trainer(max_steps=1)
     lightning.fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=2))
     with torch.no_grad():
         next(learner.network.parameters())[0] = torch.nan
@@ -185,7 +169,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
-    lightning = trainer(max_steps=1)
+    lightning = make_trainer(max_steps=1)
     data = TaskDataModule(SineWaves(), meta_batch_size=2)
     lightning.fit(make_learner(), datamodule=data)
     path = tmp_path / "checkpoint.ckpt"
@@ -195,7 +179,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> N
     other = MetaLearner(MLP(hidden_features=[9]), loss=mse_loss, inner_lr=0.01)
     message = r"another network: network.0.bias is \(8,\) there and \(9,\) here"
     with pytest.raises(UserError, match=message):
-        trainer(max_steps=1).fit(other, datamodule=data, ckpt_path=path, weights_only=True)
+        make_trainer(max_steps=1).fit(other, datamodule=data, ckpt_path=path, weights_only=True)
 
 
 def test_a_network_that_does_not_fit_the_tasks_is_refused_with_shapes() -> None:
@@ -239,9 +223,13 @@ def test_the_engine_does_not_change_what_is_learned(first_order: bool, settings:
     reference = make_learner(first_order=first_order, inner_steps=2)
     vectorized = make_learner(first_order=first_order, inner_steps=2, engine="vectorized", **settings)
     for learner in (reference, vectorized):
-        trainer(max_steps=5).fit(learner, datamodule=data)
-    torch.testing.assert_close(weights(vectorized), weights(reference), rtol=0, atol=1e-6)
-    results = [trainer().test(m, datamodule=data, verbose=False)[0] for m in (reference, vectorized)]
+        make_trainer(max_steps=5).fit(learner, datamodule=data)
+    torch.testing.assert_close(
+        network_weights(vectorized), network_weights(reference), rtol=0, atol=1e-6
+    )
+    results = [
+        make_trainer().test(m, datamodule=data, verbose=False)[0] for m in (reference, vectorized)
+    ]
     assert results[0] == pytest.approx(results[1], rel=1e-4)
 
 
@@ -251,8 +239,8 @@ def test_annealing_takes_first_order_first_and_second_order_after(engine: str) -
 
     def trained(steps: int, **settings: Any) -> Tensor:
         learner = make_learner(engine=engine, **settings)
-        trainer(max_steps=steps).fit(learner, datamodule=data)
-        return weights(learner)
+        make_trainer(max_steps=steps).fit(learner, datamodule=data)
+        return network_weights(learner)
 
     assert torch.equal(trained(3, first_order_steps=3), trained(3, first_order=True))
     assert not torch.equal(trained(4, first_order_steps=3), trained(4, first_order=True))
@@ -272,7 +260,7 @@ def test_annealing_is_logged_and_goes_on_where_it_was(tmp_path: Path) -> None:
             self.seen.append(trainer.callback_metrics["train/first_order"].item())
 
     whole, orders = make_learner(first_order_steps=3), Orders()
-    trainer(max_steps=6, callbacks=[orders]).fit(whole, datamodule=data)
+    make_trainer(max_steps=6, callbacks=[orders]).fit(whole, datamodule=data)
     assert orders.seen == [1, 1, 1, 0, 0, 0]
 
     first, resumed, later = (
@@ -280,14 +268,14 @@ def test_annealing_is_logged_and_goes_on_where_it_was(tmp_path: Path) -> None:
         make_learner(first_order_steps=3),
         Orders(),
     )
-    lightning = trainer(max_steps=2)
+    lightning = make_trainer(max_steps=2)
     lightning.fit(first, datamodule=data)
     lightning.save_checkpoint(tmp_path / "stopped.ckpt")
-    trainer(max_steps=6, callbacks=[later]).fit(
+    make_trainer(max_steps=6, callbacks=[later]).fit(
         resumed, datamodule=data, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True
     )
     assert later.seen == [1, 0, 0, 0]
-    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(network_weights(resumed), network_weights(whole))
 
 
 class Bag(nn.Module):
@@ -316,7 +304,7 @@ def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
 def test_lazy_layers_take_their_shapes_from_the_tasks(engine: Any) -> None:
     network = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(1))
     learner = MetaLearner(network, loss=mse_loss, inner_lr=0.1, engine=engine)
-    with pytest.raises(UserError, match=r"has a lazy layer that has not seen any input, at 0\.weight"):
+    with pytest.raises(UserError, match=r"has an uninitialised lazy layer at 0\.weight"):
         learner.engine.meta_gradient(network, mse_loss, sine_batch(), learner.inner)
     assert learner.meta_gradient(sine_batch())["0.weight"].shape == (8, 1)
 

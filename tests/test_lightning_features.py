@@ -1,16 +1,12 @@
 """Lightning features that work here: early ends, further loggers and checkpoints, schedules."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import Timer
 
-from tests.test_cli import SHORT, final_weights
-
-Maml = Callable[..., str]
+from tests.helpers import SHORT, Maml, final_weights, read_checkpoint
 
 STOPS_AT_ONCE = (
     *("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
@@ -22,23 +18,18 @@ PLATEAU = (
 )
 
 
-def last(folder: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    return checkpoint
-
-
 def test_a_run_that_early_stopping_ended_is_not_trained_on(maml: Maml, tmp_path: Path) -> None:
     run = ("fit", *SHORT, *STOPS_AT_ONCE, "--run.dir", tmp_path / "run")
     assert "Training ended after meta-step 4: EarlyStopping: Stopping threshold reached" in maml(*run)
     before = final_weights(tmp_path / "run")
     printed = maml(*run, "--ckpt_path", "last")
     assert "Training ended after meta-step 4" in printed and "Test after 4 meta-steps" in printed
-    assert last(tmp_path / "run")["global_step"] == 4
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 4
     assert torch.equal(final_weights(tmp_path / "run"), before)
     # Another condition is another matter.
     other = (*run[:-3], 0, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
     assert "Training ended" not in maml(*other)
-    assert last(tmp_path / "run")["global_step"] == 12
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 12
 
 
 def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_resumes_it(
@@ -50,12 +41,12 @@ def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_res
     run = (*SHORT, "--trainer.accumulate_grad_batches", 2, "--run.dir", tmp_path / "run")
     interval = ("--trainer.val_check_interval", 100)
     printed = maml("fit", *run, *interval, "--trainer.max_time", "00:00:00:06")
-    step = last(tmp_path / "run")["global_step"]
+    step = read_checkpoint(tmp_path / "run")["global_step"]
     assert isinstance(step, int) and 0 < step < 12
     assert f"Training ended after meta-step {step}: its time is over" in printed
     longer = ("--trainer.max_time", "00:00:59:00", "--ckpt_path", "last")
     assert "Training ended" not in maml("fit", *run, *interval, *longer)
-    assert last(tmp_path / "run")["global_step"] == 12
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 12
 
 
 def test_a_further_logger_joins_the_runs_own(maml: Maml, tmp_path: Path) -> None:
@@ -79,10 +70,13 @@ def test_a_further_checkpoint_callback_keeps_its_own_and_is_no_hindrance_to_meas
 def test_a_plateau_is_seen_once_a_validation_and_survives_a_resume(maml: Maml, tmp_path: Path) -> None:
     maml("fit", *SHORT, *PLATEAU, "--run.dir", tmp_path / "whole")
     # Three validations: the first is the best so far, and each after it divides the rate by ten.
-    (state,) = last(tmp_path / "whole")["lr_schedulers"]
+    (state,) = read_checkpoint(tmp_path / "whole")["lr_schedulers"]
     assert state["last_epoch"] == 3
     part = ("--run.dir", tmp_path / "parts", "--trainer.max_steps")
     maml("fit", *SHORT, *PLATEAU, *part, 4)
     maml("fit", *SHORT, *PLATEAU, *part, 12, "--ckpt_path", "last")
-    assert last(tmp_path / "parts")["lr_schedulers"] == last(tmp_path / "whole")["lr_schedulers"]
+    assert (
+        read_checkpoint(tmp_path / "parts")["lr_schedulers"]
+        == read_checkpoint(tmp_path / "whole")["lr_schedulers"]
+    )
     assert torch.equal(final_weights(tmp_path / "parts"), final_weights(tmp_path / "whole"))

@@ -22,9 +22,8 @@ from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.compatibility import check_compatibility
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, make_trainer
 from tests.networks import VECTOR_NETWORKS, case, flatten
-from tests.test_learner import trainer
 
 ENGINES: dict[str, type[Engine]] = {"learn2learn": Learn2LearnEngine, "vectorized": VectorizedEngine}
 MY_MEASURES = """
@@ -274,7 +273,7 @@ def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
     both = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)
     gradient = Learn2LearnEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1)).gradient
     assert flatten(gradient).norm() > 0
-    with pytest.raises(UserError, match=r"Linear or its loss on many tasks at once.*engine learn2learn"):
+    with pytest.raises(UserError, match=r"Linear or its loss under vmap.*engine learn2learn"):
         VectorizedEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1))
 
 
@@ -286,12 +285,12 @@ def test_a_metric_of_torchmetrics_measures_each_task_and_keeps_none(engine: Any)
     expected = MetaLearner(network, loss=cross_entropy, inner_lr=0.1, metric=accuracy)
     loader: DataLoader[TaskBatch] = DataLoader([batch] * 2, batch_size=None)  # type: ignore[arg-type]
     tested, by_function = (
-        trainer(precision="64-true").test(m, dataloaders=loader, verbose=False)[0]
+        make_trainer(precision="64-true").test(m, dataloaders=loader, verbose=False)[0]
         for m in (learner, expected)
     )
     assert tested["test/multiclassaccuracy"] == pytest.approx(by_function["test/accuracy"])
     assert tested["test/multiclassaccuracy_ci95"] == pytest.approx(by_function["test/accuracy_ci95"])
-    trainer(max_steps=1, precision="64-true").fit(learner, loader, loader)
+    make_trainer(max_steps=1, precision="64-true").fit(learner, loader, loader)
     assert metric.update_count == 0
 
 

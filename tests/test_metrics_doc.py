@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 DOCUMENT = (CONFIGS.parent / "docs" / "metrics.md").read_text()
 DOCUMENTED = re.findall(r"^\| `([^`]+)` \|", DOCUMENT, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Networks: shapes, sizes, and a normalisation that is exact to any order."""
+"""Networks: shapes, sizes, and the derivatives of the normalisation."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 
 
-def test_mlp_is_the_papers_network() -> None:
+def test_mlp_matches_the_paper() -> None:
     network = MLP()
     assert network(torch.rand(7, 1)).shape == (7, 1)
     assert [tuple(p.shape) for p in network.parameters() if p.dim() == 2] == [(40, 1), (40, 40), (1, 40)]
@@ -20,7 +20,7 @@ def test_mlp_is_the_papers_network() -> None:
 def test_convnet_maps_images_to_logits(downsampling: str, ways: int) -> None:
     network = ConvNet(ways, downsampling=downsampling)  # type: ignore[arg-type]
     assert network(torch.rand(3, 1, 28, 28)).shape == (3, ways)
-    # Four blocks of 3x3 convolutions, each with a bias and two parameters of its normalisation.
+    # Four blocks: a 3x3 convolution with bias, and a scale and shift per channel.
     convolutions = 9 * 64 + 64 + 3 * (9 * 64 * 64 + 64)
     assert sum(p.numel() for p in network.parameters()) == convolutions + 4 * 128 + 64 * ways + ways
 
@@ -47,6 +47,6 @@ def test_normalisation_agrees_with_pytorch_to_the_second_derivative() -> None:
         torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
 
 
-def test_normalisation_does_not_depend_on_the_mode() -> None:
+def test_normalisation_is_the_same_in_training_and_evaluation() -> None:
     norm, x = BatchStatisticsNorm2d(2), torch.rand(4, 2, 3, 3)
     assert torch.equal(norm.train()(x), norm.eval()(x))

@@ -1,4 +1,4 @@
-"""Omniglot: the packed images, the split, and what an episode holds."""
+"""Omniglot: the decoded images, the cache, the split, and the episodes."""
 
 import io
 import os
@@ -20,22 +20,15 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot import SPLIT_SIZES, split_characters
 from maml_pipeline.tasks.omniglot_cache import SECONDS_TO_WRITE, read_cache, write_cache
-from maml_pipeline.tasks.omniglot_images import (
-    HALVES,
-    SHAPE,
-    decode,
-    download_halves,
-    drawings,
-    find_halves,
-    load_images,
-)
+from maml_pipeline.tasks.omniglot_download import HALVES, download_halves, find_halves
+from maml_pipeline.tasks.omniglot_images import SHAPE, decode, iterate_drawings, load_images
 from maml_pipeline.tasks.task import SPLITS
 
 
 @pytest.fixture(scope="module")
 def omniglot(synthetic_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> Omniglot:
     tasks = Omniglot(root=synthetic_omniglot, cache_dir=tmp_path_factory.mktemp("cache"))
-    # Images that say which character (two bytes) and drawing they are, in one corner.
+    # Images that encode their character (two bytes) and drawing in one corner.
     images = np.zeros((1623, 20, 28, 28), dtype=np.uint8)
     images[:, :, 0, 0] = (np.arange(1623) // 256)[:, None]
     images[:, :, 0, 1] = (np.arange(1623) % 256)[:, None]
@@ -45,16 +38,16 @@ def omniglot(synthetic_omniglot: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def identify(image: torch.Tensor) -> tuple[int, int, int]:
-    """Return the character, drawing and quarter turns of one of the images above."""
+    """Return the character, drawing and quarter turns encoded in an image."""
     for turns in range(4):
         corner = torch.rot90(image[0] * 255, -turns, (0, 1)).round().long()[0, :3].tolist()
         if corner[2]:
             return corner[0] * 256 + corner[1], corner[2] - 1, turns
-    raise AssertionError("no corner is marked")
+    raise AssertionError("no corner encodes a drawing")
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_an_episode_holds_distinct_classes_and_drawings_of_its_split(
+def test_an_episode_contains_distinct_classes_and_drawings_of_its_split(
     omniglot: Omniglot, split: str
 ) -> None:
     omniglot = make(omniglot, ways=20, shots=2, query_shots=3)
@@ -83,13 +76,13 @@ def make(like: Omniglot, **settings: object) -> Omniglot:
     return tasks
 
 
-def test_a_split_that_is_not_rotated_shows_upright_characters(omniglot: Omniglot) -> None:
+def test_a_split_that_is_not_rotated_has_upright_characters(omniglot: Omniglot) -> None:
     tasks = make(omniglot, rotated_splits=["train"])
     turns = {identify(image)[2] for i in range(50) for image in tasks.task(0, "test", i).query_x}
     assert turns == {0}
 
 
-def test_a_batch_is_its_tasks_side_by_side(omniglot: Omniglot) -> None:
+def test_a_batch_equals_its_stacked_tasks(omniglot: Omniglot) -> None:
     batch = omniglot.batch(1, "train", [4, 2])
     stacked = TaskBatch.stack([omniglot.task(1, "train", 4), omniglot.task(1, "train", 2)])
     assert all(torch.equal(a, b) for a, b in zip(batch, stacked, strict=True))
@@ -100,14 +93,14 @@ def test_the_split_is_fixed_and_covers_every_character_once() -> None:
     characters = [split_characters(split) for split in SPLITS]
     assert [len(c) for c in characters] == [1100, 100, 423] == list(SPLIT_SIZES.values())
     assert sorted(np.concatenate(characters)) == list(range(1623))
-    # Another order would be another benchmark.
+    # Another order would be a different benchmark.
     assert [c[:3].tolist() for c in characters] == PINNED_CHARACTERS
 
 
 PINNED_CHARACTERS = [[1035, 1472, 354], [445, 1296, 199], [1045, 1481, 1465]]
 
 
-def test_zips_tree_and_torchvision_layout_give_the_same_images(
+def test_zips_folders_and_torchvision_layout_give_the_same_images(
     synthetic_omniglot: Path, tmp_path: Path
 ) -> None:
     packed = load_images(synthetic_omniglot, tmp_path / "cache")
@@ -120,15 +113,15 @@ def test_zips_tree_and_torchvision_layout_give_the_same_images(
         assert np.array_equal(load_images(root, tmp_path / "cache"), packed)
 
 
-def test_a_sound_cache_is_used_and_a_damaged_one_rebuilt(
+def test_a_valid_cache_is_used_and_a_damaged_one_rebuilt(
     synthetic_omniglot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = load_images(synthetic_omniglot, tmp_path)
     (cache,) = tmp_path.iterdir()
-    sound = cache.read_bytes()
+    intact = cache.read_bytes()
 
     with monkeypatch.context() as patched:
-        patched.setattr("maml_pipeline.tasks.omniglot_images.pack", None)
+        patched.setattr("maml_pipeline.tasks.omniglot_images.decode_all", None)
         assert np.array_equal(load_images(synthetic_omniglot, tmp_path), packed)
 
     packings: list[object] = []
@@ -137,10 +130,10 @@ def test_a_sound_cache_is_used_and_a_damaged_one_rebuilt(
         packings.append(halves)
         return packed
 
-    monkeypatch.setattr("maml_pipeline.tasks.omniglot_images.pack", pack_again)
-    middle = len(sound) // 2
-    flipped = sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :]
-    for count, damaged in enumerate((b"", sound[:1000], sound[:-100], flipped), start=1):
+    monkeypatch.setattr("maml_pipeline.tasks.omniglot_images.decode_all", pack_again)
+    middle = len(intact) // 2
+    flipped = intact[:middle] + bytes([intact[middle] ^ 1]) + intact[middle + 1 :]
+    for count, damaged in enumerate((b"", intact[:1000], intact[:-100], flipped), start=1):
         cache.write_bytes(damaged)
         assert np.array_equal(load_images(synthetic_omniglot, tmp_path), packed)
         assert len(packings) == count
@@ -148,23 +141,23 @@ def test_a_sound_cache_is_used_and_a_damaged_one_rebuilt(
         assert len(packings) == count
 
 
-def test_a_cache_is_used_only_as_it_was_written(tmp_path: Path) -> None:
+def test_any_damage_to_a_cache_is_detected(tmp_path: Path) -> None:
     cache = tmp_path / "omniglot-0.npz"
     random = np.random.default_rng(0)
     packed = random.integers(256, size=(3, 20, 28, 28), dtype=np.uint8)
     write_cache(cache, packed)
-    sound = cache.read_bytes()
+    intact = cache.read_bytes()
     used = read_cache(cache, packed.shape)
     assert used is not None and np.array_equal(used, packed)
 
-    ends = [*range(300), *range(len(sound) - 300, len(sound))]  # every byte of the headers
-    for place in [*ends, *random.integers(len(sound), size=400)]:
-        damaged = bytearray(sound)
+    ends = [*range(300), *range(len(intact) - 300, len(intact))]  # every byte of the headers
+    for place in [*ends, *random.integers(len(intact), size=400)]:
+        damaged = bytearray(intact)
         damaged[place] ^= 1 << int(random.integers(8))
         cache.write_bytes(damaged)
         assert read_cache(cache, packed.shape) is None, place
-    for length in (0, 1, 1000, len(sound) - 1, len(sound) - 100):
-        cache.write_bytes(sound[:length])
+    for length in (0, 1, 1000, len(intact) - 1, len(intact) - 100):
+        cache.write_bytes(intact[:length])
         assert read_cache(cache, packed.shape) is None
 
 
@@ -188,32 +181,32 @@ def test_a_cache_of_something_else_is_not_used(tmp_path: Path, images: np.ndarra
     assert read_cache(tmp_path / "nothing", SHAPE) is None
 
 
-def test_what_killed_processes_left_is_removed_at_the_next_packing(tmp_path: Path) -> None:
+def test_writing_a_cache_removes_files_left_by_killed_processes(tmp_path: Path) -> None:
     ours = ("tmpa1b2c3d4.npz", ".omniglot-0.npz.123", ".omniglot-0.npz.1f3e.unfinished")
     for name in (*ours, ".omniglot-1.npz.124", "tmpstranger.npz", "tmp12345678.npz"):
         content = b"PK\3\4" + bytes(26) + b"images.npy" if name == ours[0] else b"other"
         (tmp_path / name).write_bytes(content)
-        age = 0 if "124" in name else 2 * SECONDS_TO_WRITE  # 124 may be at work
+        age = 0 if "124" in name else 2 * SECONDS_TO_WRITE  # 124 may still be writing
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     write_cache(tmp_path / "omniglot-0.npz", np.ones((1, 20, 28, 28), dtype=np.uint8))
     kept = {".omniglot-1.npz.124", "tmpstranger.npz", "tmp12345678.npz", "omniglot-0.npz"}
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
-def test_several_processes_may_start_at_once(synthetic_omniglot: Path, tmp_path: Path) -> None:
+def test_processes_may_load_at_the_same_time(synthetic_omniglot: Path, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2) as processes:
         results = list(processes.map(load_images, [synthetic_omniglot] * 2, [tmp_path] * 2))
     assert np.array_equal(results[0], results[1])
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_missing_and_truncated_data_are_named(synthetic_omniglot: Path, tmp_path: Path) -> None:
+def test_missing_and_truncated_data_are_reported(synthetic_omniglot: Path, tmp_path: Path) -> None:
     root, cache = tmp_path / "root", tmp_path / "cache"
     shutil.copytree(synthetic_omniglot, root)
     evaluation = root / "images_evaluation.zip"
-    whole = evaluation.read_bytes()
+    intact = evaluation.read_bytes()
 
-    evaluation.write_bytes(whole[: len(whole) // 2])
+    evaluation.write_bytes(intact[: len(intact) // 2])
     with pytest.raises(UserError, match=r"images_evaluation.zip is truncated or damaged"):
         load_images(root, cache)
 
@@ -222,13 +215,13 @@ def test_missing_and_truncated_data_are_named(synthetic_omniglot: Path, tmp_path
         load_images(root, cache)
 
     with zipfile.ZipFile(evaluation, "w") as archive:
-        archive.writestr("images_evaluation/A/character01/0000_01.png", b"not a picture")
+        archive.writestr("images_evaluation/A/character01/0000_01.png", b"not an image")
     with pytest.raises(UserError, match=r"0000_01.png is truncated or damaged"):
         load_images(root, cache)
     assert not cache.exists()
 
 
-LITTER = ("._0709_01.png", ".DS_Store", "Thumbs.db", "desktop.ini", "0001_01 (1).png")
+STRAY_FILES = ("._0709_01.png", ".DS_Store", "Thumbs.db", "desktop.ini", "0001_01 (1).png")
 NAMES: dict[str, Callable[[str], str]] = {
     "as they were": lambda name: name,
     "doubly nested": lambda name: f"{name.split('/')[0]}/{name}",
@@ -238,7 +231,7 @@ NAMES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_litter_and_other_folders_in_a_zip_change_nothing(
+def test_stray_files_and_other_folders_in_a_zip_are_ignored(
     compressed: tuple[Path, np.ndarray], tmp_path: Path, name: Callable[[str], str]
 ) -> None:
     half, images = compressed
@@ -248,13 +241,13 @@ def test_litter_and_other_folders_in_a_zip_change_nothing(
             other.writestr(name(entry), archive.read(entry))
             for stray in (f"{folder}/._{file}", entry):
                 other.writestr(f"__MACOSX/{name(stray)}", b"no drawing")
-        for stray in LITTER:
+        for stray in STRAY_FILES:
             other.writestr(name(f"{folder}/{stray}"), b"no drawing")
             other.writestr(stray, b"no drawing")
     assert np.array_equal(decoded(tmp_path / half.name), images)
 
 
-def test_litter_and_doubly_nested_folders_in_a_tree_change_nothing(
+def test_stray_files_and_nested_folders_are_ignored(
     compressed: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
     archive, images = compressed
@@ -265,7 +258,7 @@ def test_litter_and_doubly_nested_folders_in_a_tree_change_nothing(
         nested.rename(tmp_path / half / half / half) if half != HALVES[0] else None
         (tmp_path / half / "__MACOSX" / half).mkdir(parents=True)
         for folder in (tmp_path / half, tmp_path / half / half / half / "A" / "character01"):
-            for stray in LITTER:
+            for stray in STRAY_FILES:
                 (folder / stray).write_bytes(b"no drawing")
     halves = find_halves(tmp_path)
     assert halves == [tmp_path / half / half / half for half in HALVES]
@@ -273,7 +266,7 @@ def test_litter_and_doubly_nested_folders_in_a_tree_change_nothing(
         assert np.array_equal(decoded(folder), images)
 
 
-def test_an_empty_folder_is_no_half(compressed: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+def test_an_empty_folder_is_ignored(compressed: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     archives = [tmp_path / f"{half}.zip" for half in HALVES]
     for archive in archives:
         shutil.copy(compressed[0], archive)
@@ -295,7 +288,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarr
 
 
 def decoded(half: Path) -> np.ndarray:
-    return np.stack([decode(name, read) for name, read in drawings(half)])
+    return np.stack([decode(name, read) for name, read in iterate_drawings(half)])
 
 
 def decoded_or_refused(half: Path) -> np.ndarray | str:
@@ -305,15 +298,19 @@ def decoded_or_refused(half: Path) -> np.ndarray | str:
         return str(error)
 
 
-def test_a_flipped_bit_in_a_zip_is_one_line_or_changes_nothing(
+def test_a_flipped_bit_in_a_zip_is_a_one_line_error_or_harmless(
     compressed: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    whole, images = compressed[0].read_bytes(), compressed[1]
+    intact, images = compressed[0].read_bytes(), compressed[1]
     random, half = np.random.default_rng(2), tmp_path / "images_background.zip"
-    first_header, directory = [*range(120)], [*range(whole.index(b"PK\1\2"), len(whole))]
+    first_header, directory = [*range(120)], [*range(intact.index(b"PK\1\2"), len(intact))]
     named = 0
-    for place in [*first_header, *random.choice(directory, 300), *random.integers(len(whole), size=300)]:
-        damaged = bytearray(whole)
+    for place in [
+        *first_header,
+        *random.choice(directory, 300),
+        *random.integers(len(intact), size=300),
+    ]:
+        damaged = bytearray(intact)
         damaged[place] ^= 1 << int(random.integers(8))
         half.write_bytes(damaged)
         found = decoded_or_refused(half)
@@ -321,35 +318,35 @@ def test_a_flipped_bit_in_a_zip_is_one_line_or_changes_nothing(
             assert "truncated or damaged" in found and len(found.splitlines()) == 1
             named += 1
         else:
-            # Dates and the like. A drawing that is lost is found by counting, as `pack` does.
+            # Metadata such as dates. `decode_all` detects a missing drawing by counting.
             assert len(found) < len(images) or np.array_equal(found, images), place
     assert named > 300
 
 
-def test_a_flipped_bit_in_a_picture_is_one_line_or_changes_nothing(
+def test_a_flipped_bit_in_an_image_is_a_one_line_error_or_harmless(
     compressed: tuple[Path, np.ndarray],
 ) -> None:
     with zipfile.ZipFile(compressed[0]) as archive:
-        whole = archive.read(archive.namelist()[0])
+        intact = archive.read(archive.namelist()[0])
     named = 0
-    for place in range(len(whole)):
-        damaged = bytearray(whole)
+    for place in range(len(intact)):
+        damaged = bytearray(intact)
         damaged[place] ^= 1 << (place % 8)
         try:
-            assert np.array_equal(decode("a picture", partial(bytes, damaged)), compressed[1][0])
+            assert np.array_equal(decode("an image", partial(bytes, damaged)), compressed[1][0])
         except UserError:
             named += 1
-    assert named >= len(whole) - 8  # all but two checksums, which may be damaged themselves
+    assert named >= len(intact) - 8  # except in two checksums, which may be damaged themselves
 
 
-def test_a_blank_drawing_is_named() -> None:
+def test_a_blank_drawing_is_reported() -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.ones((105, 105), dtype=bool)).save(buffer, "PNG")
-    with pytest.raises(UserError, match="a picture is blank"):
-        decode("a picture", buffer.getvalue)
+    with pytest.raises(UserError, match="an image is blank"):
+        decode("an image", buffer.getvalue)
 
 
-def test_a_failed_download_says_what_to_do_and_leaves_nothing(
+def test_a_failed_download_says_what_to_do_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(url: str, folder: str, **__: object) -> None:
@@ -375,13 +372,15 @@ def test_a_download_is_found(
 
     monkeypatch.setattr("torchvision.datasets.Omniglot", fetch)
     root = tmp_path / "data" / "omniglot"
-    (tmp_path / "data" / "omniglot" / "omniglot-py").mkdir(parents=True)  # left empty by another try
+    (tmp_path / "data" / "omniglot" / "omniglot-py").mkdir(
+        parents=True
+    )  # left empty by an earlier attempt
     halves = download_halves(root)
     assert halves == [root / "omniglot-py" / f"{half}.zip" for half in HALVES]
     assert [path.name for path in root.iterdir()] == ["omniglot-py"]
 
 
-def test_an_unwritable_cache_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cache_dir .*file/cache cannot be made"):
         write_cache(tmp_path / "file" / "cache" / "omniglot-0.npz", np.ones(1, dtype=np.uint8))
@@ -396,7 +395,7 @@ def test_the_real_omniglot_is_complete(real_images: np.ndarray) -> None:
     images = real_images
     assert images.shape == (1623, 20, 28, 28)
     ink = (images > 127).mean(axis=(2, 3))
-    assert ink.min() > 0 and ink.max() < 0.5  # a drawing is never empty, and mostly background
+    assert ink.min() > 0 and ink.max() < 0.5  # not empty, and mostly background
     # Two drawings of one character are byte-identical in every copy of the data set; no others are.
     distinct = np.unique(images.reshape(1623 * 20, -1), axis=0)
     assert len(distinct) == 1623 * 20 - 1

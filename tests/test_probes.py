@@ -22,7 +22,7 @@ from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import Lines, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.task import Split
-from tests.test_learner import trainer, weights
+from tests.helpers import make_trainer, network_weights
 
 ENGINES = ["learn2learn", "vectorized"]
 ORDERS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ def train(
 ) -> Figures:
     """Train for some meta-steps and return what the probes logged, by meta-step."""
     kept = Kept()
-    lightning: Trainer = trainer(
+    lightning: Trainer = make_trainer(
         max_steps=steps,
         logger=kept,
         callbacks=settings.callbacks(),
@@ -122,7 +122,7 @@ def test_probes_change_nothing_that_is_trained(order: str, engine: Any, accumula
             meta_batch_size=3,
             accumulate_grad_batches=accumulate,
         )
-        return weights(learner)
+        return network_weights(learner)
 
     nothing = ProbeSettings(memory=False, speed=False, order_gap=False)
     assert torch.equal(trained(ProbeSettings(every=5)), trained(nothing))
@@ -365,7 +365,7 @@ def test_a_first_order_run_goes_on_where_second_order_cannot_be_had(
 @pytest.mark.parametrize("probe", [MemoryProbe, SpeedProbe, OrderGapProbe])
 def test_a_probe_is_a_callback_for_any_trainer(probe: Any) -> None:
     kept = Kept()
-    lightning = trainer(max_steps=10, logger=kept, callbacks=[probe(every=10)], limit_val_batches=0)
+    lightning = make_trainer(max_steps=10, logger=kept, callbacks=[probe(every=10)], limit_val_batches=0)
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     lightning.fit(learner, datamodule=TaskDataModule(Lines(), 2))
     assert any("/" in name and not name.startswith("train") for name in kept.figures[9])
@@ -397,7 +397,7 @@ def test_a_process_that_starts_just_before_a_probe_step_logs_what_one_process_wo
     def run(callbacks: Sequence[Callback], start: int | None = None) -> tuple[Figures, list[Tensor]]:
         torch.manual_seed(0)
         kept = Kept()
-        lightning = trainer(
+        lightning = make_trainer(
             max_steps=18,
             logger=kept,
             limit_val_batches=0,

@@ -7,7 +7,7 @@ import pytest
 from pytorch_lightning import LightningModule, Trainer
 
 from maml_pipeline.learner.progress import MetaStepProgressBar
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 
 def test_a_log_shows_the_meta_step_of_every_validation(

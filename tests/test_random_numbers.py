@@ -19,8 +19,8 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.tasks import SineWaves
 from tests import world_size_runs as runs
+from tests.helpers import RUN, checkpoint_tensors
 from tests.ranks import on_every_rank
-from tests.test_resume import RUN, checkpoint
 
 Numbers = tuple[float, ...]
 
@@ -65,7 +65,7 @@ def test_validations_and_probes_do_not_change_what_training_draws(maml: Any, tmp
     often = ("--trainer.val_check_interval", 3, "--probes.every", 4)
     maml(*run, *often, "--run.dir", tmp_path / "often")
     maml(*run, "--trainer.val_check_interval", 20, "--run.dir", tmp_path / "once")
-    one, other = checkpoint(tmp_path / "often"), checkpoint(tmp_path / "once")
+    one, other = checkpoint_tensors(tmp_path / "often"), checkpoint_tensors(tmp_path / "once")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 

@@ -13,15 +13,20 @@ from playwright.sync_api import Browser, sync_playwright
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.report.comparison import compare
-from maml_pipeline.report.page import in_markdown, write_report
-from maml_pipeline.report.plots import draw_overview, draw_pictures
+from maml_pipeline.report.page import escape_markdown, write_report
+from maml_pipeline.report.plots import draw_plots
+from maml_pipeline.report.table import table_columns
+from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.runs.find import find_runs
+from tests.helpers import Maml
 
-Maml = Callable[..., str]
-
-PICTURES = [
-    *("pareto", "memory", "time"),
-    *(f"{name}-k{k}" for k in (1, 2) for name in ("learning-curve", "order-gap", "adaptation")),
+PLOTS = [
+    *("tradeoff", "memory", "time"),
+    *(
+        f"{name}-k{k}"
+        for k in (1, 2)
+        for name in ("training-loss", "validation", "order-gap", "adaptation")
+    ),
 ]
 
 
@@ -40,17 +45,17 @@ def test_the_command_reports_what_lies_below_the_folders(
     markdown = (tmp_path / "mine" / "report.md").read_text()
     assert "13 of 13 runs finished" in page and "Left out" not in page + markdown
     for rows in compare(find_runs([trained_runs]).runs).values():
+        for column in table_columns(rows):
+            assert all(cell in page and cell in markdown for cell in column.cells)
         for row in rows:
-            # Off a terminal the table keeps its whole width.
-            assert all(cell in printed and cell in page for cell in row.cells())
             for run in row.runs:
-                assert f"{run.source} " in printed and f">{run.source}</td>" in page
-                assert f"| {in_markdown(run.source)} |" in markdown
+                assert f"  {run.source}\n" in printed and f">{run.source}</td>" in page
+                assert f"| {escape_markdown(run.source)} |" in markdown
 
 
-def test_every_picture_is_there_in_three_forms(report: Path) -> None:
+def test_every_plot_is_in_the_page_in_markdown_and_a_file(report: Path) -> None:
     page, markdown = report.read_text(), (report.parent / "report.md").read_text()
-    for name in [f"toy-{picture}" for picture in PICTURES] + ["other-pareto"]:
+    for name in [f"toy-{plot}" for plot in PLOTS] + ["other-tradeoff"]:
         assert f'<figure id="{name}">' in page
         assert f"]({name}.png)" in markdown
         with Image.open(report.parent / f"{name}.png") as png:
@@ -74,12 +79,12 @@ def test_links_lead_to_the_configs(report: Path) -> None:
         assert all((report.parent / link).is_file() for link in links)
 
 
-def test_the_same_runs_give_the_same_pictures(trained_runs: Path, tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_plots(trained_runs: Path, tmp_path: Path) -> None:
     runs = find_runs([trained_runs / "other"]).runs
     for name in ("one", "two"):
         write_report(runs, tmp_path / name)
-    for picture in (tmp_path / "one").glob("*.png"):
-        assert picture.read_bytes() == (tmp_path / "two" / picture.name).read_bytes()
+    for plot in (tmp_path / "one").glob("*.png"):
+        assert plot.read_bytes() == (tmp_path / "two" / plot.name).read_bytes()
 
 
 def test_a_run_without_probes_and_before_its_first_validation_is_reported(
@@ -93,7 +98,7 @@ def test_a_run_without_probes_and_before_its_first_validation_is_reported(
     assert "other" in printed
     assert "0 of 1 runs finished" in (tmp_path / "report" / "report.html").read_text()
     ((rows),) = compare(find_runs([folder]).runs).values()
-    assert draw_pictures(rows) == []
+    assert [plot.name for plot in draw_plots(rows)] == ["training-loss-k1"]
 
 
 # Written whole or not at all --------------------------------------------------------------------
@@ -169,7 +174,7 @@ def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: 
     assert complaints == []
 
     images = page.locator("figure img")
-    assert images.count() == len(PICTURES) + 6  # the other experiment has one number of inner steps
+    assert images.count() == len(PLOTS) + 7  # the other experiment has one number of inner steps
     for image in images.all():
         assert image.evaluate("i => i.complete && i.naturalWidth > 0")
         box = image.bounding_box()

@@ -12,6 +12,7 @@ from maml_pipeline.cli import main
 from maml_pipeline.errors import UserError
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
+from maml_pipeline.report.table import seeds_text
 from maml_pipeline.runs.find import find_runs
 from tests.damaged_runs import (
     BINARY,
@@ -105,7 +106,7 @@ def test_a_run_that_is_there_twice_is_one(sound: list[Path], tmp_path: Path) -> 
     (one,) = found.runs
     assert one.is_finished and one.source in (run, tmp_path / "copy", tmp_path / "link")
     assert len(found.skipped) == 4
-    assert all(f"it is the run of {one.source}" in line for line in found.skipped)
+    assert all(f"it is a copy of {one.source}" in line for line in found.skipped)
     for paths in ([run, tmp_path / "link"], [tmp_path / "link"], [run, run / "metrics.csv" / ".."]):
         assert len(find_runs(paths).runs) == 1
 
@@ -118,18 +119,18 @@ def test_a_training_that_is_repeated_is_no_further_seed(sound: list[Path], tmp_p
     assert len(found.runs) == 3 and found.skipped == []
     groups = compare(found.runs)
     assert [*groups] == ["toy", "toy, repeat 2"]
-    assert all(len(row.runs) == 1 and row.spread is None for rows in groups.values() for row in rows)
+    assert all(len(row.runs) == 1 and row.seed_range is None for rows in groups.values() for row in rows)
 
 
 def test_a_killed_run_is_no_seed_of_the_result(sound: list[Path], tmp_path: Path) -> None:
     damaged(sound[0], tmp_path / "second-seed", lambda run: None, seed=1)
     damaged(sound[0], tmp_path / "killed", remove("test.json"), seed=2)
     (row,) = compare(find_runs([sound[0], tmp_path]).runs)["toy"]
-    assert [run.seed for run in row.measured] == [0, 1] and [run.seed for run in row.unfinished] == [2]
-    assert "0, 1 (unfinished: 2)" in row.cells()
-    official = [run.test["test/loss"] for run in row.measured]
+    assert [run.seed for run in row.evaluated] == [0, 1] and [run.seed for run in row.unfinished] == [2]
+    assert seeds_text(row) == "0, 1, 2*"
+    official = [run.test["test/loss"] for run in row.evaluated]
     assert row.result is not None and row.result.mean == pytest.approx(sum(official) / 2)
-    assert row.spread == (min(official), max(official))
+    assert row.seed_range == (min(official), max(official))
     assert (row.to_json()["seeds"], row.to_json()["unfinished_seeds"]) == ([0, 1], [2])
 
 
@@ -209,4 +210,4 @@ def test_folders_that_lie_deep_or_cannot_be_read_end(tmp_path: Path, sound: list
     deep = tmp_path.joinpath(*["d"] * 200)
     deep.mkdir(parents=True)
     found = find_runs([tmp_path, sound[0]])
-    assert len(found.runs) == 1 and "it lies in more folders than any run" in found.skipped[0]
+    assert len(found.runs) == 1 and "it is nested too deeply" in found.skipped[0]

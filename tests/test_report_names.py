@@ -15,7 +15,7 @@ from rich.console import Console
 
 from maml_pipeline.cli import main
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.report.page import in_markdown
+from maml_pipeline.report.page import escape_markdown
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell
 from maml_pipeline.tradeoff.progress import GridProgress
@@ -96,7 +96,7 @@ def test_names_are_shown_as_they_are(
     assert not re.search("<[a-zA-Z/!]", markdown)
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", markdown)
     assert all(link.endswith((".png", "/config.yaml")) and ":" not in link for link in links)
-    assert all(f"## {in_markdown(name)}".strip() in markdown for name in NAMES)
+    assert all(f"## {escape_markdown(name)}".strip() in markdown for name in NAMES)
     # Nothing lies elsewhere, and every picture that is linked is there.
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     linked = set(re.findall(r"\]\(([^)]+\.png)\)", markdown))
@@ -109,7 +109,7 @@ def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     progress = GridProgress([Cell(Method.FIRST_ORDER, 1, 0)], 10, console)
     with progress.bars:
         progress.start(0)
-        progress.watch(3)
+        progress.update(3)
         progress.end("network [/b] :smile: \x1b]0;title\x07 failed")
     assert isinstance(console.file, StringIO)
     assert r"failed: network [/b] :smile: \x1b]0;title\x07 failed" in console.file.getvalue()

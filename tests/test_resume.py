@@ -1,13 +1,10 @@
 """A run that is killed and resumed ends as one that never was."""
 
-import csv
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,70 +18,32 @@ from torch import Tensor, nn
 
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 from maml_pipeline.signals import SIGNALS
-from tests.conftest import CONFIGS
-
-Maml = Callable[..., str]
-
-RUN = (
-    "fit",
-    "--config",
-    CONFIGS / "toy.yaml",
-    "--trainer.max_steps",
-    300,
-    "--trainer.val_check_interval",
-    50,
-    "--trainer.log_every_n_steps",
-    7,
-    "--run.checkpoint_every",
-    20,
-    "--data.val_tasks",
-    10,
-    "--data.test_tasks",
-    10,
+from tests.helpers import (
+    RUN,
+    Maml,
+    assert_same_run,
+    checkpoint_tensors,
+    maml_command,
+    process_environment,
+    read_metrics,
+    run_python,
+    untimed_metrics,
 )
 
 
-def checkpoint(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
-    loaded = torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
-    moments = loaded["optimizer_states"][0]["state"]
-    adam = {f"{i}.{name}": value for i, state in moments.items() for name, value in state.items()}
-    weights: dict[str, torch.Tensor] = loaded["state_dict"]
-    return weights | adam | {"meta_step": torch.tensor(loaded["global_step"])}
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Read the metrics, without those that tell the time."""
-    with (folder / "metrics.csv").open() as file:
-        table = [
-            {k: v for k, v in row.items() if "second" not in k and k != "speed/meta_step_ms"}
-            for row in csv.DictReader(file)
-        ]
-    return table
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Hold two finished runs against each other, bit by bit."""
-    for which in ("last", "best"):
-        ours, theirs = checkpoint(one, which), checkpoint(other, which)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    # The metrics are those of the run that never stopped: no gap, no row twice.
-    assert rows(one) == rows(other)
-    assert (one / "test.json").read_text() == (other / "test.json").read_text()
+def last_step(folder: Path) -> int:
+    """Return the last meta-step that a run has logged, or -1."""
+    rows = read_metrics(folder) if (folder / "metrics.csv").exists() else []
+    return int(rows[-1]["step"]) if rows else -1
 
 
 def kill_once_at(folder: Path, steps: int, accumulate: int) -> None:
     """Run the command in a process of its own and kill it once it has logged so many meta-steps."""
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, RUN), "--run.dir", str(folder)]
-    command += ["--trainer.accumulate_grad_batches", str(accumulate)]
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+    settings = ("--run.dir", folder, "--trainer.accumulate_grad_batches", accumulate)
+    command = maml_command(*RUN, *settings)
+    with subprocess.Popen(command, env=process_environment(), stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if (folder / "metrics.csv").exists() and int(
-                (rows(folder) or [{"step": "0"}])[-1]["step"]
-            ) > steps:
-                break
+        while last_step(folder) <= steps and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -98,11 +57,11 @@ def test_a_killed_fit_resumes_bit_for_bit(
     settings = ("--trainer.accumulate_grad_batches", accumulate)
     maml(*RUN, *settings, "--run.dir", tmp_path / "whole")
     kill_once_at(tmp_path / "killed", 110, accumulate)
-    killed_at = int(checkpoint(tmp_path / "killed")["meta_step"])
+    killed_at = int(checkpoint_tensors(tmp_path / "killed")["meta_step"])
     assert 0 < killed_at < 300
     maml(*RUN, *settings, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
 
-    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 class SignalAt(Callback):
@@ -148,10 +107,10 @@ def test_a_run_stopped_by_every_signal_ends_bit_for_bit_as_one_that_never_was(
     steps = sorted(random.Random(accumulate).sample(range(5, 290), len(SIGNALS)))
     for meta_step, signum in zip(steps, SIGNALS, strict=True):
         assert stop_at(maml, stopped, meta_step, signum, accumulate=accumulate) == 128 + signum
-        assert checkpoint(stopped)["meta_step"] == meta_step
-        assert rows(stopped)[-1]["step"] <= str(meta_step)
+        assert checkpoint_tensors(stopped)["meta_step"] == meta_step
+        assert last_step(stopped) <= meta_step
     maml(*RUN, *settings, "--run.dir", stopped, "--ckpt_path", "last")
-    assert_same(tmp_path / "whole", stopped)
+    assert_same_run(tmp_path / "whole", stopped)
 
 
 @pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_validation_batch_end"])
@@ -160,10 +119,13 @@ def test_a_stop_at_a_validation_keeps_what_the_validation_decided(
 ) -> None:
     maml(*RUN, "--run.dir", tmp_path / "whole")
     stop_at(maml, tmp_path / "stopped", 100, signal.SIGTERM, hook)
-    assert checkpoint(tmp_path / "stopped")["meta_step"] == 100
-    assert [row["step"] for row in rows(tmp_path / "stopped") if row["val/loss"]] == ["49", "99"]
+    assert checkpoint_tensors(tmp_path / "stopped")["meta_step"] == 100
+    assert [row["step"] for row in untimed_metrics(tmp_path / "stopped") if row["val/loss"]] == [
+        "49",
+        "99",
+    ]
     maml(*RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
-    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, tmp_path: Path) -> None:
@@ -173,7 +135,7 @@ def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, t
     assert not (tmp_path / "stopped" / "test.json").exists()
     for _ in range(2):  # the second time there is nothing to train, and a test to be replaced
         maml(*RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
-        assert_same(tmp_path / "whole", tmp_path / "stopped")
+        assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.integration
@@ -189,7 +151,7 @@ def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path
         pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         AtomicCheckpointIO().save_checkpoint({{"weights": torch.ones(1000)}}, {str(path)!r})
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    killed = run_python(script)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2  # the new one lies beside, and is no checkpoint
     assert torch.equal(torch.load(path)["weights"], state["weights"])
@@ -201,7 +163,7 @@ def test_a_row_cut_short_by_a_kill_is_written_again(maml: Maml, tmp_path: Path) 
     table = tmp_path / "killed" / "metrics.csv"
     table.write_text(table.read_text() + "0,,,,,,1")
     maml(*RUN, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
-    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 class Dropping(nn.Module):
@@ -242,16 +204,16 @@ def test_a_run_of_two_parts_is_bit_for_bit_one_of_a_single_part(
     maml(*run, "--trainer.max_steps", 23, "--run.dir", tmp_path / "parts")
     resume = ("--run.dir", tmp_path / "parts", "--ckpt_path", "last")
     maml(*run, "--trainer.max_steps", 40, *resume)
-    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_validation_comes_between_two_meta_steps(maml: Maml, tmp_path: Path) -> None:
     run = (*RUN, "--trainer.max_steps", 12, "--trainer.val_check_interval", 3)
     maml(*run, "--trainer.accumulate_grad_batches", 2, "--run.dir", tmp_path / "run")
-    validated = [row["step"] for row in rows(tmp_path / "run") if row["val/loss"]]
+    validated = [row["step"] for row in untimed_metrics(tmp_path / "run") if row["val/loss"]]
     assert validated == ["2", "5", "8", "11"]
     # The best state is that of a whole meta-step, and goes on as the run did.
-    best = checkpoint(tmp_path / "run", "best")["meta_step"]
+    best = checkpoint_tensors(tmp_path / "run", "best")["meta_step"]
     assert int(best) % 3 == 0
     resume = (
         "--trainer.accumulate_grad_batches",
@@ -261,9 +223,9 @@ def test_a_validation_comes_between_two_meta_steps(maml: Maml, tmp_path: Path) -
         "--ckpt_path",
         "best",
     )
-    before = checkpoint(tmp_path / "run")
+    before = checkpoint_tensors(tmp_path / "run")
     maml(*run, *resume)
-    after = checkpoint(tmp_path / "run")
+    after = checkpoint_tensors(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -280,15 +242,15 @@ def test_a_run_that_was_stopped_early_does_not_train_on(maml: Maml, tmp_path: Pa
     stopping = json.dumps({"class_path": "EarlyStopping", "init_args": settings})
     run = (*RUN, f"--trainer.callbacks={stopping}", "--trainer.val_check_interval", 5)
     maml(*run, "--run.dir", tmp_path / "run")
-    ended = {name: checkpoint(tmp_path / "run", name) for name in ("last", "best")}
-    result, table = (tmp_path / "run" / "test.json").read_text(), rows(tmp_path / "run")
+    ended = {name: checkpoint_tensors(tmp_path / "run", name) for name in ("last", "best")}
+    result, table = (tmp_path / "run" / "test.json").read_text(), untimed_metrics(tmp_path / "run")
     assert int(ended["last"]["meta_step"]) == 10
     maml(*run, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
     for name, state in ended.items():
-        again = checkpoint(tmp_path / "run", name)
+        again = checkpoint_tensors(tmp_path / "run", name)
         assert all(torch.equal(value, again[key]) for key, value in state.items())
     assert (tmp_path / "run" / "test.json").read_text() == result
-    assert rows(tmp_path / "run") == table
+    assert untimed_metrics(tmp_path / "run") == table
 
 
 class StopAtBatch(Callback):
@@ -303,6 +265,6 @@ def test_a_training_that_is_stopped_within_a_meta_step_ends_after_it(maml: Maml,
     run = (*RUN, "--trainer.accumulate_grad_batches", 3)
     maml(*run, spy, "--run.dir", tmp_path / "stopped")
     maml(*run, "--trainer.max_steps", 3, "--run.dir", tmp_path / "whole")
-    stopped, whole = (checkpoint(tmp_path / name) for name in ("stopped", "whole"))
+    stopped, whole = (checkpoint_tensors(tmp_path / name) for name in ("stopped", "whole"))
     assert int(stopped["meta_step"]) == 3
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)

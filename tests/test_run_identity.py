@@ -5,8 +5,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,16 @@ from maml_pipeline.runs.compatibility import (
     MAY_CHANGE_ON_RESUME,
     config_differences,
 )
-from tests.conftest import CONFIGS
-
-Maml = Callable[..., str]
-
-TOY = ("--config", CONFIGS / "toy.yaml", "--trainer.enable_progress_bar", "false")
-SHORT = (
-    *(*TOY, "--trainer.max_steps", 12, "--trainer.val_check_interval", 4),
-    *("--data.val_tasks", 5, "--data.test_tasks", 9, "--probes.every", 100),
+from tests.helpers import (
+    SHORT,
+    SHORT_NAME,
+    Maml,
+    locked_by_another_process,
+    meta_step,
+    read_checkpoint,
+    read_config,
+    read_files,
 )
-NAME = "toy-second-s0"
 
 
 @pytest.fixture(autouse=True)
@@ -56,25 +54,6 @@ def stop(maml: Maml, capsys: pytest.CaptureFixture[str], meta_step: int, *argume
     return capsys.readouterr().out
 
 
-def state(folder: Path, which: str = "last") -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
-    return loaded
-
-
-def meta_step(folder: Path, which: str = "last") -> int:
-    return int(state(folder, which)["global_step"])
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Return every file of a run by its path, with what is in it."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def config(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
-    return loaded
-
-
 def losses(folder: Path) -> list[tuple[str, str]]:
     """Return what was validated, by meta-step."""
     with (folder / "metrics.csv").open(newline="") as file:
@@ -87,16 +66,16 @@ def losses(folder: Path) -> list[tuple[str, str]]:
 def test_a_loop_over_a_key_resumes_the_run_with_these_settings(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped, finished = Path("runs", NAME), Path("runs", f"{NAME}-2")
+    stopped, finished = Path("runs", SHORT_NAME), Path("runs", f"{SHORT_NAME}-2")
     stop(maml, capsys, 6, *SHORT, "--model.inner_lr", 0.01)
     maml("fit", *SHORT, "--model.inner_lr", 0.1)
-    before = files(finished)
+    before = read_files(finished)
 
     maml("fit", *SHORT, "--model.inner_lr", 0.01, "--ckpt_path", "last")
-    assert files(finished) == before
-    assert meta_step(stopped) == 12 and config(stopped)["model"]["inner_lr"] == 0.01
+    assert read_files(finished) == before
+    assert meta_step(stopped) == 12 and read_config(stopped)["model"]["inner_lr"] == 0.01
     assert (stopped / "test.json").exists()
-    assert not Path("runs", f"{NAME}-3").exists()
+    assert not Path("runs", f"{SHORT_NAME}-3").exists()
 
 
 def test_of_several_runs_with_the_same_settings_the_newest_is_resumed(
@@ -105,7 +84,7 @@ def test_of_several_runs_with_the_same_settings_the_newest_is_resumed(
     for _ in range(2):
         stop(maml, capsys, 6, *SHORT)
     maml("fit", *SHORT, "--ckpt_path", "last")
-    assert [meta_step(Path("runs", name)) for name in (NAME, f"{NAME}-2")] == [6, 12]
+    assert [meta_step(Path("runs", name)) for name in (SHORT_NAME, f"{SHORT_NAME}-2")] == [6, 12]
 
 
 def test_no_run_with_these_settings_is_an_error_that_names_the_key(
@@ -113,14 +92,14 @@ def test_no_run_with_these_settings_is_an_error_that_names_the_key(
 ) -> None:
     maml("fit", *SHORT)
     maml("fit", *SHORT, "--model.inner_lr", 0.2, "--model.inner_steps", 2)
-    before = files(Path("runs"))
+    before = read_files(Path("runs"))
     error = maml_error("fit", *SHORT, "--model.inner_lr", 0.05, "--ckpt_path", "last")
-    assert f"runs/{NAME} holds another run: model.inner_lr is 0.05 here and 0.1 there" in error
+    assert f"runs/{SHORT_NAME} holds another run: model.inner_lr is 0.05 here and 0.1 there" in error
     for which in ("last", "best"):
-        named = ("--run.dir", f"runs/{NAME}", "--ckpt_path", which)
+        named = ("--run.dir", f"runs/{SHORT_NAME}", "--ckpt_path", which)
         error = maml_error("fit", *SHORT, "--data.tasks.shots", 7, *named)
         assert "data.tasks.init_args.shots is 7 here and 5 there" in error
-    assert files(Path("runs")) == before
+    assert read_files(Path("runs")) == before
 
 
 @pytest.mark.parametrize(
@@ -138,13 +117,16 @@ def test_what_may_differ_does_not_hinder_resuming(
 ) -> None:
     stop(maml, capsys, 6, *SHORT)
     maml("fit", *SHORT, *arguments, "--ckpt_path", "last")
-    assert [path.name for path in Path("runs").iterdir()] == [NAME]
-    assert meta_step(Path("runs", NAME)) == config(Path("runs", NAME))["trainer"]["max_steps"]
+    assert [path.name for path in Path("runs").iterdir()] == [SHORT_NAME]
+    assert (
+        meta_step(Path("runs", SHORT_NAME))
+        == read_config(Path("runs", SHORT_NAME))["trainer"]["max_steps"]
+    )
 
 
 def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
     maml("fit", *SHORT)
-    known = config(Path("runs", NAME))
+    known = read_config(Path("runs", SHORT_NAME))
     for key, reason in {**MAY_CHANGE_ON_RESUME, **MAY_CHANGE_ON_EVALUATION}.items():
         if key.startswith("data.tasks.init_args"):
             continue  # of one kind of tasks
@@ -159,8 +141,8 @@ def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
 
 def test_a_config_that_lacks_a_key_has_its_default(maml: Maml, maml_error: Callable[..., str]) -> None:
     maml("fit", *SHORT)
-    folder = Path("runs", NAME)
-    old = config(folder)
+    folder = Path("runs", SHORT_NAME)
+    old = read_config(folder)
     del old["model"]["first_order_steps"], old["data"]["tasks"]["init_args"]["query_shots"]
     (folder / "config.yaml").write_text(yaml.safe_dump(old))
     maml("fit", *SHORT, "--ckpt_path", "last")
@@ -186,21 +168,21 @@ def test_a_run_does_not_end_before_where_it_is(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     maml("fit", *SHORT)
-    before = files(Path("runs"))
+    before = read_files(Path("runs"))
     error = maml_error("fit", *SHORT, "--trainer.max_steps", 8, "--ckpt_path", "last")
     assert "trainer.max_steps is 8, but" in error and "is at meta-step 12" in error
-    assert files(Path("runs")) == before
+    assert read_files(Path("runs")) == before
 
 
 def test_a_file_of_another_run_starts_a_run_of_its_own(maml: Maml) -> None:
     maml("fit", *SHORT)
-    before = files(Path("runs", NAME))
-    file = Path("runs", NAME, "checkpoints", "last.ckpt")
+    before = read_files(Path("runs", SHORT_NAME))
+    file = Path("runs", SHORT_NAME, "checkpoints", "last.ckpt")
     other = ("--model.inner_lr", 0.2, "--trainer.max_steps", 16)
     maml("fit", *SHORT, *other, "--ckpt_path", file)
-    assert files(Path("runs", NAME)) == before
-    new = Path("runs", f"{NAME}-2")
-    assert meta_step(new) == 16 and config(new)["model"]["inner_lr"] == 0.2
+    assert read_files(Path("runs", SHORT_NAME)) == before
+    new = Path("runs", f"{SHORT_NAME}-2")
+    assert meta_step(new) == 16 and read_config(new)["model"]["inner_lr"] == 0.2
     assert meta_step(new, "best") == 16, "the best state of the other run is not its own"
 
 
@@ -224,23 +206,26 @@ def test_a_config_describes_a_run_and_not_how_it_was_started(
 ) -> None:
     stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
     maml("fit", *SHORT, "--run.dir", "mine", "--ckpt_path", "last")
-    described = config(Path("mine"))
+    described = read_config(Path("mine"))
     assert described["ckpt_path"] is None and described["run"]["dir"] is None
-    before = files(Path("mine"))
+    before = read_files(Path("mine"))
     # A new run from it begins at the beginning, and in a folder of its own.
     maml("fit", "--config", Path("mine", "config.yaml"))
-    assert files(Path("mine")) == before
-    assert state(Path("runs", NAME))["state_dict"].keys() == state(Path("mine"))["state_dict"].keys()
-    for name, value in state(Path("mine"))["state_dict"].items():
-        assert torch.equal(state(Path("runs", NAME))["state_dict"][name], value)
-    assert losses(Path("runs", NAME)) == losses(Path("mine"))
+    assert read_files(Path("mine")) == before
+    assert (
+        read_checkpoint(Path("runs", SHORT_NAME))["state_dict"].keys()
+        == read_checkpoint(Path("mine"))["state_dict"].keys()
+    )
+    for name, value in read_checkpoint(Path("mine"))["state_dict"].items():
+        assert torch.equal(read_checkpoint(Path("runs", SHORT_NAME))["state_dict"][name], value)
+    assert losses(Path("runs", SHORT_NAME)) == losses(Path("mine"))
 
 
 def test_the_config_of_an_older_version_which_names_its_own_place_is_read_from_where_it_lies(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
-    old = config(Path("mine"))
+    old = read_config(Path("mine"))
     old["run"]["dir"], old["ckpt_path"] = str(Path("mine").resolve()), None
     Path("mine", "config.yaml").write_text(yaml.safe_dump(old))
     Path("mine").rename("moved")
@@ -253,12 +238,12 @@ def test_the_config_of_an_older_version_which_names_its_own_place_is_read_from_w
 
 def test_a_runs_own_config_measures_its_best_state_again(maml: Maml) -> None:
     maml("fit", *SHORT, "--trainer.max_steps", 14)
-    folder = Path("runs", NAME)
-    before = files(folder)
+    folder = Path("runs", SHORT_NAME)
+    before = read_files(folder)
     assert meta_step(folder) == 14 and meta_step(folder, "best") == 12
     printed = maml("test", "--config", folder / "config.yaml")
     assert "Test after 12 meta-steps" in printed
-    assert files(folder) == before
+    assert read_files(folder) == before
     # Another way to name the same.
     for arguments in (
         ("--config", folder / "config.yaml", "--ckpt_path", "best"),
@@ -268,7 +253,7 @@ def test_a_runs_own_config_measures_its_best_state_again(maml: Maml) -> None:
         (*SHORT, "--ckpt_path", folder / "checkpoints" / "best.ckpt"),
     ):
         maml("test", *arguments)
-        assert files(folder) == before, arguments
+        assert read_files(folder) == before, arguments
 
 
 @pytest.mark.parametrize(
@@ -284,11 +269,11 @@ def test_another_measurement_has_a_file_of_its_own_and_says_what_was_different(
     arguments: list[object], key: str, here: object, there: object, maml: Maml
 ) -> None:
     maml("fit", *SHORT, "--trainer.max_steps", 14)
-    folder = Path("runs", NAME)
-    before = files(folder)
+    folder = Path("runs", SHORT_NAME)
+    before = read_files(folder)
     printed = maml("test", "--config", folder / "config.yaml", *arguments)
     assert f"{key}: {here} here, {there} in the run" in printed
-    after = files(folder)
+    after = read_files(folder)
     (own,) = after.keys() - before.keys()
     assert {name: after[name] for name in before} == before
     assert own in printed.replace("\n", "")
@@ -297,7 +282,7 @@ def test_another_measurement_has_a_file_of_its_own_and_says_what_was_different(
     assert "test/loss" in kept
     # Once more is the same file.
     maml("test", "--config", folder / "config.yaml", *arguments)
-    assert files(folder) == after
+    assert read_files(folder) == after
 
 
 def test_a_measurement_found_by_the_runs_name_is_of_these_settings(
@@ -305,13 +290,13 @@ def test_a_measurement_found_by_the_runs_name_is_of_these_settings(
 ) -> None:
     maml("fit", *SHORT, "--model.inner_lr", 0.2)
     maml("fit", *SHORT)
-    before = files(Path("runs"))
+    before = read_files(Path("runs"))
     printed = maml(
         "test", *SHORT, "--model.inner_lr", 0.2, "--data.test_tasks", 4, "--ckpt_path", "best"
     )
     assert "data.test_tasks: 4 here, 9 in the run" in printed
-    (added,) = files(Path("runs")).keys() - before.keys()
-    assert added.startswith(f"{NAME}/test-")
+    (added,) = read_files(Path("runs")).keys() - before.keys()
+    assert added.startswith(f"{SHORT_NAME}/test-")
     error = maml_error("test", *SHORT, "--model.inner_lr", 0.3, "--ckpt_path", "best")
     assert "model.inner_lr is 0.3 here and" in error
 
@@ -321,18 +306,18 @@ def test_a_checkpoint_measured_with_the_settings_of_another_run_is_kept_nowhere(
 ) -> None:
     maml("fit", *SHORT, "--run.dir", "one")
     maml("fit", *SHORT, "--run.dir", "two", "--model.inner_lr", 0.2)
-    before = files(Path())
+    before = read_files(Path())
     best = ("--ckpt_path", "one/checkpoints/best.ckpt")
     assert "Test after" in maml("test", "--config", "two/config.yaml", *best)
     assert "Test after" in maml("test", *SHORT, "--model.inner_lr", 0.2, *best)
-    assert files(Path()) == before
+    assert read_files(Path()) == before
     error = maml_error("test", *SHORT, "--run.dir", "two", *best)
     assert "is not a checkpoint of the run in run.dir two" in error
 
 
 def test_an_unfinished_run_has_no_result(maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
     stop(maml, capsys, 6, *SHORT)
-    folder = Path("runs", NAME)
+    folder = Path("runs", SHORT_NAME)
     assert "trained meta-steps: 6 here, 12 in the run" in maml(
         "test", "--config", folder / "config.yaml"
     )
@@ -344,9 +329,9 @@ def test_a_run_that_trains_on_has_no_result_until_it_ends(
 ) -> None:
     maml("fit", *SHORT)
     stop(maml, capsys, 14, *SHORT, "--trainer.max_steps", 16, "--ckpt_path", "last")
-    assert not Path("runs", NAME, "test.json").exists()
+    assert not Path("runs", SHORT_NAME, "test.json").exists()
     maml("fit", *SHORT, "--trainer.max_steps", 16, "--ckpt_path", "last")
-    assert json.loads(Path("runs", NAME, "test.json").read_text())["meta_step"] == 16
+    assert json.loads(Path("runs", SHORT_NAME, "test.json").read_text())["meta_step"] == 16
 
 
 # Moved folders ----------------------------------------------------------------------------------
@@ -363,20 +348,20 @@ def test_a_moved_run_is_resumed_where_it_lies_now_with_its_own_best_state(
     Path("old").rename("moved")
     # Another run takes the old place.
     maml("fit", *SHORT, "--run.dir", "old")
-    before = files(Path("old"))
+    before = read_files(Path("old"))
     maml("fit", "--config", "moved/config.yaml", "--ckpt_path", "last")
-    assert files(Path("old")) == before
+    assert read_files(Path("old")) == before
     for name in ("test.json", "config.yaml"):
         assert Path("moved", name).read_bytes() == Path("whole", name).read_bytes()
     for which in ("best", "last"):
-        ours, theirs = (state(Path(run), which)["state_dict"] for run in ("whole", "moved"))
+        ours, theirs = (read_checkpoint(Path(run), which)["state_dict"] for run in ("whole", "moved"))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_nothing_in_a_run_depends_on_where_it_lies(maml: Maml) -> None:
     maml("fit", *SHORT, "--run.dir", "here")
     text = str(Path("here").resolve()).encode()
-    assert not [name for name, content in files(Path("here")).items() if text in content]
+    assert not [name for name, content in read_files(Path("here")).items() if text in content]
 
 
 # Two at once ------------------------------------------------------------------------------------
@@ -387,21 +372,13 @@ def test_a_second_process_in_a_run_is_refused_at_once(
     maml: Maml, maml_error: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
-    before = files(Path("mine"))
-    script = "import fcntl, signal; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); signal.pause()"
-    with (
-        Path("mine", ".lock").open("w") as lock,
-        subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other,
-    ):
-        assert other.stdout is not None and other.stdout.readline()
-        try:
-            error = maml_error("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")
-            assert "mine is in use: another process trains in it" in error
-            assert files(Path("mine")) == before
-            # To measure it does not hinder anybody.
-            assert "Test after" in maml("test", "--config", "mine/config.yaml")
-        finally:
-            other.kill()
+    before = read_files(Path("mine"))
+    with locked_by_another_process(Path("mine", ".lock")):
+        error = maml_error("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")
+        assert "mine is in use: another process trains in it" in error
+        assert read_files(Path("mine")) == before
+        # Testing a run needs no lock.
+        assert "Test after" in maml("test", "--config", "mine/config.yaml")
     maml("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")
     assert meta_step(Path("mine")) == 12
 
@@ -411,14 +388,6 @@ def test_the_folder_of_a_run_that_just_starts_is_not_another_ones(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     Path("mine", "checkpoints").mkdir(parents=True)
-    script = "import fcntl, signal; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); signal.pause()"
-    with (
-        Path("mine", ".lock").open("w") as lock,
-        subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other,
-    ):
-        assert other.stdout is not None and other.stdout.readline()
-        try:
-            assert "mine is in use" in maml_error("fit", *SHORT, "--run.dir", "mine")
-        finally:
-            other.kill()
+    with locked_by_another_process(Path("mine", ".lock")):
+        assert "mine is in use" in maml_error("fit", *SHORT, "--run.dir", "mine")
     assert {*os.listdir("mine")} == {"checkpoints", ".lock"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.report.comparison import FIGURES, Row, compare, findings
+from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare, findings
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.tradeoff.cells import meta_steps_done
@@ -19,7 +19,7 @@ from maml_pipeline.tradeoff.cells import meta_steps_done
 def essence(run: Run) -> dict[str, object]:
     """Return all that a report shows of a run."""
     return {
-        **{name: getattr(run, name) for name in (*FIGURES, "name", "experiment", "test_curve")},
+        **{name: getattr(run, name) for name in (*QUANTITIES, "name", "experiment", "test_curve")},
         "result": run.result,
         "curve": run.series(run.monitor),
         "gap": run.series("order_gap/cosine"),
@@ -100,32 +100,32 @@ def test_a_path_that_does_not_exist_is_named(maml_error: Callable[..., str]) -> 
 
 
 @pytest.fixture(scope="module")
-def rows(trained_runs: Path) -> list[Row]:
+def rows(trained_runs: Path) -> list[ComparisonRow]:
     return compare(find_runs([trained_runs / "lines"]).runs)["toy"]
 
 
-def test_runs_that_differ_by_their_seed_are_one_row(rows: list[Row]) -> None:
+def test_runs_that_differ_by_their_seed_are_one_row(rows: list[ComparisonRow]) -> None:
     assert [(row.method, row.inner_steps, len(row.runs)) for row in rows] == [
         (order, k, 2) for k in (1, 2) for order in ("first", "second", "checkpointed")
     ]
     for row in rows:
         results = [run.test["test/loss"] for run in row.runs]
-        assert row.result is not None and row.spread == (min(results), max(results))
+        assert row.result is not None and row.seed_range == (min(results), max(results))
         assert row.result.mean == pytest.approx(sum(results) / 2)
 
 
-def test_ratios_are_to_first_order_with_the_same_inner_steps(rows: list[Row]) -> None:
+def test_ratios_are_to_first_order_with_the_same_inner_steps(rows: list[ComparisonRow]) -> None:
     for row in rows:
         first = next(r for r in rows if (r.method, r.inner_steps) == ("first", row.inner_steps))
-        for figure in ("peak_bytes", "flops", "meta_step_ms"):
-            own, other = row.mean(figure), first.mean(figure)
+        for cost in ("peak_bytes", "flops", "meta_step_ms"):
+            own, other = row.mean(cost), first.mean(cost)
             assert own is not None and other is not None
-            assert row.ratio(figure) == (None if row is first else pytest.approx(own / other))
+            assert row.ratio(cost) == (None if row is first else pytest.approx(own / other))
     second = rows[1]
     assert (second.ratio("peak_bytes") or 0) > 1 and (second.ratio("flops") or 0) > 1
 
 
-def test_findings_name_result_memory_and_time(rows: list[Row]) -> None:
+def test_findings_name_result_memory_and_time(rows: list[ComparisonRow]) -> None:
     sentences = findings(rows)
     assert len(sentences) == 4  # of each row that is not first order
     assert all("times the peak memory and" in text and "times the time" in text for text in sentences)
@@ -157,19 +157,19 @@ def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
 
 def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> None:
     (row,) = compare(find_runs([trained_runs / "other"]).runs)["other"]
-    assert row.first is None and row.ratio("peak_bytes") is None
+    assert row.first_order is None and row.ratio("peak_bytes") is None
     assert row.to_json()["peak_bytes_to_first_order"] is None
     assert not findings([row])
 
 
-def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[Row]) -> None:
+def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[ComparisonRow]) -> None:
     run = rows[0].runs[0]
     lost = replace(run, test=dict.fromkeys(run.test, math.nan))
-    diverged = Row([lost, replace(lost, test=dict.fromkeys(run.test, math.inf))], None)
+    diverged = ComparisonRow([lost, replace(lost, test=dict.fromkeys(run.test, math.inf))], None)
     assert json.dumps(lost.to_json(), allow_nan=False)
     for row in [*rows, diverged]:
         text = json.dumps(row.to_json(), allow_nan=False)
-        assert json.loads(text)["order"] == row.method
+        assert json.loads(text)["method"] == row.method
 
 
 def test_meta_steps_of_a_table_that_grows(tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 import os
 import signal
-import subprocess
 import sys
-import textwrap
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +17,8 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import Lines
-from maml_pipeline.tradeoff.cells import Tradeoff
-from tests.conftest import CONFIGS
-from tests.test_learner import trainer
-from tests.test_resume import assert_same
-
-Maml = Callable[..., str]
+from maml_pipeline.tradeoff import cells
+from tests.helpers import CONFIGS, Maml, assert_same_run, make_trainer, run_python
 
 FIT = (
     *("fit", "--config", CONFIGS / "toy.yaml", "--run.dir", "run"),
@@ -97,7 +89,7 @@ def test_a_signal_ends_a_fit_with_its_own_status_and_the_run_is_resumed(
     if signum == signal.SIGTERM:
         has_state = (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
         maml(*FIT, *(["--ckpt_path", "last"] if has_state else []))
-        assert_same(whole, tmp_path / "run")
+        assert_same_run(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -179,7 +171,7 @@ def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:
 
     seen: list[Any] = []
     before = [signal.getsignal(signum) for signum in SIGNALS]
-    lightning = trainer(max_steps=1, limit_val_batches=0, callbacks=[StopOnSignal(), Seen()])
+    lightning = make_trainer(max_steps=1, limit_val_batches=0, callbacks=[StopOnSignal(), Seen()])
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     lightning.fit(learner, datamodule=TaskDataModule(Lines(), 2))
     assert seen[0].__module__ == "maml_pipeline.signals"
@@ -189,20 +181,11 @@ def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:
 # While it starts, and while C code runs -----------------------------------------------------------
 
 
-def python(script: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh process, in which nothing slow has been imported."""
-    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent)} | settings.pop("environment", {})
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, **settings
-    )
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize("imported", ["maml_pipeline.cli.training", "numpy._core._multiarray_umath"])
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> None:
-    ended = python(f"""
+    ended = run_python(f"""
         import importlib.abc, os, sys
         from maml_pipeline.cli import main
 
@@ -239,7 +222,7 @@ WHILE_C_CODE_RUNS = """
 @pytest.mark.integration
 def test_the_first_ctrl_c_is_acknowledged_while_c_code_runs() -> None:
     script = WHILE_C_CODE_RUNS.format(between="pass", count=1, rounds=1_000_000)
-    ended = python(script)
+    ended = run_python(script)
     assert ended.stderr == "Stopping after the current meta-step; Ctrl-C again to stop at once\n"
     assert ended.stdout == "C code has returned SIGINT\n" and ended.returncode == 0
 
@@ -249,14 +232,14 @@ def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
     script = WHILE_C_CODE_RUNS.format(
         between="import time; time.sleep(0.2)", count=2, rounds=1_000_000_000
     )
-    ended = python(script)
+    ended = run_python(script)
     assert ended.returncode == 128 + signal.SIGINT
     assert ended.stderr.endswith("maml: interrupted\n") and not ended.stdout
 
 
 @pytest.mark.integration
 def test_the_second_ctrl_c_ends_a_process_whatever_a_library_makes_of_it() -> None:
-    ended = python("""
+    ended = run_python("""
         import atexit, os, signal, sys, types
         from maml_pipeline import cli, signals
 
@@ -280,7 +263,7 @@ def test_the_second_ctrl_c_ends_a_process_whatever_a_library_makes_of_it() -> No
 
 @pytest.mark.integration
 def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:
-    ended = python(
+    ended = run_python(
         """
         import os, signal
         from maml_pipeline import signals
@@ -311,7 +294,6 @@ time.sleep(60)
 def test_a_signal_ends_a_tradeoff_and_its_training(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
-    import_module("maml_pipeline.cli.tradeoff")  # which imports by name what is replaced here
     log = tmp_path / "grid" / "first-k1-s0" / "log.txt"
 
     def watch(folder: Path) -> int:
@@ -319,8 +301,8 @@ def test_a_signal_ends_a_tradeoff_and_its_training(
             os.kill(os.getpid(), signum)
         return 0
 
-    monkeypatch.setattr(Tradeoff, "command", lambda *_: [sys.executable, "-c", CELL])
-    monkeypatch.setattr(sys.modules[Tradeoff.__module__], "meta_steps_done", watch)
+    monkeypatch.setattr(cells, "fit_command", lambda *_: [sys.executable, "-c", CELL])
+    monkeypatch.setattr(cells, "meta_steps_done", watch)
     arguments = ("--orders", "first,second", "--out", "grid")
     assert exit_status(maml, "tradeoff", *FIT[1:3], *arguments) == 128 + signum
     assert log.read_text() == "trains\nended in order\n"

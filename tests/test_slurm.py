@@ -14,9 +14,8 @@ import torch
 
 from maml_pipeline.learner.tracking import find_wandb_logs, read_wandb_log
 from maml_pipeline.tradeoff.cells import meta_steps_done
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, assert_same_run, checkpoint_tensors, untimed_metrics
 from tests.slurm_cluster import Cluster, free_ports, wait_for
-from tests.test_resume import assert_same, checkpoint, rows
 
 pytestmark = pytest.mark.slurm
 
@@ -51,7 +50,7 @@ def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Pat
     one = cluster.train(tmp_path, [], *double, "--run.dir", "one")
     assert cluster.wait(two)["JobState"] == "COMPLETED", log(tmp_path, two)
     assert cluster.wait(one)["JobState"] == "COMPLETED", log(tmp_path, one)
-    weights = [checkpoint(tmp_path / run) for run in ("one", "two")]
+    weights = [checkpoint_tensors(tmp_path / run) for run in ("one", "two")]
     assert weights[0]["network.weight"].dtype == torch.float64
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-9)
@@ -80,13 +79,13 @@ def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
             urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"]
             cluster.run(tmp_path, "sbatch", *urgent, "--output=/dev/null")
         wait_for(lambda count=count: int(cluster.show(job)["Restarts"]) == count, "the requeueing")  # type: ignore[misc]
-        saved.append(int(checkpoint(folder)["meta_step"]))
+        saved.append(int(checkpoint_tensors(folder)["meta_step"]))
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "3"), log(tmp_path, job)
     # Not at a multiple of checkpoint_every: each was saved because it was asked to stop.
     assert all(a > b for a, b in zip(saved, meta_steps, strict=True)) and saved[-1] < LONG
     assert log(tmp_path, job).count("its state is saved") == 3
-    assert_same(tmp_path / "whole", folder)
+    assert_same_run(tmp_path / "whole", folder)
 
     logs = find_wandb_logs(folder)
     assert len(logs) == 1, "W&B goes on with one id"
@@ -108,7 +107,7 @@ def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster,
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), log(tmp_path, job)
     assert log(tmp_path, job).count("is requeued") == 2
-    assert int(checkpoint(tmp_path / "early")["meta_step"]) == 40
+    assert int(checkpoint_tensors(tmp_path / "early")["meta_step"]) == 40
 
 
 def imports_torch(cluster: Cluster, job: str) -> bool:
@@ -133,11 +132,11 @@ def test_a_killed_rank_fails_its_job_fast_which_is_requeued_and_goes_on(
     (pid,) = cluster.processes(job, "n2")
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: cluster.show(job)["Restarts"] == "1", "the requeueing")
-    assert int(checkpoint(folder)["meta_step"]) % 100 == 0
+    assert int(checkpoint_tensors(folder)["meta_step"]) % 100 == 0
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), log(tmp_path, job)
     assert "rank 1 was killed by signal 9" in log(tmp_path, job)
-    assert_same(tmp_path / "whole", folder)
+    assert_same_run(tmp_path / "whole", folder)
 
 
 def test_a_job_that_is_killed_again_and_again_stays_away_at_last(
@@ -201,7 +200,7 @@ def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster,
     # What `maml tradeoff` trains itself, without Slurm, is the same to the last bit.
     local = (*grid[:-1], "local", "--orders", "second", "--seeds", "1")
     cluster.run(tmp_path, *maml, "tradeoff", *local)
-    assert_same(grid_folder / "second-k1-s1", tmp_path / "local" / "second-k1-s1")
+    assert_same_run(grid_folder / "second-k1-s1", tmp_path / "local" / "second-k1-s1")
 
 
 def test_the_report_names_cells_that_failed(cluster: Cluster, tmp_path: Path) -> None:
@@ -216,4 +215,4 @@ def test_the_report_names_cells_that_failed(cluster: Cluster, tmp_path: Path) ->
     assert "1 of 2 cells failed (first-k1-s1)" in log(tmp_path, report)
     assert "first-k1-s1 has no config.yaml, which would say what run it holds" in log(tmp_path, report)
     assert (tmp_path / "grid" / "report" / "report.html").exists()
-    assert len(rows(tmp_path / "grid" / "first-k1-s0"))
+    assert len(untimed_metrics(tmp_path / "grid" / "first-k1-s0"))

@@ -9,10 +9,8 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from maml_pipeline import slurm
 from maml_pipeline.cli.launcher import cluster_environment
-from tests.conftest import CONFIGS
-from tests.test_run_identity import NAME, SHORT, config, files, meta_step
+from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, meta_step, read_config, read_files
 
-Maml = Callable[..., str]
 Slurm = Callable[..., None]
 
 SRUN = {
@@ -45,18 +43,18 @@ def start_both(maml: Maml) -> None:
 def test_of_two_runs_in_a_job_each_goes_on_in_its_own_folder(in_slurm: Slurm, maml: Maml) -> None:
     in_slurm(JOB_ID="7")
     start_both(maml)
-    first, second = Path("runs", NAME), Path("runs", f"{NAME}-2")
-    before = {name: content for name, content in files(first).items() if name != "metrics.csv"}
+    first, second = Path("runs", SHORT_NAME), Path("runs", f"{SHORT_NAME}-2")
+    before = {name: content for name, content in read_files(first).items() if name != "metrics.csv"}
     # The job was killed in the second run, after its last checkpoint.
     (second / "test.json").unlink()
     in_slurm(RESTART_COUNT="1")
     start_both(maml)
     assert {path.name for path in Path("runs").iterdir()} == {first.name, second.name}
     assert (second / "test.json").exists()
-    assert {name: files(first)[name] for name in before if "ckpt" not in name} == {
+    assert {name: read_files(first)[name] for name in before if "ckpt" not in name} == {
         name: content for name, content in before.items() if "ckpt" not in name
     }
-    assert [config(folder)["model"]["inner_lr"] for folder in (first, second)] == [0.1, 0.02]
+    assert [read_config(folder)["model"]["inner_lr"] for folder in (first, second)] == [0.1, 0.02]
 
 
 def test_a_job_that_was_killed_before_it_saved_begins_anew_in_its_folder(
@@ -64,12 +62,12 @@ def test_a_job_that_was_killed_before_it_saved_begins_anew_in_its_folder(
 ) -> None:
     in_slurm(JOB_ID="7")
     maml("fit", *SHORT)
-    for checkpoint in Path("runs", NAME, "checkpoints").iterdir():
+    for checkpoint in Path("runs", SHORT_NAME, "checkpoints").iterdir():
         checkpoint.unlink()
     in_slurm(RESTART_COUNT="1")
     maml("fit", *SHORT)
-    assert [path.name for path in Path("runs").iterdir()] == [NAME]
-    assert meta_step(Path("runs", NAME)) == 12
+    assert [path.name for path in Path("runs").iterdir()] == [SHORT_NAME]
+    assert meta_step(Path("runs", SHORT_NAME)) == 12
 
 
 @pytest.mark.parametrize(
@@ -80,11 +78,11 @@ def test_no_other_job_and_no_job_that_starts_takes_a_run(
 ) -> None:
     in_slurm(JOB_ID="7")
     maml("fit", *SHORT)
-    before = files(Path("runs", NAME))
+    before = read_files(Path("runs", SHORT_NAME))
     monkeypatch.delenv("SLURM_JOB_ID")
     in_slurm(**variables)
     maml("fit", *SHORT)
-    assert files(Path("runs", NAME)) == before and Path("runs", f"{NAME}-2").exists()
+    assert read_files(Path("runs", SHORT_NAME)) == before and Path("runs", f"{SHORT_NAME}-2").exists()
 
 
 # Nothing is downloaded --------------------------------------------------------------------------
@@ -100,7 +98,10 @@ def test_nothing_is_downloaded_in_a_job(
     in_slurm(JOB_ID="7")
     config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")
     error = maml_error("fit", *config, "--data.tasks.root", tmp_path / "none")
-    assert "holds no Omniglot, and nothing is downloaded in a Slurm job" in error
+    assert (
+        "does not contain Omniglot, and Slurm jobs and runs with MAML_OFFLINE set download nothing"
+        in error
+    )
     assert "maml prepare omniglot" in error
     assert not list(tmp_path.iterdir())
 
@@ -127,7 +128,7 @@ def test_a_shell_in_a_job_trains_like_any_other(
     assert all(isinstance(plugin, LightningEnvironment) for plugin in cluster_environment())
     assert bool(cluster_environment()) == ("NTASKS" in variables)
     maml("fit", *SHORT)
-    assert Path("runs", NAME, "test.json").exists()
+    assert Path("runs", SHORT_NAME, "test.json").exists()
 
 
 def test_a_task_that_srun_started_is_one_of_slurms(in_slurm: Slurm, maml: Maml) -> None:
@@ -136,7 +137,7 @@ def test_a_task_that_srun_started_is_one_of_slurms(in_slurm: Slurm, maml: Maml) 
     (plugin,) = cluster_environment()
     assert isinstance(plugin, SLURMEnvironment) and not plugin.auto_requeue
     maml("fit", *SHORT)
-    assert Path("runs", NAME, "slurm_job.txt").read_text() == "7\n"
+    assert Path("runs", SHORT_NAME, "slurm_job.txt").read_text() == "7\n"
 
 
 @pytest.mark.parametrize(
@@ -163,4 +164,4 @@ def test_a_variable_that_is_no_number_is_one_line(
 def test_an_empty_rank_is_none(in_slurm: Slurm, maml: Maml) -> None:
     in_slurm(PROCID="")
     maml("fit", *SHORT)
-    assert Path("runs", NAME, "test.json").exists()
+    assert Path("runs", SHORT_NAME, "test.json").exists()

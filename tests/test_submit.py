@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,11 @@ import pytest
 from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks.omniglot_images import load_images
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, Maml
 
 TOY = ("--config", CONFIGS / "toy.yaml")
 SINE = ("--config", CONFIGS / "sine.yaml")
 SLURM = CONFIGS.parent / "slurm"
-
-Maml = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What a person's own tasks may be, and what is refused in one line before a run begins."""
+"""A user's own tasks: what is accepted, and what is refused in one line before a run starts."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines
 from maml_pipeline.tasks.checks import check_tasks, draw_batch
 from maml_pipeline.tasks.task import Split
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 MY_TASKS = """
 import torch
@@ -161,7 +161,7 @@ def result(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("tasks", ["AsTuple", "AsList", "BatchAsTuple"])
-def test_plain_tuples_and_lists_are_tasks_too(
+def test_tuples_and_lists_of_tensors_are_accepted(
     maml: Callable[..., str], tmp_path: Path, tasks: str
 ) -> None:
     maml(*TOY, "--run.dir", "lines")
@@ -169,13 +169,13 @@ def test_plain_tuples_and_lists_are_tasks_too(
     assert result(tmp_path / "run") == result(tmp_path / "lines")
 
 
-def test_a_finite_list_may_repeat_itself(maml: Callable[..., str], tmp_path: Path) -> None:
+def test_a_finite_list_may_repeat(maml: Callable[..., str], tmp_path: Path) -> None:
     maml(*TOY, "--data.tasks", "my_tasks.Repeating")
     assert result(tmp_path / "run")["test/loss"] > 0
 
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
-def test_shots_that_vary_work_one_task_a_batch(
+def test_varying_shots_work_with_one_task_per_batch(
     maml: Callable[..., str], tmp_path: Path, engine: str
 ) -> None:
     one = ["--data.meta_batch_size", 1, "--trainer.accumulate_grad_batches", 4]
@@ -189,33 +189,48 @@ def test_shots_that_vary_work_one_task_a_batch(
         (
             "VaryingShots",
             "tasks of one meta-batch differ: support_x is (2, 1) torch.float32 in one and (3, 1) "
-            "torch.float32 in another; make them alike, or set data.meta_batch_size to 1 and "
-            "trainer.accumulate_grad_batches to the number of tasks of a meta-step",
+            "torch.float32 in another; make them equal, or set data.meta_batch_size to 1 and "
+            "trainer.accumulate_grad_batches to the number of tasks per meta-step",
         ),
         ("DoublesAtTimes", "support_x is (5, 1) torch.float32 in one and (5, 1) torch.float64 in"),
         ("ThreeTensors", "a task is tuple of 3; it must be Task(support_x, support_y, query_x"),
         ("Missing", "a task is NoneType; it must be Task(support_x"),
         ("DictTask", "a task is dict; it must be Task(support_x"),
-        ("DictInputs", "support_x of a task is dict; it must be a tensor; put several inputs into one"),
-        ("Arrays", "support_x of a task is ndarray; it must be a tensor; torch.from_numpy makes one"),
+        (
+            "DictInputs",
+            "support_x of a task is dict; it must be a tensor; concatenate several inputs into one",
+        ),
+        (
+            "Arrays",
+            "support_x of a task is ndarray; it must be a tensor; convert it with torch.from_numpy",
+        ),
         ("Doubles", "support_x is (5, 1) float64 and support_y (5, 1) float64"),
         ("WholeNumbers", "support_x is (5, 1) int64 and support_y (5, 1) float32"),
-        ("FewerTargets", "inputs of shape (10, 1) and targets of shape (9, 1); both begin with the"),
-        ("NoPoints", "inputs of shape (0, 1) and targets of shape (0, 1); both begin with the number"),
-        ("NoPointDimension", "inputs of shape () and targets of shape (); both begin with"),
-        ("AlwaysAnother", "of AlwaysAnother returns another task when it is called again; it must"),
+        (
+            "FewerTargets",
+            "inputs of shape (10, 1) and targets of shape (9, 1); the first dimension of both",
+        ),
+        (
+            "NoPoints",
+            "inputs of shape (0, 1) and targets of shape (0, 1); the first dimension of both is",
+        ),
+        ("NoPointDimension", "inputs of shape () and targets of shape (); the first dimension of both"),
+        ("AlwaysAnother", "of AlwaysAnother returns a different task on a second call; it must"),
         ("Finite", "task(0, 'train', 11) of Finite failed: list index out of range (my_tasks.py, line"),
         ("FiniteByName", "task(0, 'train', 11) of FiniteByName failed: KeyError: 11 (my_tasks.py, line"),
         ("Broken", "task(0, 'train', 0) of Broken failed: AttributeError: 'Broken' object has no attr"),
         ("NoBatch", "NoBatch.batch returns NoneType; it must return TaskBatch(support_x, support_y"),
         ("BatchOfOne", "support_x of BatchOfOne.batch is of shape (1, 5, 1); for 4 indices it must be"),
-        ("BatchOfOthers", "BatchOfOthers.batch does not return the tasks that BatchOfOthers.task does"),
-        ("SmallBatchOfOthers", "SmallBatchOfOthers.batch does not return the tasks that SmallBatchOf"),
+        (
+            "BatchOfOthers",
+            "BatchOfOthers.batch returns other tasks than BatchOfOthers.task for the same",
+        ),
+        ("SmallBatchOfOthers", "SmallBatchOfOthers.batch returns other tasks than SmallBatchOfOthers"),
         ("BatchAsTask", "support_x of BatchAsTask.batch is of shape (5, 1); for 4 indices it must be a"),
         ("BatchOfArrays", "support_x of BatchOfArrays.batch is ndarray; for 4 indices it must be a"),
     ],
 )
-def test_what_are_no_tasks_is_refused_before_the_run_has_a_folder(
+def test_invalid_tasks_are_refused_before_the_run_folder_exists(
     maml_error: Callable[..., str], tmp_path: Path, tasks: str, message: str
 ) -> None:
     assert message in maml_error(*TOY, "--data.tasks", f"my_tasks.{tasks}")
@@ -223,7 +238,7 @@ def test_what_are_no_tasks_is_refused_before_the_run_has_a_folder(
 
 
 @pytest.mark.parametrize("first", [("train", 0), ("val", 0), ("val", 3), ("test", 0), ("test", 3)])
-def test_every_split_that_a_run_draws_from_is_tried(first: tuple[Split, int]) -> None:
+def test_every_split_that_a_run_uses_is_checked(first: tuple[Split, int]) -> None:
     class Holes(Lines):
         def task(self, seed: int, split: Split, index: int) -> Task:
             if (split, index) == first:
@@ -238,14 +253,14 @@ def test_every_split_that_a_run_draws_from_is_tried(first: tuple[Split, int]) ->
 
 
 class EndsLate(Lines):
-    """A list that ends while a run without a known end trains on it."""
+    """A list that ends during a run whose length is not known in advance."""
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         return [super(EndsLate, self).task(seed, split, i) for i in range(8)][index]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.integration)])
-def test_a_list_that_ends_during_training_is_named_from_any_process(workers: int) -> None:
+def test_a_list_that_ends_during_training_is_reported_from_any_process(workers: int) -> None:
     data = TaskDataModule(EndsLate(), meta_batch_size=4, num_workers=workers)
     data.check_tasks(["train"], train_batches=0)
     loader: DataLoader[TaskBatch] = data.train_dataloader()
@@ -256,13 +271,13 @@ def test_a_list_that_ends_during_training_is_named_from_any_process(workers: int
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_list_is_no_distribution() -> None:
+def test_a_list_is_not_a_distribution() -> None:
     tasks: Any = [Lines().task(0, "train", 0)]
     with pytest.raises(UserError, match=r"tasks is list of 1; it must be a TaskDistribution.*index %"):
         TaskDataModule(tasks)
 
 
-def test_a_large_meta_batch_is_tried_in_part() -> None:
+def test_part_of_a_large_meta_batch_is_checked() -> None:
     drawn: list[int] = []
 
     class Counting(Lines):
@@ -274,7 +289,7 @@ def test_a_large_meta_batch_is_tried_in_part() -> None:
     assert drawn == [64]
 
 
-def test_not_a_number_is_a_value_like_others() -> None:
+def test_tasks_may_contain_nan() -> None:
     class Unknown(Lines):
         def task(self, seed: int, split: Split, index: int) -> Task:
             task = super().task(seed, split, index)
@@ -285,7 +300,7 @@ def test_not_a_number_is_a_value_like_others() -> None:
     assert task.query_x[0].isnan()
 
 
-def test_drawing_returns_the_batch_itself_where_it_is_one() -> None:
+def test_a_task_batch_is_returned_without_a_copy() -> None:
     class Kept(TaskDistribution):
         tensors = tuple(torch.rand(3, 5, 1) for _ in range(4))
 

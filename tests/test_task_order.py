@@ -14,7 +14,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.tasks.task import Split
-from tests.test_resume import RUN, assert_same
+from tests.helpers import RUN, assert_same_run
 
 B = 3
 META_STEPS = 14
@@ -164,7 +164,7 @@ def test_the_command_trains_the_same_with_epochs_and_without(maml: Any, tmp_path
     run = (*RUN, "--trainer.max_steps", 13, "--trainer.val_check_interval", 4)
     maml(*run, "--run.dir", tmp_path / "one")
     maml(*run, "--trainer.limit_train_batches", 5, "--run.dir", tmp_path / "several")
-    assert_same(tmp_path / "one", tmp_path / "several")
+    assert_same_run(tmp_path / "one", tmp_path / "several")
 
 
 @pytest.mark.parametrize("name", ["limit_train_batches", "val_check_interval"])

@@ -1,4 +1,4 @@
-"""Tasks are pure functions of (seed, split, index), and are what the papers say."""
+"""Tasks are pure functions of (seed, split, index), and follow the papers."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
 
 
 @pytest.mark.parametrize("make", DISTRIBUTIONS)
-def test_a_task_depends_on_seed_split_and_index_alone(make: Callable[[], TaskDistribution]) -> None:
+def test_a_task_depends_on_seed_split_and_index_only(make: Callable[[], TaskDistribution]) -> None:
     numbers = list(product((0, 1), SPLITS, (0, 1, 10**12)))
     forwards = {n: make().task(*n) for n in numbers}
     torch.manual_seed(1)
@@ -33,7 +33,7 @@ def test_a_task_depends_on_seed_split_and_index_alone(make: Callable[[], TaskDis
 
 
 @pytest.mark.parametrize("make", DISTRIBUTIONS)
-def test_a_batch_is_its_tasks_side_by_side(make: Callable[[], TaskDistribution]) -> None:
+def test_a_batch_equals_its_stacked_tasks(make: Callable[[], TaskDistribution]) -> None:
     tasks, indices = make(), [7, 3, 100]
     batch = tasks.batch(5, "val", indices)
     assert same(batch, TaskBatch.stack(tasks.task(5, "val", i) for i in indices))
@@ -42,7 +42,7 @@ def test_a_batch_is_its_tasks_side_by_side(make: Callable[[], TaskDistribution])
 
 
 def test_random_numbers_do_not_change_between_versions() -> None:
-    # Philox is exact by definition; this pins the way it is keyed, on which every result rests.
+    # Philox is exactly defined; this pins its key and counter, on which every result depends.
     assert random_generator(3, "val", 5).bit_generator.random_raw() == PINNED_PHILOX_NUMBER
 
 
@@ -50,7 +50,7 @@ PINNED_PHILOX_NUMBER = 14323720939946869941
 
 
 @pytest.mark.parametrize("shots", [5, 10, 20])
-def test_sine_waves_are_those_of_the_paper(shots: int) -> None:
+def test_sine_waves_match_the_paper(shots: int) -> None:
     waves = SineWaves(shots)
     amplitudes, phases, xs = [], [], []
     for index in range(300):
@@ -70,7 +70,7 @@ def test_sine_waves_are_those_of_the_paper(shots: int) -> None:
     assert -5 <= min(x.min().item() for x in xs) < -4.9 < 4.9 < max(x.max().item() for x in xs) <= 5
 
 
-def test_lines_are_lines() -> None:
+def test_points_lie_on_a_line() -> None:
     task = Lines(shots=3, query_shots=4).task(0, "train", 0)
     x, y = torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y])
     slopes = (y[1:] - y[:-1]) / (x[1:] - x[:-1])
@@ -84,7 +84,7 @@ def test_lines_are_lines() -> None:
         (lambda: SineWaves(shots=0), "shots is 0"),
         (lambda: SineWaves(query_shots=-1), "query_shots is -1"),
         (lambda: Lines(shots=0), "shots is 0"),
-        (lambda: Omniglot(ways=101), "ways is 101; it must be at most 100, the characters of the val"),
+        (lambda: Omniglot(ways=101), "ways is 101; it must be at most 100, the number of characters in"),
         (lambda: Omniglot(ways=1), "ways is 1; it must be at least 2"),
         (lambda: Omniglot(shots=10, query_shots=11), "10 [+] 11 = 21; it must be at most 20"),
     ],

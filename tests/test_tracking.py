@@ -1,8 +1,6 @@
 """W&B: what a run is called and compared by, each meta-step once, and no training that waits for it."""
 
-import csv
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,15 +16,15 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log, session
+from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log
 from maml_pipeline.learner.tracking.description import describe, git_state, provenance
-from maml_pipeline.learner.tracking.logs import is_empty
+from maml_pipeline.learner.tracking.run_id import claim_wandb_id, read_wandb_id
 from maml_pipeline.learner.tracking.tracker import WandbTracker
-from tests.conftest import CONFIGS
+from maml_pipeline.learner.tracking.wandb_internals import is_empty
+from maml_pipeline.locks import is_locked
+from tests.helpers import CONFIGS, Maml, maml_command, maml_process, process_environment, read_metrics
 from tests.test_metrics_doc import DOCUMENTED, pattern
-from tests.wandb_stand_in import API_KEY, StandIn, stand_in
-
-Maml = Callable[..., str]
+from tests.wandb_stand_in import API_KEY, StandIn, at, stand_in
 
 TOY = ("fit", "--config", CONFIGS / "toy.yaml", "--trainer.enable_progress_bar", "false")
 FEW = (*TOY, "--data.val_tasks", 16, "--data.test_tasks", 16)
@@ -44,26 +42,6 @@ def server() -> Iterator[StandIn]:
         yield server
 
 
-def environment(**changes: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return {**kept, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1", **changes}
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "maml_pipeline", *map(str, arguments)]
-
-
-def maml_process(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own: W&B keeps the server's address for a process' life."""
-    return subprocess.run(
-        command(*arguments), env=environment(**changes), capture_output=True, text=True, timeout=240
-    )
-
-
-def at(server: StandIn) -> dict[str, str]:
-    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": API_KEY}
-
-
 def inspected(log: Path, *flags: str) -> str:
     """Read a log with W&B's own reader."""
     reader = [sys.executable, "-m", "wandb", "leet", "inspect", *flags, "--json", str(log)]
@@ -75,17 +53,12 @@ def records(log: Path, kind: str) -> list[dict[str, Any]]:
     return [line[kind] for line in lines if line["type"] == kind]
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def table_steps(folder: Path) -> list[int]:
-    return sorted({int(row["step"]) for row in table(folder)})
+    return sorted({int(row["step"]) for row in read_metrics(folder)})
 
 
 def lowest(folder: Path, metric: str) -> float:
-    return min(float(row[metric]) for row in table(folder) if row[metric])
+    return min(float(row[metric]) for row in read_metrics(folder) if row[metric])
 
 
 def logged_steps(*logs: Path) -> list[int]:
@@ -133,7 +106,7 @@ def test_an_offline_run_is_described_measured_and_summed_up(
     assert_increasing(steps)
     assert steps == table_steps(folder)
     names = {name for row in history for name in row} - {"step"}
-    assert names == set(table(folder)[0]) - {"step"}
+    assert names == set(read_metrics(folder)[0]) - {"step"}
     assert not {n for n in names if not any(re.fullmatch(pattern(d), n) for d in DOCUMENTED)}
 
     figures = summary["summary"]
@@ -195,12 +168,12 @@ def stop_after(rows: int, signum: signal.Signals, folder: Path, *arguments: obje
     """Run the command, and send it a signal once it has logged so many rows more."""
 
     def logged() -> int:
-        return len(table(folder)) if (folder / "metrics.csv").exists() else 0
+        return len(read_metrics(folder)) if (folder / "metrics.csv").exists() else 0
 
     before, deadline = logged(), time.monotonic() + 120
-    variables = environment(WANDB_MODE="offline")
+    variables = process_environment(WANDB_MODE="offline")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command(*arguments), env=variables, **quiet) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(maml_command(*arguments), env=variables, **quiet) as process:  # type: ignore[call-overload]
         while logged() < before + rows and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signum)
@@ -279,12 +252,13 @@ def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run
     "content", [b"", b"\n", b"a\nb\n", b"a b\n", b"a/b\n", b"\xff\x00\n", b"x" * 200]
 )
 def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "wandb_id.txt").write_bytes(content)
-    assert session.read_wandb_id(tmp_path) is None
-    session.claim_wandb_id(tmp_path, "abcd")
-    assert session.read_wandb_id(tmp_path) == "abcd" and session.is_run_active(tmp_path)
+    file = tmp_path / "wandb_id.txt"
+    file.write_bytes(content)
+    assert read_wandb_id(file) is None
+    claim_wandb_id(file, "abcd")
+    assert read_wandb_id(file) == "abcd" and is_locked(file)
     finish_tracking()
-    assert not session.is_run_active(tmp_path)
+    assert not is_locked(file)
     assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
 
 
@@ -387,7 +361,9 @@ def test_a_failing_log_call_ends_tracking_and_nothing_else(
         def log(self, *args: Any, **kwargs: Any) -> None:
             raise ConnectionResetError("the service is gone")
 
-    tracker = WandbTracker(tmp_path, {})
+    tracker = WandbTracker(
+        tmp_path, {}, id_file=tmp_path / "wandb_id.txt", metrics_file=tmp_path / "metrics.csv"
+    )
     tracker.run = Broken()  # type: ignore[assignment]
     for step in range(3):
         tracker.log_metrics({"train/loss": 1.0}, step)
@@ -409,7 +385,7 @@ def test_sync_says_what_is_missing(
     log.parent.mkdir(parents=True)
     log.write_bytes(bytes(100))
     assert "no API key here; run `wandb login`" in maml_error("sync", "run")
-    session.claim_wandb_id(tmp_path / "run", "abcd")
+    claim_wandb_id(tmp_path / "run" / "wandb_id.txt", "abcd")
     assert "run is still being trained" in maml("sync", "run")
     finish_tracking()
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from io import StringIO
@@ -19,13 +18,10 @@ from maml_pipeline.runs.lock import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress import GridProgress
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, ROOT, Maml, locked_by_another_process, maml_command
 
-ROOT = CONFIGS.parent
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")
 SHORT = ("--trainer.max_steps", 40, "--trainer.val_check_interval", 20, "--data.test_tasks", 20)
-
-Maml = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +46,10 @@ class Dropout(nn.Module):
 
 
 @pytest.mark.integration
-def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> None:
+def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
     grid = (*TOY, "--orders", "first,second", "--run.checkpoint_every", 50, "--data.test_tasks", 20)
     long = (*grid, "--trainer.max_steps", 1500, "--trainer.val_check_interval", 500)
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, long)]
+    command = maml_command(*long)
     folder = tmp_path / "runs" / "toy-tradeoff"
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
@@ -68,7 +64,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
     finished = (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns
 
     printed = maml(*long)
-    assert "2 cells, 1 finished" in printed and "goes on after" in printed
+    assert "2 cells, 1 finished" in printed and "resumes after" in printed
     assert (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns == finished
     log = (folder / "second-k1-s0" / "log.txt").read_text()
     assert log.count("Run folder:") == 2
@@ -93,7 +89,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
 
 
 @pytest.mark.integration
-def test_a_failed_cell_is_reported_and_stops_nothing(
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     network = ("--model.network", "tests.test_tradeoff.Dropout", "--out", tmp_path / "grid")
@@ -106,9 +102,9 @@ def test_a_failed_cell_is_reported_and_stops_nothing(
 
 
 @pytest.mark.integration
-def test_a_polite_stop_ends_the_training_at_hand_with_its_state_kept(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, TOY), "--orders", "first"]
-    command += ["--trainer.max_steps", "100000", "--out", str(tmp_path / "grid")]
+def test_a_signal_stops_the_current_cell_with_its_state_saved(tmp_path: Path) -> None:
+    long = ("--trainer.max_steps", 100_000, "--out", tmp_path / "grid")
+    command = maml_command(*TOY, "--orders", "first", *long)
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -145,10 +141,10 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
         ),
         (["--seeds", "0,0"], "seeds has 0 more than once"),
         (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),
-        (["--inner_steps", "many"], "--inner_steps: 'many' is not a number"),
-        (["--model.first_order", "true"], "--model.first_order is what a trade-off sets for each cell"),
+        (["--inner_steps", "many"], "--inner_steps: 'many' is not a whole number"),
+        (["--model.first_order", "true"], "--model.first_order is set by the trade-off for each cell"),
         (["--seed_everything", "1"], "use --seeds"),
-        (["--ckpt_path", "last"], "--ckpt_path has no place here"),
+        (["--ckpt_path", "last"], "--ckpt_path is not used here"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),
         (["--model.inner_rate", "1"], "model.inner_rate"),
         (["--out", "/dev/null/grid"], "out /dev/null/grid cannot be made"),
@@ -167,29 +163,20 @@ def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str],
     maml(*TOY, *SHORT, *out)
     error = maml_error(*TOY, *SHORT, *out, "--model.inner_lr", 0.5)
     assert "holds a trade-off in which model.inner_lr is 0.1, not 0.5" in error
-    script = "import fcntl, sys; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); sys.stdout.close()"
-    script += "; import signal; signal.pause()"
-    with (
-        (tmp_path / "grid" / ".lock").open("w") as lock,
-        subprocess.Popen([sys.executable, "-c", script], stdin=lock, stdout=subprocess.PIPE) as other,
-    ):
-        assert other.stdout is not None and other.stdout.readline()
-        try:
-            assert "is in use" in maml_error(*TOY, *SHORT, *out)
-        finally:
-            other.kill()
+    with locked_by_another_process(tmp_path / "grid" / ".lock"):
+        assert "is in use" in maml_error(*TOY, *SHORT, *out)
 
 
 @pytest.mark.integration
 def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     cell = tmp_path / "grid" / "first-k1-s0"
     cell.mkdir(parents=True)
-    command = [sys.executable, "-m", "maml_pipeline", *map(str, (*TOY, *SHORT)), "--orders", "first"]
-    command += ["--out", str(tmp_path / "grid"), "--cell", "0"]
+    one_cell = ("--orders", "first", "--out", tmp_path / "grid", "--cell", 0)
+    command = maml_command(*TOY, *SHORT, *one_cell)
     with lock_run_folder(cell):
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert refused.returncode == 1
-    assert f"{cell} is in use: another process trains in it" in (cell / "log.txt").read_text()
+    assert f"{cell} is in use: another process is training in it" in (cell / "log.txt").read_text()
     assert {path.name for path in cell.iterdir()} <= {"log.txt", ".lock", "checkpoints"}
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
     assert (cell / "test.json").exists()
@@ -212,7 +199,7 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
     progress = GridProgress(grid, 100, Console(file=out), clock=lambda: now[0] + next(clock))
 
     def seconds(cell: Cell) -> float:
-        return 10 + 2 * cell.weight
+        return 10 + 2 * cell.relative_cost
 
     for cell in grid[:2]:
         progress.start(0)
@@ -220,7 +207,7 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
         progress.end(None)
     progress.start(0)
     now[0] += seconds(grid[2]) / 2
-    progress.watch(50)
+    progress.update(50)
     left = sum(map(seconds, grid[2:])) - seconds(grid[2]) / 2
     hours, minutes, rest = map(int, progress.time_left().split(":"))
     assert 3600 * hours + 60 * minutes + rest == round(left)

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests import world_size_runs as runs
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS, maml_command, process_environment
 from tests.ranks import on_every_rank
 
 pytestmark = pytest.mark.integration
@@ -169,17 +167,19 @@ def test_devices_that_do_not_divide_the_meta_batch_are_refused_by_every_rank(wor
 
 def fit_on(devices: int, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run the command, which starts the other processes itself."""
-    command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(CONFIGS / "toy.yaml")]
     wanted = {
         "trainer.devices": devices,
         "trainer.strategy": "ddp",
         "run.dir": folder / "run",
     } | settings
-    command += [str(text) for key, value in wanted.items() for text in (f"--{key}", value)]
-    quiet = {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment = os.environ | quiet | {"WANDB_MODE": "offline"}
+    arguments = [text for key, value in wanted.items() for text in (f"--{key}", value)]
     return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240
+        maml_command("fit", "--config", CONFIGS / "toy.yaml", *arguments),
+        env=process_environment(GLOO_SOCKET_IFNAME="lo", WANDB_MODE="offline"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 

@@ -231,6 +231,11 @@ class QuietServer(ThreadingHTTPServer):
         """Say nothing."""
 
 
+def at(server: StandIn) -> dict[str, str]:
+    """Return the environment variables that make W&B's client talk to a server."""
+    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": API_KEY}
+
+
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
     """Serve on a free port of loopback until the block ends."""

@@ -1,4 +1,4 @@
-"""Networks and losses as people write them: each engine computes them exactly, or refuses them."""
+"""Networks and losses as users write them: each engine is exact for them, or rejects them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,12 +20,12 @@ from tests.networks import smooth
 class Entry(NamedTuple):
     """One network with one loss.
 
-    `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 16, 16)`; `refused`
-    says by which ways, named as in `tests/test_exactness.py` or by their beginning, with which message.
+    `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 16, 16)`; `rejected`
+    maps what `tests/test_exactness.py` computes, or the beginning of its name, to the expected error.
     """
 
     build: Callable[[], nn.Module]
-    refused: Mapping[str, str] = MappingProxyType({})
+    rejected: Mapping[str, str] = MappingProxyType({})
     loss: Loss = mse_loss
     inputs: str = "vectors"
     stops_gradients: bool = False
@@ -244,7 +244,7 @@ class Squared(torch.autograd.Function):
 
 
 class Detached(Squared):
-    """x^2, whose second derivative is lost: a person may want it so."""
+    """x^2, whose second derivative is lost, which may be intended."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -357,7 +357,7 @@ def detaching(prediction: Tensor, target: Tensor) -> Tensor:
 
 STATE = "changes its buffer"
 ATTRIBUTE = "read parameters from the attributes that hold them"
-RECOMPUTED = "activations are recomputed"
+RECOMPUTED = "recomputes its activations"
 WEIGHT_NORM = {
     f"train {engine} second": "wrong second derivative" for engine in ("vectorized", "learn2learn")
 }
@@ -368,7 +368,7 @@ NO_SECOND_DERIVATIVE = {
     "layer, or set first_order to true$"
     for engine in ("vectorized", "learn2learn")
 }
-MAPPED = r"engine vectorized cannot run the network .* on many tasks at once: .*; use engine learn2learn"
+MAPPED = r"engine vectorized cannot run network .* under vmap: .*; use engine learn2learn"
 
 ZOO: dict[str, Entry] = {
     "linear": Entry(lambda: nn.Linear(2, 1)),
@@ -439,7 +439,7 @@ ZOO: dict[str, Entry] = {
     "closure over a parameter": Entry(
         lambda: Calling(through_lambda, with_closure_over_parameter), {"": ".*"}
     ),
-    "view": Entry(lambda: Calling(through_view, with_view), {"": "by a view or a .data"}),
+    "view": Entry(lambda: Calling(through_view, with_view), {"": "through a view or .data"}),
     "recomputed": Entry(
         lambda: Calling(recomputed),
         {"train vectorized": ".*", "eval vectorized": ".*", "train learn2learn second": RECOMPUTED},
@@ -463,8 +463,8 @@ ZOO: dict[str, Entry] = {
     "annealed": Entry(
         lambda: Calling(annealing, partial(with_attribute, "calls", 1)),
         {
-            "train": "reads in evaluation what training leaves in its attribute calls",
-            "eval": "does not repeat itself",
+            "train": "reads in evaluation what training assigned to its attribute calls",
+            "eval": "or its loss keeps state",
         },
     ),
     "statistics in an attribute": Entry(

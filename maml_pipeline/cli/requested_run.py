@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from maml_pipeline.cli import config_files
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import expanded
+from maml_pipeline.files import expand_home
 from maml_pipeline.learner.tracking import gradient_method
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.compatibility import Difference, config_differences
@@ -69,7 +69,7 @@ class RequestedRun:
             parser,
             values,
             name=f"{run['experiment']}-{order}-s{values['seed_everything']}",
-            run_dir=None if run_dir is None else expanded(Path(str(run_dir)), "run.dir"),
+            run_dir=None if run_dir is None else expand_home(Path(str(run_dir)), "run.dir"),
             config_of=config_of,
             ckpt_path=settings.ckpt_path,
         )

@@ -25,15 +25,17 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.early_stopping import EndEarly
+from maml_pipeline.learner.lightning_internals import align_logged_step
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import StartTracking, finish_tracking
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import open_run_folder
+from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import Stopped
 from maml_pipeline.text import printable
@@ -144,7 +146,8 @@ class TrainingCommand(CheckedCommand):
         self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
+        tracking = StartTracking(folder / run_folder.BEST_CHECKPOINT)
+        return [DropRepeatedRows(), tracking, *probes.callbacks(), EndEarly(), self.best, last]
 
     def command_arguments(self, command: str) -> dict[str, Any]:
         """Return the arguments of `Trainer.fit`, `validate` or `test`."""
@@ -154,8 +157,7 @@ class TrainingCommand(CheckedCommand):
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state if nothing was validated; attach artifacts."""
-        # Lightning logs the test at its own count, which a run resumed from its very end lags behind.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+        align_logged_step(self.trainer)
         self.trainer.test(
             self.model,
             datamodule=self.datamodule,

@@ -8,7 +8,7 @@ from pathlib import Path
 from maml_pipeline import slurm
 from maml_pipeline.cli.requested_run import RequestedRun
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import expanded
+from maml_pipeline.files import expand_home
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.compatibility import (
@@ -198,7 +198,7 @@ def existing_file(path: str) -> Path:
     Raises:
         UserError: There is none.
     """
-    file = expanded(Path(path), "ckpt_path")
+    file = expand_home(Path(path), "ckpt_path")
     if not file.is_file():
         raise UserError(f"ckpt_path {path} does not exist; give best, last or a file's path")
     return file

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from maml_pipeline.checksum import add_checksum, has_valid_checksum, has_valid_members
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
+from maml_pipeline.learner import lightning_internals
 from maml_pipeline.learner.preemption import StopOnSignal
 
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -102,10 +103,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """End the meta-step, unless its validation is still to come."""
-        loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        # Lightning's own rule, since whoever asks must get the answer that it acts on.
-        if fetcher is not None and not loop._should_check_val_fx(fetcher):
+        if not lightning_internals.validates_next(trainer):
             self._end_meta_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,7 +113,7 @@ class LastCheckpoint(Checkpoint):
 
     def _end_meta_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._asked_at or trainer.fit_loop.epoch_loop._should_accumulate():
+        if step == self._asked_at or lightning_internals.is_within_meta_step(trainer):
             return
         self._asked_at = step
         stops = self.stop.is_wanted(trainer)
@@ -126,8 +124,8 @@ class LastCheckpoint(Checkpoint):
 
 def _ends_last_epoch(trainer: Trainer) -> bool:
     """Tell whether `max_epochs` ends the training here, where epochs have an end."""
-    ends_epoch = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-    return ends_epoch and trainer.current_epoch + 1 == trainer.max_epochs
+    is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    return is_last_epoch and lightning_internals.ends_epoch(trainer)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -6,6 +6,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, Timer
 from pytorch_lightning.utilities import rank_zero_only
 
+from maml_pipeline.learner import lightning_internals
+
 
 class EndEarly(Checkpoint):
     """End training after a whole meta-step, say why, and keep it ended when the run is resumed.
@@ -25,7 +27,7 @@ class EndEarly(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let EarlyStopping look after validations, before the last state is saved."""
         for callback in trainer.early_stopping_callbacks:
-            _check_after_validation(callback)
+            lightning_internals.check_after_validation(callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train no more where a metric has ended the training before, by the same conditions."""
@@ -35,9 +37,8 @@ class EndEarly(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Put off a stop in the middle of a meta-step until its end."""
         self._stops_after_meta_step = self._stops_after_meta_step or trainer.should_stop
-        trainer.should_stop = (
-            self._stops_after_meta_step and not trainer.fit_loop.epoch_loop._should_accumulate()
-        )
+        is_within_meta_step = lightning_internals.is_within_meta_step(trainer)
+        trainer.should_stop = self._stops_after_meta_step and not is_within_meta_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note whether something other than the validation ends the training."""
@@ -69,11 +70,6 @@ def _conditions(trainer: Trainer) -> list[str]:
         ", ".join(f"{name} {getattr(callback, name)}" for name in names)
         for callback in trainer.early_stopping_callbacks
     ]
-
-
-def _check_after_validation(callback: EarlyStopping) -> None:
-    # Lightning decides this from its own defaults, and then at the end of an epoch; it has no setter.
-    callback._check_on_train_epoch_end = False
 
 
 def _reason(trainer: Trainer) -> str:

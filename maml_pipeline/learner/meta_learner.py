@@ -25,6 +25,7 @@ from maml_pipeline.meta_gradient import (
     initialise_lazy,
 )
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
+from maml_pipeline.meta_gradient.torch_internals import is_missing_derivative_error
 from maml_pipeline.tasks import Task, TaskBatch
 from maml_pipeline.tasks.task import check_at_least
 
@@ -173,7 +174,7 @@ class MetaLearner(LightningModule):
         try:
             return engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
         except RuntimeError as error:
-            if "is not implemented" not in str(error):
+            if not is_missing_derivative_error(str(error)):
                 raise
             raise UserError(
                 f"PyTorch cannot differentiate network {type(self.network).__name__} with first_order "

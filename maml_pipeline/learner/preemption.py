@@ -7,6 +7,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from maml_pipeline import signals
+from maml_pipeline.learner import lightning_internals
 from maml_pipeline.signals import Response, Stopped
 
 SECONDS_TO_END = 3
@@ -27,7 +28,7 @@ class StopOnSignal(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning from installing handlers of its own."""
-        _keep_off_signals(trainer)
+        lightning_internals.disable_signal_handlers(trainer)
         self._trains = self._trains or stage == "fit"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,9 +71,8 @@ class StopOnSignal(Callback):
     ) -> None:
         """End the ranks that Lightning has started, where this one stops without having asked them."""
         signals.restore(self._replaced)
-        launcher = trainer.strategy.launcher
-        if isinstance(exception, Stopped) and not exception.by_all and launcher is not None:
-            _end_ranks(getattr(launcher, "procs", []))
+        if isinstance(exception, Stopped) and not exception.by_all:
+            _end_ranks(lightning_internals.launched_processes(trainer))
 
 
 def _end_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -83,13 +83,3 @@ def _end_ranks(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:  # it waits for this rank, in code that no signal reaches
             process.kill()
-
-
-def _keep_off_signals(trainer: Trainer) -> None:
-    """Leave the signal handlers as they are, which Lightning offers no setting for.
-
-    Its handler of SIGTERM broadcasts in the middle of whatever goes on, and its loops then end the
-    program with exit status 0, as if the run were complete.
-    """
-    connector = trainer._signal_connector
-    connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

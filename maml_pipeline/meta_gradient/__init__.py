@@ -1,11 +1,27 @@
-"""How one meta-gradient is computed, and how one adapted network is judged, in plain PyTorch."""
+"""Meta-gradients in plain PyTorch: engines, gradient orders and methods.
+
+One meta-gradient, from the learner down:
+
+    MetaLearner.training_step           learner/meta_learner.py
+    +- Engine.meta_gradient             vectorized_engine.py or learn2learn_engine.py
+       +- verified_workarounds          exactness/: compare with plain autograd, once per network
+       +- vectorized_loss               chunk_loss.py: the loss of each task, given its parameters
+       +- chunk_gradient                methods.py, for each chunk of tasks that adapt at once:
+          +- first_order                   adapt, then the query gradient
+          +- unrolled                      differentiate through the graph of all inner steps
+          +- checkpointed                  adapt without a graph, then carry the adjoint back
+             +- reverse_sweep           checkpointed.py: one Hessian-vector product per step
+
+`Learn2LearnEngine` takes first order and unrolled through learn2learn's clones instead of `methods.py`.
+"""
 
 from typing import Literal
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient.inner_loop import Engine, InnerLoop, Loss, MetaGradient
+from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
+from maml_pipeline.meta_gradient.exactness import initialise_lazy
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss
 from maml_pipeline.meta_gradient.learn2learn_engine import Learn2LearnEngine
-from maml_pipeline.meta_gradient.observation import initialise_lazy
 from maml_pipeline.meta_gradient.order import GradientOrder, Method
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 
@@ -28,10 +44,15 @@ def build_engine(
     tasks_per_chunk: int | Literal["auto"] | None = None,
     compile: bool = False,
 ) -> Engine:
-    """Build an engine from a config's keys.
+    """Build an engine from the keys of a config.
+
+    Args:
+        name: Name of the engine.
+        tasks_per_chunk: See `VectorizedEngine`.
+        compile: See `VectorizedEngine`.
 
     Raises:
-        UserError: There is no such engine, or a setting is not one of its.
+        UserError: The engine does not exist or does not have one of the settings.
     """
     if name == "vectorized":
         return VectorizedEngine(tasks_per_chunk, compile)

@@ -1,4 +1,4 @@
-"""The meta-gradient of a linear network with squared error, written down instead of computed."""
+"""The meta-gradient of a linear network with squared error in closed form."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ from maml_pipeline.tasks import Task
 
 
 def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
-    """Compute a linear unit's meta-gradient in closed form for any number of inner steps.
+    """Compute the meta-gradient of `nn.Linear(D, 1)` in closed form, for any number of inner steps.
 
     The support loss is quadratic with Hessian H_s, so theta_k is affine in theta with slope
     (I - alpha H_s)^k. The chain rule gives (I - alpha H_s)^k times the query gradient at theta_k
-    for second order; first order keeps the query gradient alone.
+    for second order; first order is the query gradient alone.
 
     Args:
-        theta: Weights and then the bias of `torch.nn.Linear(D, 1)`: `(D + 1,)`.
+        theta: Weights followed by the bias, `(D + 1,)`.
         task: One task with inputs `(S, D)`, `(Q, D)` and targets `(S, 1)`, `(Q, 1)`.
         inner: Inner learning rate, steps and gradient order; the loss is the mean squared error.
 
@@ -41,14 +41,14 @@ def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
 
 
 def quadratic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Write a linear unit's mean squared error as a quadratic, whose gradient is H theta - b.
+    """Return H and b such that the gradient of the mean squared error of `nn.Linear` is H theta - b.
 
     Args:
         x: Inputs `(S, D)`.
         y: Targets `(S, 1)`.
 
     Returns:
-        The Hessian H `(D + 1, D + 1)` and b `(D + 1,)`, weights first and then the bias.
+        The Hessian H `(D + 1, D + 1)` and b `(D + 1,)`, weights followed by the bias.
     """
     X = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     return 2 / len(X) * X.T @ X, 2 / len(X) * X.T @ y.squeeze(1)

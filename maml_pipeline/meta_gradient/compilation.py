@@ -1,4 +1,4 @@
-"""`torch.compile` of meta-gradients, derivatives and vmap and all."""
+"""Compiling meta-gradients, including their derivatives and vmap, with `torch.compile`."""
 
 import logging
 import warnings
@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from maml_pipeline.meta_gradient.torch_internals import flatten, trace_with_fake_tensors
 
 logger = logging.getLogger(__name__)
 
 
 class CompiledCalls:
-    """Calls pure functions of tensors, each compiled once for every shape of its arguments.
+    """Call pure functions of tensors, compiled once for each set of argument shapes.
 
-    Autograd and vmap are traced away first, so that the compiler sees tensor operations alone. The
-    trace is made without data: a network whose path depends on its values cannot be compiled, and
-    plain Python attributes of a network or a loss are constants of the trace. What cannot be compiled
-    runs as it is, after one warning.
+    A call is first traced to a graph without autograd and vmap, which is then compiled. Tracing uses no
+    data: networks with control flow that depends on values cannot be compiled, and Python attributes of
+    a network or loss are constants of the graph. If compiling fails, a warning is issued once and
+    functions are called uncompiled.
     """
 
     def __init__(self) -> None:
@@ -27,37 +27,34 @@ class CompiledCalls:
         self._failed = False
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the function; arguments that are not tensors, nor hold any, are constants to it."""
-        leaves, structure = tree_flatten(arguments)
+        """Call the function; arguments without tensors are constants of the compiled graph."""
+        leaves, unflatten, structure = flatten(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
         def of_tensors(*tensors: Tensor) -> Any:
             remaining = iter(tensors)
-            filled = [next(remaining) if c is None else c for c in constants]
-            return function(*tree_unflatten(filled, structure))
+            return function(*unflatten([next(remaining) if c is None else c for c in constants]))
 
         layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        key = (function, constants, str(structure), layouts, *_autocast(tensors))
+        key = (function, constants, structure, layouts, *_autocast(tensors))
         if key not in self._compiled and not self._failed:
-            logger.info("compile: %s, once", function.__name__.strip("_").replace("_", " "))
+            logger.info("compile: %s, once", function.__name__.replace("_", " "))
             try:
                 return self._compile(key, of_tensors, tensors)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # whatever a compiler may meet
+            except Exception as error:  # compilers raise errors of any type
                 self._failed = True
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
-                warnings.warn(f"compile did not succeed, so goes without: {reason}", stacklevel=2)
+                warnings.warn(f"torch.compile failed; continuing uncompiled: {reason}", stacklevel=2)
         if key not in self._compiled:
             return function(*arguments)
         with torch.no_grad():
             return self._compiled[key](*tensors)
 
     def _compile(self, key: Any, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
-        # The network's frozen parameters and buffers are not fake: the trace refers to them.
-        trace = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)
-        compiled = torch.compile(trace(*tensors))
+        compiled = torch.compile(trace_with_fake_tensors(function, tensors))
         with torch.no_grad():
             result = compiled(*tensors)
         self._compiled[key] = compiled

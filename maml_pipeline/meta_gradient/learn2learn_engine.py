@@ -1,64 +1,40 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.meta_gradient.adaptation import GroupLoss
-from maml_pipeline.meta_gradient.by_hand import Expected
-from maml_pipeline.meta_gradient.exactness import evaluating, verified_handling
-from maml_pipeline.meta_gradient.handling import Handling, without_fast_path
-from maml_pipeline.meta_gradient.inner_loop import (
-    Engine,
-    InnerLoop,
-    Loss,
-    MetaGradient,
-    Parameters,
-    first_order,
-    trainable_parameters,
+from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
+from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
+from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves
+from maml_pipeline.meta_gradient.exactness import (
+    Computation,
+    LossesAndGradient,
+    Workarounds,
+    evaluation_mode,
+    verified_workarounds,
 )
-from maml_pipeline.meta_gradient.query_prediction import predict_query
-from maml_pipeline.meta_gradient.stateless import stateless
-from maml_pipeline.meta_gradient.task_group import group_gradient
-from maml_pipeline.meta_gradient.trial import Way
-from maml_pipeline.meta_gradient.vectorized_engine import curves_of_group
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.methods import chunk_gradient
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
 
 if TYPE_CHECKING:
     from learn2learn.algorithms import MAML
 
 
-@cache
-def learn2learn_maml() -> "type[MAML]":
-    """Import learn2learn's MAML; late, since it takes seconds that a mistyped config should not."""
-    import gym_notices.notices
-
-    # learn2learn imports gym, which prints a banner that no user of this package can act on. Taking
-    # away its text keeps every real warning.
-    gym_notices.notices.notices.clear()
-    from learn2learn.algorithms import MAML
-
-    maml: type[MAML] = MAML
-    return maml
-
-
-def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
-    """Return learn2learn's differentiable copy of the network, ready to adapt to one task."""
-    # Frozen and unused parameters are a person's right: they are left as they are.
-    return learn2learn_maml()(
-        network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
-    ).clone()
-
-
 class Learn2LearnEngine(Engine):
-    """Adapt one task after another, each on a clone that learn2learn makes of the network.
+    """Adapt one task after another, each on learn2learn's differentiable clone of the network.
 
-    A task's graph is freed before the next task adapts: memory does not grow with their number.
-    Checkpointed inner steps cannot go through learn2learn, whose clones hold on to their graph; they
-    call the same module with each step's parameters instead. So do networks that a clone does not see
-    through, such as those that keep their layers in a plain list as well.
+    The reference, and the engine that supports most modules. A task's graph is freed before the next
+    task adapts, so memory does not depend on the number of tasks; time is proportional to it.
+
+    Two cases do not go through learn2learn, and call the network with each step's parameters instead:
+    the checkpointed method, since a clone keeps its graph, and networks whose layers a clone does not
+    replace everywhere, such as layers that are also in a plain list.
     """
 
     def meta_gradient(
@@ -69,24 +45,20 @@ class Learn2LearnEngine(Engine):
         inner: InnerLoop,
         metric: Loss | None = None,
     ) -> MetaGradient:
-        """See `Engine.meta_gradient`.
-
-        Raises:
-            UserError: The network has no exact meta-gradient here, and why.
-        """
-        handling = _handling(network, loss, batch, inner)
-        return _meta_gradient(network, loss, batch, inner, handling, metric)
+        """See `Engine.meta_gradient`."""
+        workarounds = _verified_workarounds(network, loss, batch, inner)
+        return _meta_gradient(network, loss, batch, inner, workarounds, metric)
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """See `Engine.check`."""
-        _handling(network, loss, batch, inner)
+        _verified_workarounds(network, loss, batch, inner)
 
     def check_evaluation(
         self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
     ) -> None:
         """See `Engine.check_evaluation`."""
-        with evaluating(network):
-            verified_handling(EVALUATIONS, network, loss, batch, first_order(inner))
+        with evaluation_mode(network):
+            verified_workarounds(EVALUATION, network, loss, batch, inner.for_evaluation())
 
     def adaptation_curves(
         self,
@@ -98,17 +70,42 @@ class Learn2LearnEngine(Engine):
         transductive: bool = True,
     ) -> dict[str, Tensor]:
         """See `Engine.adaptation_curves`."""
-        steps = first_order(inner)
-        with torch.inference_mode(False), torch.enable_grad(), without_fast_path():
-            # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
+        inner = inner.for_evaluation()
+        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
+            # Autograd cannot save inference tensors, but it can save their clones.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            handling = verified_handling(EVALUATIONS, network, loss, batch, steps)
-            return _adaptation_curves(network, measures, loss, batch, steps, handling, transductive)
+            workarounds = verified_workarounds(EVALUATION, network, loss, batch, inner)
+            return _adaptation_curves(network, measures, loss, batch, inner, workarounds, transductive)
 
 
-def _handling(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Handling:
-    way = CHECKPOINTED if inner.checkpointed and not inner.first_order else UNROLLED
-    return verified_handling(way, network, loss, batch, inner)
+@cache
+def learn2learn_maml() -> "type[MAML]":
+    """Import learn2learn's MAML on first use, since the import takes seconds."""
+    import gym_notices.notices
+
+    # learn2learn imports gym, which prints a deprecation notice that users of this package cannot act
+    # on. Clearing its text keeps all other warnings.
+    gym_notices.notices.notices.clear()
+    from learn2learn.algorithms import MAML
+
+    maml: type[MAML] = MAML
+    return maml
+
+
+def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
+    """Return learn2learn's differentiable clone of the network, ready to adapt to one task."""
+    # Frozen and unused parameters are allowed and left unchanged.
+    return learn2learn_maml()(
+        network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
+    ).clone()
+
+
+def _verified_workarounds(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+) -> Workarounds:
+    is_checkpointed = inner.method is Method.CHECKPOINTED
+    computation = CHECKPOINTED if is_checkpointed else META_GRADIENT
+    return verified_workarounds(computation, network, loss, batch, inner)
 
 
 def _meta_gradient(
@@ -116,19 +113,19 @@ def _meta_gradient(
     loss: Loss,
     batch: TaskBatch,
     inner: InnerLoop,
-    handling: Handling,
+    workarounds: Workarounds,
     metric: Loss | None = None,
 ) -> MetaGradient:
-    is_checkpointed = inner.checkpointed and not inner.first_order
-    task_gradient = _stateless_gradient if is_checkpointed or handling.calls_network else _clone_gradient
+    is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
+    task_gradient = _stateless_gradient if is_stateless else _clone_gradient
     parameters = trainable_parameters(network)
     gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
     inner_losses: list[Tensor] = []
     metrics: list[Tensor] = []
     for task in batch.tasks():
-        # A function of its own, so that nothing of this task's graph outlives it.
-        with handling.restored(network):
-            losses, prediction, addends = task_gradient(network, loss, task, inner, handling)
+        # A separate function, so that no graph of this task outlives the call.
+        with workarounds.preserved_attributes(network):
+            losses, prediction, addends = task_gradient(network, loss, task, inner, workarounds)
         inner_losses.append(losses)
         if metric is not None:
             metrics.append(metric(prediction, task.query_y))
@@ -144,35 +141,18 @@ def _meta_gradient(
     )
 
 
-def _adaptation_curves(
-    network: nn.Module,
-    measures: dict[str, Loss],
-    loss: Loss,
-    batch: TaskBatch,
-    inner: InnerLoop,
-    handling: Handling,
-    transductive: bool = True,
-) -> dict[str, Tensor]:
-    task_curves = _stateless_curves if handling.calls_network else _clone_curves
-    by_task = []
-    for task in batch.tasks():
-        with handling.restored(network):
-            by_task.append(task_curves(network, measures, loss, task, inner, handling, transductive))
-    return {name: torch.stack([curves[name] for curves in by_task]) for name in measures}
-
-
 def _clone_gradient(
-    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, handling: Handling
+    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
 ) -> tuple[Tensor, Tensor, Parameters]:
-    """Return one task's losses `(k + 1,)`, its query prediction and its gradient."""
+    """Return one task's losses `(k + 1,)`, its query prediction and its gradient, by learn2learn."""
     learner = clone_for_task(network, inner)
     losses: list[Tensor] = []
     for _ in range(inner.steps):
-        support_loss, _ = handling.evaluate(learner, loss, task.support_x, task.support_y)
+        support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
         learner.adapt(support_loss)
         losses.append(support_loss.detach())
 
-    query_loss, prediction = handling.evaluate(learner, loss, task.query_x, task.query_y)
+    query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
     losses.append(query_loss.detach())
     parameters = trainable_parameters(network)
     gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
@@ -180,91 +160,89 @@ def _clone_gradient(
     return torch.stack(losses), prediction.detach(), gradient
 
 
+def _stateless_gradient(
+    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
+) -> tuple[Tensor, Tensor, Parameters]:
+    """Compute the same as `_clone_gradient`, as a chunk of one task without a clone."""
+    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+    chunk_loss = single_task_loss(network, loss, workarounds)
+    result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
+    return result.inner_losses[0], result.prediction[0], result.gradient
+
+
+def _adaptation_curves(
+    network: nn.Module,
+    measures: dict[str, Loss],
+    loss: Loss,
+    batch: TaskBatch,
+    inner: InnerLoop,
+    workarounds: Workarounds,
+    transductive: bool,
+) -> dict[str, Tensor]:
+    curves = []
+    for task in batch.tasks():
+        chunk = TaskBatch.stack([task])
+        with workarounds.preserved_attributes(network):
+            if workarounds.bypass_clones:
+                theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+                chunk_loss = single_task_loss(network, loss, workarounds)
+                curve = chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
+            else:
+                curve = _clone_curves(network, measures, loss, chunk, inner, workarounds, transductive)
+        curves.append(curve)
+    return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
+
+
 def _clone_curves(
     network: nn.Module,
     measures: dict[str, Loss],
     loss: Loss,
-    task: Task,
+    chunk: TaskBatch,
     inner: InnerLoop,
-    handling: Handling,
+    workarounds: Workarounds,
     transductive: bool,
 ) -> dict[str, Tensor]:
+    def predict(learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return workarounds.predict(learner, x[0])[None]
+
+    def step(learner: "MAML") -> "MAML":
+        support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
+        learner.adapt(support_loss)
+        return learner
+
     learner = clone_for_task(network, inner)
-    curves: dict[str, list[Tensor]] = {name: [] for name in measures}
-    for step in range(inner.steps + 1):
-        with torch.no_grad():
-            predict = partial(handling.predict, learner)
-            prediction = predict_query(lambda x, _: predict(x), task, transductive)  # noqa: B023
-            for name, measure in measures.items():
-                curves[name].append(measure(prediction, task.query_y))
-        if step < inner.steps:
-            support_loss, _ = handling.evaluate(learner, loss, task.support_x, task.support_y)
-            learner.adapt(support_loss)
-    return {name: torch.stack(values) for name, values in curves.items()}
+    return adaptation_curves(learner, predict, step, measures, chunk, inner.steps, transductive)
 
 
-def _stateless_gradient(
-    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, handling: Handling
-) -> tuple[Tensor, Tensor, Parameters]:
-    """Compute the same as `_clone_gradient`, as a group of one task."""
-    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    group_loss = _loss_of_one(network, loss, handling)
-    result = group_gradient(group_loss, theta, TaskBatch.stack([task]), inner)
-    return result.inner_losses[0], result.prediction[0], result.gradient
-
-
-def _stateless_curves(
-    network: nn.Module,
-    measures: dict[str, Loss],
-    loss: Loss,
-    task: Task,
-    inner: InnerLoop,
-    handling: Handling,
-    transductive: bool,
-) -> dict[str, Tensor]:
-    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    group_loss = _loss_of_one(network, loss, handling)
-    one = TaskBatch.stack([task])
-    curves = curves_of_group(group_loss, measures, theta, one, inner, transductive)
-    return {name: curve[0] for name, curve in curves.items()}
-
-
-def _loss_of_one(network: nn.Module, loss: Loss, handling: Handling) -> GroupLoss:
-    call = stateless(network)
-
-    def group_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        own = {name: p[0] for name, p in parameters.items()}
-        value, prediction = handling.evaluate(partial(call, own), loss, x[0], y[0])
-        return value[None], prediction[None]
-
-    return group_loss
-
-
-def _as_expected(
-    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, handling: Handling
-) -> Expected:
-    result = _meta_gradient(network, loss, batch, inner, handling)
-    return Expected(result.inner_losses, result.gradient)
+def _losses_and_gradient(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+) -> LossesAndGradient:
+    result = _meta_gradient(network, loss, batch, inner, workarounds)
+    return LossesAndGradient(result.inner_losses, result.gradient)
 
 
 def _query_losses(
-    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, handling: Handling
-) -> Expected:
-    return Expected(
-        _adaptation_curves(network, {"loss": loss}, loss, batch, inner, handling)["loss"], {}
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+) -> LossesAndGradient:
+    curves = _adaptation_curves(
+        network, {"loss": loss}, loss, batch, inner, workarounds, transductive=True
     )
+    return LossesAndGradient(curves["loss"], {})
 
 
-UNROLLED = Way(
+META_GRADIENT = Computation(
     engine="learn2learn",
-    compute=_as_expected,
-    evaluates=False,
-    maps_tasks=False,
-    clones=True,
+    compute=_losses_and_gradient,
+    is_evaluation=False,
+    uses_vmap=False,
+    uses_clones=True,
     error_remedy="write it with other operations",
     random_remedy=None,
     remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
-UNCHECKPOINTED = "set checkpoint_inner_steps to false"
-CHECKPOINTED = UNROLLED._replace(clones=False, error_remedy=UNCHECKPOINTED, random_remedy=UNCHECKPOINTED)
-EVALUATIONS = UNROLLED._replace(compute=_query_losses, evaluates=True)
+CHECKPOINTED = META_GRADIENT._replace(
+    uses_clones=False,
+    error_remedy="set checkpoint_inner_steps to false",
+    random_remedy="set checkpoint_inner_steps to false",
+)
+EVALUATION = META_GRADIENT._replace(compute=_query_losses, is_evaluation=True)

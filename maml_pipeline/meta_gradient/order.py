@@ -16,20 +16,20 @@ class GradientOrder(StrEnum):
 
 
 class Method(StrEnum):
-    """How a meta-gradient is computed: first order, or second order by one of two methods.
+    """How a meta-gradient is computed: first order, or second order with one of two methods.
 
-    A value is the method's name in flags, in the names of runs and in logs.
+    The values are the methods' names in flags, run names and logs. `methods.py` documents their costs.
     """
 
     FIRST_ORDER = "first"
     UNROLLED = "second"
-    """Second order through the whole unrolled inner loop, kept in memory."""
+    """Second order through the graph of the whole inner loop, which is kept in memory."""
     CHECKPOINTED = "checkpointed"
-    """Second order with checkpointed inner steps: the same gradient for less memory and more time."""
+    """Second order with recomputed inner steps: the same gradient with less memory and more time."""
 
     @classmethod
     def of(cls, first_order: bool, checkpointed: bool) -> "Method":
-        """Return the method that two flags choose; first order has no inner steps to checkpoint."""
+        """Return the method that two flags select; first order ignores `checkpointed`."""
         if first_order:
             return cls.FIRST_ORDER
         return cls.CHECKPOINTED if checkpointed else cls.UNROLLED

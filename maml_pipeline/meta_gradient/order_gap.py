@@ -1,4 +1,4 @@
-"""How far the first-order meta-gradient is from the second-order one."""
+"""The gradient gap: how far the first-order meta-gradient is from the second-order one."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,10 +9,14 @@ from maml_pipeline.meta_gradient.inner_loop import Parameters
 
 
 class OrderGap(NamedTuple):
-    """What first order leaves out: g_1 is the first-order meta-gradient, g_2 the second-order one.
+    """Differences of the first-order meta-gradient g_1 from the second-order one g_2.
 
-    `cosine` is <g_1, g_2> / (|g_1| |g_2|), `norm_ratio` |g_1| / |g_2| and `relative_error`
-    |g_1 - g_2| / |g_2|; not a number where a norm that divides is zero. Equal gradients give 1, 1, 0.
+    A value is NaN if it divides by a zero norm. Equal gradients give 1, 1 and 0.
+
+    Args:
+        cosine: <g_1, g_2> / (|g_1| |g_2|).
+        norm_ratio: |g_1| / |g_2|.
+        relative_error: |g_1 - g_2| / |g_2|.
     """
 
     cosine: float
@@ -21,21 +25,21 @@ class OrderGap(NamedTuple):
 
 
 def order_gaps(first: Parameters, second: Parameters) -> dict[str, OrderGap]:
-    """Compare the meta-gradients of both orders, layer by layer and as a whole, in float64.
+    """Compare the meta-gradients of both orders by layer and in total, in float64.
 
     Args:
-        first: The first-order meta-gradient by parameter.
-        second: The second-order one, of the same parameters.
+        first: First-order meta-gradient by parameter name.
+        second: Second-order meta-gradient of the same parameters.
 
     Returns:
-        By name of the module that holds the parameters; under `""` the gap of all together.
+        The gap of each layer by module name, and the total under `""`.
     """
     layers: dict[str, list[str]] = {}
     for name in first:
         layer = name.rpartition(".")[0]
         layers.setdefault(layer, []).append(name)
-    layers[""] = [*first]  # also where the network is one layer
-    # One transfer from the device for all: each by itself would wait for it.
+    layers[""] = [*first]  # also if the network is a single layer
+    # One transfer from the device instead of one per layer, each of which would synchronise.
     sums = torch.stack([_sums(names, first, second) for names in layers.values()]).tolist()
     return {layer: _gap(*values) for layer, values in zip(layers, sums, strict=True)}
 

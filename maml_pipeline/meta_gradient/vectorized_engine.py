@@ -1,52 +1,48 @@
-"""The fast engine: all tasks of a chunk at once."""
+"""The fast engine: all tasks of a chunk adapt at once, under `torch.func.vmap`."""
 
-from collections.abc import Hashable, Iterator
-from functools import partial
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
-from maml_pipeline.meta_gradient.adaptation import GroupLoss, expand, inner_step
-from maml_pipeline.meta_gradient.by_hand import Expected
-from maml_pipeline.meta_gradient.chunks import fitting_chunk
+from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, vectorized_loss
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
-from maml_pipeline.meta_gradient.exactness import evaluating, verified_handling
-from maml_pipeline.meta_gradient.handling import Handling, without_fast_path
-from maml_pipeline.meta_gradient.identity import Identity
-from maml_pipeline.meta_gradient.inner_loop import (
-    Engine,
-    InnerLoop,
-    Loss,
-    MetaGradient,
-    Parameters,
-    first_order,
-    trainable_parameters,
+from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
+from maml_pipeline.meta_gradient.evaluation import chunk_curves, measure_each_task
+from maml_pipeline.meta_gradient.exactness import (
+    Computation,
+    LossesAndGradient,
+    Workarounds,
+    evaluation_mode,
+    verified_workarounds,
 )
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
-from maml_pipeline.meta_gradient.query_prediction import predict_query
-from maml_pipeline.meta_gradient.stateless import stateless
-from maml_pipeline.meta_gradient.task_group import GroupGradient, directly, group_gradient
-from maml_pipeline.meta_gradient.trial import Way
+from maml_pipeline.meta_gradient.methods import ChunkGradient, call_eagerly, chunk_gradient
+from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import TaskBatch
 from maml_pipeline.tasks.task import check_at_least
 
+logger = logging.getLogger(__name__)
+
 SHARE_OF_MEMORY = 0.8
-REMEDY = "use engine learn2learn"
 
 
 class VectorizedEngine(Engine):
-    """Adapt T tasks at once: the network's forward pass is mapped over tasks by `torch.func.vmap`.
+    """Adapt the tasks of a chunk at once: `torch.func.vmap` maps the network over tasks.
 
-    vmap alone comes from functorch; every derivative is autograd's. (Under functorch's own `grad`,
-    PyTorch's native batch normalisation has a wrong second derivative.)
+    The fastest engine for small networks, where a kernel launch costs more than its arithmetic. Only
+    vmap comes from functorch; all derivatives are autograd's. (PyTorch's native batch normalisation has
+    a wrong second derivative under functorch's `grad`.) Rejects what vmap does not support: random
+    numbers, control flow that depends on data, recurrent layers.
 
     Args:
-        tasks_per_chunk: Tasks that are adapted at once, which bounds memory; `None` for all of them,
-            `"auto"` for as many as fit into 80 % of the memory that is free when the first
-            meta-gradient is computed. The result does not depend on it.
-        compile: Compile the whole meta-gradient with `torch.compile`; see `CompiledCalls`.
+        tasks_per_chunk: Number of tasks that adapt at once; memory is proportional to it. `None` for
+            all tasks, `"auto"` for as many as fit into 80 % of the memory that is free at the first
+            meta-gradient. The result does not depend on it.
+        compile: Compile the meta-gradient with `torch.compile`; see `CompiledCalls`.
 
     Raises:
         UserError: `tasks_per_chunk` is below 1.
@@ -59,12 +55,12 @@ class VectorizedEngine(Engine):
             check_at_least("tasks_per_chunk", tasks_per_chunk, 1)
         self.tasks_per_chunk = tasks_per_chunk
         self.compile = compile
-        self._run = CompiledCalls() if compile else directly
-        self._chosen: dict[Hashable, int] = {}
-        self._group_losses: dict[Hashable, tuple[GroupLoss, list[Tensor]]] = {}
+        self._call = CompiledCalls() if compile else call_eagerly
+        self._auto_chunks: dict[Hashable, int] = {}
+        self._chunk_losses: dict[Hashable, tuple[ChunkLoss, list[Tensor]]] = {}
 
     def __reduce__(self) -> tuple[type["VectorizedEngine"], tuple[object, ...]]:
-        """Copy and pickle the settings alone: what is cached belongs to the network at hand."""
+        """Copy and pickle the settings only: the caches belong to the current network."""
         return VectorizedEngine, (self.tasks_per_chunk, self.compile)
 
     def meta_gradient(
@@ -75,38 +71,34 @@ class VectorizedEngine(Engine):
         inner: InnerLoop,
         metric: Loss | None = None,
     ) -> MetaGradient:
-        """See `Engine.meta_gradient`.
-
-        Raises:
-            UserError: The network cannot be mapped over tasks exactly, and why.
-        """
-        handling = verified_handling(META_GRADIENTS, network, loss, batch, inner)
-        group_loss = self._group_loss(network, loss, handling)
+        """See `Engine.meta_gradient`."""
+        workarounds = verified_workarounds(META_GRADIENT, network, loss, batch, inner)
+        chunk_loss = self._chunk_loss(network, loss, workarounds)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-        with handling.restored(network):
+        with workarounds.preserved_attributes(network):
             results = [
-                group_gradient(group_loss, theta, chunk, inner, self._run)
-                for chunk in self._chunks(group_loss, theta, batch, inner)
+                chunk_gradient(chunk_loss, theta, chunk, inner, self._call)
+                for chunk in self._chunks(chunk_loss, theta, batch, inner)
             ]
         inner_losses = torch.cat([result.inner_losses for result in results])
         prediction = torch.cat([result.prediction for result in results])
         return MetaGradient(
             loss=inner_losses[:, -1].mean(),
-            gradient=_mean(results, tasks=len(inner_losses)),
+            gradient=_mean_gradient(results, tasks=len(inner_losses)),
             inner_losses=inner_losses,
-            metric=None if metric is None else task_by_task(metric, prediction, batch.query_y),
+            metric=None if metric is None else measure_each_task(metric, prediction, batch.query_y),
         )
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """See `Engine.check`."""
-        verified_handling(META_GRADIENTS, network, loss, batch, inner)
+        verified_workarounds(META_GRADIENT, network, loss, batch, inner)
 
     def check_evaluation(
         self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
     ) -> None:
         """See `Engine.check_evaluation`."""
-        with evaluating(network):
-            verified_handling(EVALUATIONS, network, loss, batch, first_order(inner))
+        with evaluation_mode(network):
+            verified_workarounds(EVALUATION, network, loss, batch, inner.for_evaluation())
 
     def adaptation_curves(
         self,
@@ -118,139 +110,124 @@ class VectorizedEngine(Engine):
         transductive: bool = True,
     ) -> dict[str, Tensor]:
         """See `Engine.adaptation_curves`."""
-        with torch.inference_mode(False), torch.enable_grad(), without_fast_path():
-            # Tensors made under inference mode cannot be saved for a backward pass; their clones can.
+        inner = inner.for_evaluation()
+        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
+            # Autograd cannot save inference tensors, but it can save their clones.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            steps = first_order(inner)
-            handling = verified_handling(EVALUATIONS, network, loss, batch, steps)
-            group_loss = self._group_loss(network, loss, handling)
+            workarounds = verified_workarounds(EVALUATION, network, loss, batch, inner)
+            chunk_loss = self._chunk_loss(network, loss, workarounds)
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-            with handling.restored(network):
+            with workarounds.preserved_attributes(network):
                 chunks = [
-                    curves_of_group(group_loss, measures, theta, chunk, inner, transductive)
-                    for chunk in self._chunks(group_loss, theta, batch, steps)
+                    chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
+                    for chunk in self._chunks(chunk_loss, theta, batch, inner)
                 ]
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
 
-    def _group_loss(self, network: nn.Module, loss: Loss, handling: Handling) -> GroupLoss:
-        """Return the loss of many tasks at once: always the same one, for the sake of compiling."""
+    def _chunk_loss(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+        """Return the loss of a chunk; the same function each time, so that it is compiled once."""
         trainable = trainable_parameters(network)
-        # What is replaced by another object, or frozen, or no longer so, asks for another function.
+        # A tensor that is replaced, frozen or unfrozen requires a new function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
         if isinstance(loss, nn.Module):
             constants += [*loss.parameters(), *loss.buffers()]
-        key = network, network.training, Identity(loss), handling, *trainable, *map(id, constants)
-        if key not in self._group_losses:
-            self._group_losses[key] = mapped_loss(network, loss, handling), constants
-        return self._group_losses[key][0]
+        # The values keep the loss and the constants alive, so that no id is reused.
+        key = network, network.training, id(loss), workarounds, *trainable, *map(id, constants)
+        if key not in self._chunk_losses:
+            self._chunk_losses[key] = vectorized_loss(network, loss, workarounds), constants
+        return self._chunk_losses[key][0]
 
     def _chunks(
-        self, group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
+        self, chunk_loss: ChunkLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
     ) -> Iterator[TaskBatch]:
         tasks = len(batch.support_x)
         size = self.tasks_per_chunk or tasks
         if size == "auto":
-            key = group_loss, inner, *(tensor.shape for tensor in batch)
-            if key not in self._chosen:
-                self._chosen[key] = _fitting_chunk(group_loss, theta, batch, inner)
-            size = self._chosen[key]
+            key = chunk_loss, inner, *(tensor.shape for tensor in batch)
+            if key not in self._auto_chunks:
+                self._auto_chunks[key] = _measured_chunk_size(chunk_loss, theta, batch, inner)
+            size = self._auto_chunks[key]
         for start in range(0, tasks, size):
-            yield _slice(batch, start, size)
+            yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
 
 
-def mapped_loss(network: nn.Module, loss: Loss, handling: Handling) -> GroupLoss:
-    """Map a network and its loss over tasks, each with parameters of its own."""
-    call = stateless(network)
-
-    def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return handling.evaluate(partial(call, parameters), loss, x, y)
-
-    group_loss: GroupLoss = vmap(task_loss)
-    return group_loss
-
-
-def _meta_gradient(
-    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, handling: Handling
-) -> Expected:
-    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    with handling.restored(network):
-        result = group_gradient(mapped_loss(network, loss, handling), theta, batch, inner)
-    return Expected(result.inner_losses, _mean([result], tasks=len(batch.support_x)))
-
-
-def _query_losses(
-    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, handling: Handling
-) -> Expected:
-    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    group_loss = mapped_loss(network, loss, handling)
-    with handling.restored(network):
-        curves = curves_of_group(group_loss, {"loss": loss}, theta, batch, inner)
-    return Expected(curves["loss"], {})
-
-
-META_GRADIENTS = Way(
-    engine="vectorized",
-    compute=_meta_gradient,
-    evaluates=False,
-    maps_tasks=True,
-    clones=False,
-    error_remedy=REMEDY,
-    random_remedy=REMEDY,
-    remedy="read parameters from the attributes that hold them, or use engine learn2learn",
-)
-EVALUATIONS = META_GRADIENTS._replace(compute=_query_losses, evaluates=True)
-
-
-def _fitting_chunk(group_loss: GroupLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> int:
+def _measured_chunk_size(
+    chunk_loss: ChunkLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
+) -> int:
     device = batch.support_x.device
 
     def measure(tasks: int) -> int:
-        some = _slice(batch, 0, tasks)
-        group_gradient(group_loss, theta, some, inner)  # a first call fills caches
-        return peak_bytes(lambda: group_gradient(group_loss, theta, some, inner), device)
+        chunk = TaskBatch(*(tensor[:tasks] for tensor in batch))
+        chunk_gradient(chunk_loss, theta, chunk, inner)  # the first call fills caches
+        return peak_bytes(lambda: chunk_gradient(chunk_loss, theta, chunk, inner), device)
 
     available = int(SHARE_OF_MEMORY * available_bytes(device))
-    return fitting_chunk(measure, len(batch.support_x), available)
+    return largest_fitting_chunk(measure, len(batch.support_x), available)
 
 
-def _slice(batch: TaskBatch, start: int, tasks: int) -> TaskBatch:
-    return TaskBatch(*(tensor[start : start + tasks] for tensor in batch))
+def largest_fitting_chunk(measure: Callable[[int], int], tasks: int, available: int) -> int:
+    """Choose how many tasks adapt at once, as many as fit into memory, and log the choice.
+
+    Memory is affine in the number of tasks, so measuring one and two tasks predicts any number.
+
+    Args:
+        measure: Number of tasks -> peak bytes of their meta-gradient.
+        tasks: Number of tasks of a batch, T.
+        available: Bytes available.
+
+    Returns:
+        Between 1 and T: the smallest size that needs no more chunks than the largest that fits.
+    """
+    if tasks == 1:
+        return 1
+    one, two = measure(1), measure(2)
+    each = max(1, two - one)
+    fitting = min(tasks, max(1, (available - one) // each + 1))
+    chunks = -(-tasks // fitting)
+    chosen = -(-tasks // chunks)
+    logger.info(
+        "tasks_per_chunk: auto is %d of %d tasks (%.4g MB for one, %.4g MB per other; %.4g MB free)",
+        *(chosen, tasks, one / 1e6, each / 1e6, available / 1e6),
+    )
+    return chosen
 
 
-def task_by_task(measure: Loss, prediction: Tensor, target: Tensor) -> Tensor:
-    """Measure each task by itself, since a measure may be any function: -> `(T,)`."""
-    pairs = zip(prediction, target, strict=True)
-    return torch.stack([measure(task_prediction, y) for task_prediction, y in pairs])
-
-
-def _mean(results: list[GroupGradient], tasks: int) -> Parameters:
+def _mean_gradient(results: list[ChunkGradient], tasks: int) -> Parameters:
     total = results[0].gradient
     for result in results[1:]:
         total = {name: g + result.gradient[name] for name, g in total.items()}
     return {name: g / tasks for name, g in total.items()}
 
 
-def _predict(group_loss: GroupLoss, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
-    return group_loss(parameters, x, y)[1]
+def _eager_meta_gradient(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+) -> LossesAndGradient:
+    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+    chunk_loss = vectorized_loss(network, loss, workarounds)
+    with workarounds.preserved_attributes(network):
+        result = chunk_gradient(chunk_loss, theta, batch, inner)
+    gradient = _mean_gradient([result], tasks=len(batch.support_x))
+    return LossesAndGradient(result.inner_losses, gradient)
 
 
-def curves_of_group(
-    group_loss: GroupLoss,
-    measures: dict[str, Loss],
-    theta: Parameters,
-    batch: TaskBatch,
-    inner: InnerLoop,
-    transductive: bool = True,
-) -> dict[str, Tensor]:
-    """Measure every task's query set before the first inner step and after every one: `(G, k + 1)`."""
-    adapted = expand(theta, len(batch.support_x))
-    curves: dict[str, list[Tensor]] = {name: [] for name in measures}
-    for t in range(inner.steps + 1):
-        with torch.no_grad():
-            predict = partial(_predict, group_loss, adapted)
-            prediction = predict_query(predict, batch, transductive)
-            for name, measure in measures.items():
-                curves[name].append(task_by_task(measure, prediction, batch.query_y))
-        if t < inner.steps:
-            adapted, _ = inner_step(group_loss, adapted, batch.support_x, batch.support_y, inner.lr)
-    return {name: torch.stack(values, dim=1) for name, values in curves.items()}
+def _query_losses(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+) -> LossesAndGradient:
+    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+    chunk_loss = vectorized_loss(network, loss, workarounds)
+    with workarounds.preserved_attributes(network):
+        curves = chunk_curves(chunk_loss, {"loss": loss}, theta, batch, inner, transductive=True)
+    return LossesAndGradient(curves["loss"], {})
+
+
+META_GRADIENT = Computation(
+    engine="vectorized",
+    compute=_eager_meta_gradient,
+    is_evaluation=False,
+    uses_vmap=True,
+    uses_clones=False,
+    error_remedy="use engine learn2learn",
+    random_remedy="use engine learn2learn",
+    remedy="read parameters from the attributes that hold them, or use engine learn2learn",
+)
+EVALUATION = META_GRADIENT._replace(compute=_query_losses, is_evaluation=True)

@@ -1,4 +1,4 @@
-"""Plain `nn.Module`s that know nothing of meta-learning. (A linear unit is `torch.nn.Linear`.)"""
+"""Networks: plain `nn.Module`s, independent of meta-learning."""
 
 from maml_pipeline.networks.convnet import ConvNet
 from maml_pipeline.networks.mlp import MLP

@@ -1,4 +1,4 @@
-"""The four-block convolutional network of the Omniglot experiments."""
+"""The four-block convolutional network for Omniglot (Vinyals et al. 2016, Finn et al. 2017)."""
 
 from typing import Literal
 
@@ -8,51 +8,24 @@ from torch import Tensor, nn
 from maml_pipeline.networks.convolution import Convolution2d
 
 
-class BatchStatisticsNorm2d(nn.Module):
-    """Normalise each channel by the mean and variance of the batch at hand, always.
-
-    MAML's networks keep no running statistics: a task's support or query set is normalised by
-    itself, in training as in testing. Written as one multiply-add per element in differentiable
-    operations, since PyTorch's native batch normalisation has a wrong second derivative under vmap.
-
-    Args:
-        channels: C of the input `(S, C, H, W)`; the result has the same shape.
-        eps: Added to the variance.
-
-    References:
-        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 1.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-3) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(dim=(0, 2, 3), keepdim=True)
-        variance = (centred * centred).mean(dim=(0, 2, 3))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
-
-
 class ConvNet(nn.Module):
-    """Classify images `(S, channels, H, W)` into logits `(S, ways)`.
+    """Classify images with four convolutional blocks and a linear head.
 
-    Four blocks of 3x3 convolution, batch-statistics normalisation and ReLU, then the mean over space
-    and a linear head. `downsampling="stride"` halves the image by stride-2 convolutions,
-    `"max_pool"` by 2x2 max-pooling, which leaves one pixel of a 28x28 image.
+    A block is a 3x3 convolution, batch-statistics normalisation and ReLU. The features are averaged
+    over space before the head.
 
     Args:
-        ways: Number of classes of a task.
-        filters: Width of every block.
-        downsampling: How a block halves its image.
+        ways: Number of classes per task.
+        filters: Channels of every block.
+        downsampling: How each block halves the image: `stride` by a stride-2 convolution, as Finn et
+            al. for Omniglot; `max_pool` by 2x2 max-pooling, as Vinyals et al.
         in_channels: Channels of the images.
 
+    Shapes: images `(S, in_channels, H, W)` -> logits `(S, ways)`.
+
     References:
-        Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
-        2017, section 5.2 (strided for Omniglot); Vinyals et al., "Matching Networks for One Shot
-        Learning", 2016, section 4.1.1 (max-pooling).
+        Vinyals et al., "Matching Networks for One Shot Learning", 2016, section 4.1.1; Finn, Abbeel,
+        Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017, section 5.2.
     """
 
     BLOCKS = 4
@@ -86,3 +59,34 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(x).mean(dim=(2, 3)))
         return logits
+
+
+class BatchStatisticsNorm2d(nn.Module):
+    """Batch normalisation with the statistics of the current batch, in training and evaluation.
+
+    Also known as transductive batch normalisation. There are no running statistics: each support or
+    query set is normalised by its own mean and variance, as in MAML. It consists of elementary
+    differentiable operations, because PyTorch's native batch normalisation has a wrong second
+    derivative under vmap.
+
+    Args:
+        channels: Number of channels C.
+        eps: Added to the variance.
+
+    Shapes: `(S, C, H, W)` -> `(S, C, H, W)`.
+
+    References:
+        Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 1.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=(0, 2, 3), keepdim=True)
+        variance = (centred * centred).mean(dim=(0, 2, 3))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]

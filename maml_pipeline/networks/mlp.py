@@ -1,4 +1,4 @@
-"""The fully connected network of the sine-wave regression."""
+"""The fully connected network for sine-wave regression (Finn et al. 2017)."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,14 @@ from torch import nn
 
 
 class MLP(nn.Sequential):
-    """Map `(S, in_features)` to `(S, out_features)` through ReLU layers.
+    """Multilayer perceptron with ReLU activations.
 
     Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        hidden_features: Width of each hidden layer; the default is the paper's network.
+        in_features: Size of the input.
+        out_features: Size of the output.
+        hidden_features: Size of each hidden layer; the default is the network of the paper.
+
+    Shapes: `(S, in_features)` -> `(S, out_features)`.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",

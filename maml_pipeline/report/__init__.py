@@ -1,1 +1,1 @@
-"""Comparing runs: the comparison, its plots, the report, and the W&B dashboard."""
+"""Compare runs: tables, plots, a report in HTML and Markdown, and the W&B dashboard."""

@@ -1,36 +1,33 @@
-"""The orders side by side: runs that differ by their seed alone are one row."""
+"""Group runs by experiment, average them over seeds and take ratios to first order."""
 
-import math
-import sys
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
 from typing import Any
 
-from matplotlib.ticker import EngFormatter
-from rich.console import Console
-from rich.table import Table
-
 from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import printable
 
-FIGURES = ("peak_bytes", "meta_step_ms", "flops", "held_bytes", "gap_cosine")
-"""Properties of `Run` that are averaged over seeds; of the first three, ratios are taken."""
+COSTS = ("peak_bytes", "meta_step_ms", "flops")
+"""Properties of `Run` that are also compared as ratios to first order."""
+
+QUANTITIES = (*COSTS, "held_bytes", "gap_cosine")
+"""Properties of `Run` that are averaged over seeds."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """The runs of one experiment, order and number of inner steps.
+class ComparisonRow:
+    """The runs of one experiment, method and number of inner steps, averaged over seeds.
 
     Args:
-        runs: They differ by their seed.
-        first: The first-order row of the same inner steps, to which ratios are taken; `None` where
-            there is none.
+        runs: Runs that differ only in their seed.
+        first_order: The first-order row with as many inner steps, the denominator of all ratios;
+            `None` if there is none.
     """
 
     runs: list[Run]
-    first: "Row | None"
+    first_order: "ComparisonRow | None"
 
     @property
     def method(self) -> Method:
@@ -42,168 +39,107 @@ class Row:
 
     @property
     def split(self) -> str | None:
-        """What the result is of: `test`, or `val` where none is tested; `None` for no result."""
+        """The split of the result: `test` if any run was tested, else `val`; `None` without a result."""
         splits = {run.result.split for run in self.runs if run.result is not None}
         return "test" if "test" in splits else "val" if splits else None
 
     @property
-    def measured(self) -> list[Run]:
-        """The runs that the result is of; a run that was killed before its test is none of a test's."""
+    def evaluated(self) -> list[Run]:
+        """The runs with a result on `split`."""
         return [run for run in self.runs if run.result is not None and run.result.split == self.split]
 
     @property
     def unfinished(self) -> list[Run]:
-        """The runs that the result is not of."""
-        return [run for run in self.runs if run not in self.measured]
+        """The runs that the result leaves out, such as one that was killed before its test."""
+        return [run for run in self.runs if run not in self.evaluated]
 
     @property
     def result(self) -> Estimate | None:
-        """The mean over seeds of the result and of its interval.
+        """The mean over seeds of the result and of its confidence interval.
 
-        Every seed is tested on the same tasks, so the mean interval is an upper bound for that of
-        the mean.
+        All seeds are tested on the same tasks, so their mean interval is an upper bound for the
+        interval of the mean.
         """
-        results = [run.result for run in self.measured if run.result is not None]
+        results = [run.result for run in self.evaluated if run.result is not None]
         if self.split is None:
             return None
         return Estimate(mean([r.mean for r in results]), mean([r.ci95 for r in results]), self.split)
 
     @property
-    def spread(self) -> tuple[float, float] | None:
-        """The lowest and the highest seed's result; `None` for one seed alone."""
-        results = [run.result.mean for run in self.measured if run.result is not None]
+    def seed_range(self) -> tuple[float, float] | None:
+        """The results of the lowest and the highest seed; `None` with fewer than two seeds."""
+        results = [run.result.mean for run in self.evaluated if run.result is not None]
         return (min(results), max(results)) if len(results) > 1 else None
 
-    def mean(self, figure: str) -> float | None:
-        """Return the mean over seeds of one of `FIGURES`; `None` where no run has it."""
-        runs = self.measured or self.runs
-        known = [value for run in runs if (value := getattr(run, figure)) is not None]
+    def mean(self, quantity: str) -> float | None:
+        """Return the mean over seeds of one of `QUANTITIES`; `None` if no run has it."""
+        runs = self.evaluated or self.runs
+        known = [value for run in runs if (value := getattr(run, quantity)) is not None]
         return mean(known) if known else None
 
-    def ratio(self, figure: str) -> float | None:
-        """Return a figure as a multiple of first order's."""
-        own, other = self.mean(figure), None if self.first is None else self.first.mean(figure)
+    def ratio(self, quantity: str) -> float | None:
+        """Return a quantity as a multiple of first order's; `None` if either is unknown."""
+        own = self.mean(quantity)
+        other = None if self.first_order is None else self.first_order.mean(quantity)
         return own / other if own is not None and other else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return every figure of the row; `None` for what is not known."""
-        result, spread = self.result, self.spread
+        """Return every number of the row; `None` for what is unknown."""
+        result, seed_range = self.result, self.seed_range
         return {
             "experiment": self.runs[0].experiment,
-            "order": self.method,
+            "order": self.method.order,
+            "method": self.method,
             "inner_steps": self.inner_steps,
-            "seeds": [run.seed for run in self.measured],
+            "seeds": [run.seed for run in self.evaluated],
             "unfinished_seeds": [run.seed for run in self.unfinished],
             "measure": self.runs[0].measure,
             "split": None if result is None else result.split,
             "mean": None if result is None else finite(result.mean),
             "ci95": None if result is None else finite(result.ci95),
-            "lowest_and_highest_seed": None if spread is None else [finite(seed) for seed in spread],
-            **{figure: finite(self.mean(figure)) for figure in FIGURES},
-            **{f"{figure}_to_first_order": finite(self.ratio(figure)) for figure in FIGURES[:3]},
+            "lowest_and_highest_seed": seed_range and [finite(value) for value in seed_range],
+            **{quantity: finite(self.mean(quantity)) for quantity in QUANTITIES},
+            **{f"{cost}_to_first_order": finite(self.ratio(cost)) for cost in COSTS},
         }
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the row as text, in the order of `headers`."""
-        cosine = self.mean("gap_cosine")
-        return (
-            self.method,
-            str(self.inner_steps),
-            self._seeds_text(),
-            self._result_text(),
-            self._cost_text("peak_bytes", 1, "B"),
-            self._cost_text("meta_step_ms", 1e-3, "s"),
-            self._cost_text("flops", 1, "FLOP"),
-            "-" if cosine is None else f"{cosine:.3f}",
-        )
 
-    def _seeds_text(self) -> str:
-        seeds = ", ".join(str(run.seed) for run in self.measured)
-        if not self.unfinished:
-            return seeds
-        unfinished = f"unfinished: {', '.join(str(run.seed) for run in self.unfinished)}"
-        return f"{seeds} ({unfinished})" if seeds else unfinished
+def compare(runs: Iterable[Run]) -> dict[str, list[ComparisonRow]]:
+    """Group runs by experiment.
 
-    def _result_text(self) -> str:
-        result = self.result
-        if result is None:
-            return "-"
-        text = f"{result.mean:.4f} ± {result.ci95:.4f}"
-        if self.spread is not None:
-            text += " ({:.4f} to {:.4f})".format(*self.spread)
-        return text if result.split == "test" else f"{text}, validation"
-
-    def _cost_text(self, figure: str, scale: float, unit: str) -> str:
-        value, ratio = self.mean(figure), self.ratio(figure)
-        if value is None:
-            return "-"
-        if not math.isfinite(value):
-            return str(value)
-        text = EngFormatter(unit, places=2)(value * scale)
-        return text if ratio is None else f"{text} ({ratio:.2f}x)"
-
-
-def headers(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the columns' names for the rows of one experiment."""
-    run = rows[0].runs[0]
-    seeds = " (seeds from to)" if any(row.spread for row in rows) else ""
-    return (
-        *("order", "inner steps", "seeds", f"{printable(run.measure)} ± 95 % CI{seeds}"),
-        *("peak memory", "a meta-step", "FLOPs", "order gap, cosine"),
-    )
-
-
-def compare(runs: Iterable[Run]) -> dict[str, list[Row]]:
-    """Group runs by what they have in common.
-
-    Runs of one experiment that differ by more than order, inner steps and seed, say in their inner
-    learning rate, are told apart: a mean over them would be of nothing. A run that repeats another one's
-    settings and seed is told apart too: it is no further seed.
+    Runs of one experiment that differ in more than order, inner steps and seed, such as the inner
+    learning rate, become separate groups: their mean would be meaningless. So does a run that repeats
+    the settings and the seed of another: it is not one more seed.
 
     Args:
         runs: In the order of `find_runs`.
 
     Returns:
-        By experiment, and what tells it from others of its name, the rows by inner steps and order.
+        The rows of each group, sorted by inner steps and method, by the group's title: the experiment,
+        and the settings that distinguish it from others of the same name.
     """
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ComparisonRow]] = {}
     for _, same_name in groupby(runs, lambda run: run.experiment):
-        for name, alike in _alike([*same_name]):
-            for number, once in enumerate(_repeats(alike), 1):
+        for name, same_settings in _split_by_settings([*same_name]):
+            for number, distinct in enumerate(_split_repeats(same_settings), 1):
                 title = printable(name) + (f", repeat {number}" if number > 1 else "")
-                groups[_unique(title, groups)] = [*_rows(once)]
+                groups[_unique(title, groups)] = [*_rows(distinct)]
     return groups
 
 
-def _unique(title: str, taken: Container[str]) -> str:
-    """Return a title that is not taken: two values may be written alike."""
-    return next(t for n in count(1) if (t := title if n == 1 else f"{title} ({n})") not in taken)
-
-
-def _rows(runs: Iterable[Run]) -> Iterator[Row]:
-    for _, same_steps in groupby(runs, lambda run: run.inner_steps):
-        first: Row | None = None
-        for method, same_method in groupby(same_steps, lambda run: run.method):
-            row = Row([*same_method], first)
-            if method is Method.FIRST_ORDER:
-                first = row
-            yield row
-
-
-def _alike(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
-    """Split runs of one experiment by the settings in which they differ."""
+def _split_by_settings(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
+    """Split runs of one experiment by the settings in which they differ; yield (title, runs)."""
     settings = [run.settings for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
     differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
     groups: dict[str, list[Run]] = {}
     for run, own in zip(runs, settings, strict=True):
-        told_apart = (f"{key} {own.get(key)}" for key in differing)
-        groups.setdefault(", ".join((run.experiment, *told_apart)), []).append(run)
+        values = (f"{key} {own.get(key)}" for key in differing)
+        groups.setdefault(", ".join((run.experiment, *values)), []).append(run)
     yield from groups.items()
 
 
-def _repeats(runs: Iterable[Run]) -> list[list[Run]]:
-    """Split runs of the same settings so that each order, inner steps and seed is there once."""
+def _split_repeats(runs: Iterable[Run]) -> list[list[Run]]:
+    """Split runs with the same settings so that no group holds a method, inner steps and seed twice."""
     groups: list[dict[str, Run]] = []
     for run in runs:
         group = next((group for group in groups if run.name not in group), None)
@@ -213,39 +149,42 @@ def _repeats(runs: Iterable[Run]) -> list[list[Run]]:
     return [[*group.values()] for group in groups]
 
 
-def findings(rows: Sequence[Row]) -> list[str]:
-    """Say in a sentence what each order bought over first order, and what it cost."""
+def _unique(title: str, taken: Container[str]) -> str:
+    """Return the title, numbered if it is taken: different values can have the same text."""
+    return next(t for n in count(1) if (t := title if n == 1 else f"{title} ({n})") not in taken)
+
+
+def _rows(runs: Iterable[Run]) -> Iterator[ComparisonRow]:
+    for _, same_steps in groupby(runs, lambda run: run.inner_steps):
+        first_order: ComparisonRow | None = None
+        for method, same_method in groupby(same_steps, lambda run: run.method):
+            row = ComparisonRow([*same_method], first_order)
+            if method is Method.FIRST_ORDER:
+                first_order = row
+            yield row
+
+
+def findings(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Describe, in a sentence for each second-order row, its result and cost relative to first order."""
     sentences = []
     for row in rows:
-        if row.first is None or row.result is None or row.first.result is None:
+        if row.first_order is None or row.result is None or row.first_order.result is None:
             continue
-        own, other = row.result, row.first.result
+        own, other = row.result, row.first_order.result
         if own.split != other.split:
             continue
         costs = [
             f"{ratio:.2f} times the {name}"
-            for name, figure in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
-            if (ratio := row.ratio(figure)) is not None
+            for name, cost in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
+            if (ratio := row.ratio(cost)) is not None
         ]
-        order = {"second": "second order", "checkpointed": "checkpointed second order"}[row.method]
+        checkpointed = "checkpointed " if row.method is Method.CHECKPOINTED else ""
         steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
+        split = {"test": "test", "val": "validation"}[own.split]
         measure = printable(row.runs[0].measure)
         sentences.append(
-            f"With {steps} in training, {order} reached a {own.split} {measure} of {own.mean:.4f} where "
-            f"first order reached {other.mean:.4f}" + (f", for {' and '.join(costs)}." if costs else ".")
+            f"Trained with {steps}, {checkpointed}second order reached a {split} {measure} of "
+            f"{own.mean:.4f} and first order {other.mean:.4f}"
+            + (f", at {' and '.join(costs)}." if costs else ".")
         )
     return sentences
-
-
-def print_comparison(experiment: str, rows: list[Row]) -> None:
-    """Print an experiment's rows as a table, each with the folders of its runs."""
-    table = Table(title=experiment)
-    for header in (*headers(rows), "folder"):
-        is_text = header in ("order", "folder")
-        table.add_column(header, justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row.cells(), "\n".join(run.folder for run in row.runs))
-    # Off a terminal there is no width to keep to: a table that is cut says nothing.
-    width = None if sys.stdout.isatty() else 10_000
-    # Names may look like markup: none of the text is.
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)

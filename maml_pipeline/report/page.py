@@ -1,10 +1,9 @@
-"""One page of what runs have come to: as HTML that needs no network, as Markdown, and as PNG."""
+"""Write the report: one HTML page that needs no network, the same in Markdown, and the plots as PNG."""
 
 import base64
 import html
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,17 +20,20 @@ from matplotlib.figure import Figure
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_atomically
-from maml_pipeline.report.comparison import Row, compare, findings, headers
-from maml_pipeline.report.plots import Picture, draw_overview, draw_pictures
-from maml_pipeline.report.style import style
+from maml_pipeline.report.comparison import ComparisonRow, compare, findings
+from maml_pipeline.report.plots import Plot, draw_plots
+from maml_pipeline.report.style import METHOD_STYLES, plot_style
+from maml_pipeline.report.table import UNFINISHED, Column, table_columns
+from maml_pipeline.report.tradeoff_plot import draw_overview
+from maml_pipeline.runs.folder import CONFIG
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable
 
 LONGEST_SLUG = 80
-"""Characters; a file's name may have 255 bytes, and a picture's name follows."""
+"""Characters; a file name has at most 255 bytes, and a plot's name follows."""
 
 MOST_PIXELS = 60_000
-"""A PNG's width and height are less than 2**16 in Matplotlib."""
+"""Matplotlib writes no PNG of 2**16 pixels or more a side."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +41,48 @@ class Section:
     """One experiment of the page.
 
     Args:
-        name: The experiment, and what tells it from others of its name.
-        slug: The same as part of a file's name, which no other section has.
+        title: The experiment, and the settings that distinguish it from others of the same name.
+        slug: The title as part of a file name, unique on the page.
+        rows: Its rows.
+        columns: The columns of its table.
+        findings: Its results in sentences.
+        plots: Its plots.
     """
 
-    name: str
+    title: str
     slug: str
-    rows: list[Row]
-    headers: tuple[str, ...]
+    rows: list[ComparisonRow]
+    columns: list[Column]
     findings: list[str]
-    pictures: list[Picture]
+    plots: list[Plot]
+
+    @property
+    def column_groups(self) -> list[tuple[str, list[Column]]]:
+        """The columns by the heading that they share."""
+        groups: dict[str, list[Column]] = {}
+        for column in self.columns:
+            groups.setdefault(column.group, []).append(column)
+        return [*groups.items()]
+
+    @property
+    def note(self) -> str | None:
+        """What a star in the table means; `None` if there is none."""
+        return UNFINISHED if any(row.unfinished for row in self.rows) else None
 
 
 def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Path:
-    """Write `report.html`, `report.md` and the pictures as PNG: all of them, or none.
+    """Write `report.html`, `report.md` and the plots as PNG: all of them, or none.
 
     Args:
         runs: In the order of `find_runs`.
-        folder: Where to; it is made. Files of an earlier report are replaced.
-        left_out: What is not reported, a line each.
+        folder: The output folder, which is created. Files of an earlier report are replaced.
+        left_out: What is not reported, one line each.
 
     Returns:
-        The path of `report.html`, which holds its pictures itself.
+        The path of `report.html`, which contains its plots.
 
     Raises:
-        UserError: The folder cannot be made, or written to.
+        UserError: The folder cannot be created or written to.
     """
     files = _render(runs, folder, left_out)
     is_new = not folder.exists()
@@ -74,23 +93,23 @@ def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()
         if is_new:
             folder.rmdir()
         raise UserError(
-            f"out {folder} cannot be written to ({error.strerror}); name another folder"
+            f"out {folder} cannot be written to ({error.strerror}); choose another folder"
         ) from error
     return folder / "report.html"
 
 
 def _render(runs: Sequence[Run], folder: Path, left_out: Sequence[str]) -> dict[str, bytes]:
-    """Return the report's files by name; `report.html` is the last."""
+    """Return the report's files by name, `report.html` last."""
     experiments = compare(runs)
     slugs = _slugs(experiments)
     sections = [
-        Section(name, slugs[name], rows, headers(rows), findings(rows), draw_pictures(rows))
-        for name, rows in experiments.items()
+        Section(title, slugs[title], rows, table_columns(rows), findings(rows), draw_plots(rows))
+        for title, rows in experiments.items()
     ]
-    files = {"overview.png": rendered(draw_overview(experiments), "png")}
+    files = {"overview.png": render_figure(draw_overview(experiments), "png")}
     for section in sections:
-        for picture in section.pictures:
-            files[f"{section.slug}-{picture.name}.png"] = rendered(picture.figure, "png")
+        for plot in section.plots:
+            files[f"{section.slug}-{plot.name}.png"] = render_figure(plot.figure, "png")
 
     environment = Environment(
         loader=PackageLoader("maml_pipeline.report", "."),
@@ -99,9 +118,10 @@ def _render(runs: Sequence[Run], folder: Path, left_out: Sequence[str]) -> dict[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"as_data": as_data, "md": in_markdown}
+    environment.filters |= {"data_uri": data_uri, "md": escape_markdown}
     values = {
         "sections": sections,
+        "styles": METHOD_STYLES,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "config_link": lambda run: _config_link(run, folder),
         "finished": sum(run.is_finished for run in runs),
@@ -114,7 +134,7 @@ def _render(runs: Sequence[Run], folder: Path, left_out: Sequence[str]) -> dict[
 
 
 def _write(files: dict[str, bytes], folder: Path) -> None:
-    """Write all files beside their places, then move them in: a full disk leaves the earlier report."""
+    """Write all files to a temporary folder, then move them: a full disk leaves the earlier report."""
     for name in files:
         if (folder / name).is_dir():
             raise IsADirectoryError(EISDIR, f"{name} is a folder")
@@ -126,13 +146,13 @@ def _write(files: dict[str, bytes], folder: Path) -> None:
 
 
 def _slugs(names: Iterable[str]) -> dict[str, str]:
-    """Return a part of a file's name for each name: short, plain, and no other name's."""
+    """Return a short, plain and unique part of a file name for each name."""
     slugs: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")
         slug = plain[:LONGEST_SLUG]
-        # Some file systems do not tell upper from lower case.
+        # Some file systems ignore case.
         if slug != plain or not slug or slug.lower() in taken:
             slug = f"{slug}-{sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
         taken.add(slug.lower())
@@ -140,18 +160,16 @@ def _slugs(names: Iterable[str]) -> dict[str, str]:
     return slugs
 
 
-def in_markdown(text: object) -> str:
-    """Return text that Markdown shows as it is: no markup, no HTML, and no end of a table's cell."""
+def escape_markdown(text: object) -> str:
+    """Escape text so that Markdown shows it literally: no markup, no HTML, no end of a table cell."""
     escaped = html.escape(printable(text), quote=False)
     return re.sub(r"([\\`*_\[\]|~$]|:(?=//|\w+:))", r"\\\1", escaped)
 
 
-def rendered(figure: Figure, kind: str) -> bytes:
+def render_figure(figure: Figure, kind: str) -> bytes:
     """Return a figure as `svg` or `png`, the same bytes each time."""
     buffer = BytesIO()
-    with style(), warnings.catch_warnings():
-        # A name in letters that the font lacks: the file shows boxes, and the tables show the name.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+    with plot_style():
         figure.savefig(
             buffer,
             format=kind,
@@ -161,17 +179,17 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def as_data(figure: Figure) -> str:
-    """Return a figure as the address of an image that lies in the page itself."""
-    return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
+def data_uri(figure: Figure) -> str:
+    """Return a figure as a data URI, which keeps the image inside the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(render_figure(figure, "svg")).decode()
 
 
 def _config_link(run: Run, folder: Path) -> str | None:
-    """Return the relative address of a run's config in the report, where it is a file.
+    """Return the relative link from the report to a run's config; `None` if it is no file.
 
-    It begins with `./` or `../`: a folder `javascript:...` is a folder.
+    It begins with `./` or `../`, so that a folder named `javascript:...` is no script.
     """
-    config = run.source / "config.yaml"
+    config = run.source / CONFIG
     if not config.is_file():
         return None
     path = os.path.relpath(config, folder)

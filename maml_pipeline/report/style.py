@@ -1,32 +1,57 @@
-"""How the report's pictures look: one colour and one marker an order, whatever the picture."""
+"""How plots look: one label, colour, marker and line style a method, the same in every plot."""
 
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-# Okabe and Ito, "Color universal design", 2008: told apart by every kind of colour vision.
-COLOURS = {"first": "#0072B2", "second": "#D55E00", "checkpointed": "#009E73"}
-MARKERS = {"first": "o", "second": "s", "checkpointed": "^"}
-LABELS = {
-    "first": "first order",
-    "second": "second order",
-    "checkpointed": "second, checkpointed",
+from maml_pipeline.meta_gradient.order import Method
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method is labelled and drawn.
+
+    Args:
+        label: In the column `order` of tables and in the legends of plots.
+        colour: One of Okabe and Ito's, "Color universal design", 2008, which every kind of colour
+            vision tells apart. Without colour, marker and line style tell the methods apart.
+        marker: Matplotlib's marker.
+        fill: Matplotlib's fill style of the marker; hollow marks show those that they lie on.
+        line: Matplotlib's line style.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    fill: Literal["full", "none"]
+    line: str
+
+
+METHOD_STYLES = {
+    Method.FIRST_ORDER: MethodStyle("first", "#0072B2", "o", "full", "-"),
+    Method.UNROLLED: MethodStyle("second", "#D55E00", "s", "none", "--"),
+    Method.CHECKPOINTED: MethodStyle("second, checkpointed", "#009E73", "^", "none", ":"),
 }
 
-LABEL_OFFSETS = {"first": (-6, 5), "second": (6, 5), "checkpointed": (6, -11)}
-"""Points from a mark to its label: those of orders that do alike do not cover each other."""
-
 WIDTH, HEIGHT = 4.2, 3.2
-"""Inches: at 96 pixels each a picture fits a phone without being made smaller."""
+"""Inches of one plot: at 96 pixels an inch it fits a phone without being scaled down."""
+
+LARGEST = 1e100
+"""A larger value is that of a diverged run; Matplotlib's arithmetic would overflow."""
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Set fonts, lines and grid for the pictures drawn inside, and nothing outside."""
+def plot_style() -> Iterator[None]:
+    """Set fonts, lines and grid for the plots drawn inside, and nothing outside."""
     settings: Any = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
@@ -40,35 +65,87 @@ def style() -> Iterator[None]:
         "grid.color": "#e6e6e6",
         "grid.linewidth": 0.7,
         "axes.axisbelow": True,
+        "axes.formatter.useoffset": False,
         "lines.linewidth": 1.6,
         "lines.markersize": 5.5,
         "legend.frameon": False,
         "legend.fontsize": 8,
+        "legend.title_fontsize": 8,
         "figure.dpi": 96,
         "savefig.dpi": 200,
-        # Names may hold $, ^ and braces: none of the text is markup.
+        # Names may contain $, ^ and braces: none of the text is markup.
         "text.parse_math": False,
         "text.usetex": False,
-        "svg.hashsalt": "maml_pipeline",  # the same picture is the same file
+        "svg.hashsalt": "maml_pipeline",  # the same plot is the same file
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes; the tables show them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
-def thousands(ax: Axes) -> None:
-    """Write meta-steps as 10,000, and not so many of them that they touch."""
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+def line_style(method: Method) -> dict[str, Any]:
+    """Return Matplotlib's keyword arguments for a method's line."""
+    style = METHOD_STYLES[method]
+    return {
+        "label": style.label,
+        "color": style.colour,
+        "linestyle": style.line,
+        "marker": style.marker,
+        "fillstyle": style.fill,
+    }
+
+
+def add_legend(figure: Figure, title: str = "order") -> None:
+    """Name the orders above all axes, where the legend covers nothing."""
+    labelled: dict[str, Artist] = {}
+    for ax in figure.axes:
+        lines, labels = ax.get_legend_handles_labels()
+        labelled |= dict(zip(labels, lines, strict=True))
+    figure.legend(
+        [*labelled.values()],
+        [*labelled],
+        loc="outside upper left",
+        ncols=max(1, len(labelled)),
+        title=title,
+        alignment="left",
+        handlelength=2.6,
+    )
+
+
+def meta_step_axis(ax: Axes) -> None:
+    """Start the x axis at meta-step 0, with whole numbers such as 10,000 far enough apart."""
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.set_xlabel("meta-steps")
 
 
-def plain_log_axis(ax: Axes, which: str) -> None:
-    """Make an axis logarithmic, labelled 1, 2, 5, 10 and not by powers."""
-    if which == "x":
-        ax.set_xscale("log")
+def log_x_axis(ax: Axes) -> None:
+    """Make the x axis logarithmic, with labels such as 0.5, 1, 2, 500 and 1,000."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = [t for t in LogLocator(subs=steps).tick_values(low, high) if low <= t <= high]
+        if len(ticks) >= 3:
+            break
     else:
-        ax.set_yscale("log")
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9)))
-    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 100 else f"{value:.3g}")
-    axis.set_minor_formatter(NullFormatter())
+        ticks = [t for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(lambda value, _: plain_number(value))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def plain_number(value: float) -> str:
+    """Return a tick's label without an exponent where that is short: 0.05, 2.5, 500, 1,000."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.3g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
+
+
+def drawable(value: float) -> float:
+    """Return the value, or NaN, which is not drawn, in place of what a diverged run logged."""
+    return value if abs(value) < LARGEST else math.nan

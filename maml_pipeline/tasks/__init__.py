@@ -1,4 +1,4 @@
-"""Where tasks come from: pure functions of (seed, split, index), in plain PyTorch."""
+"""Task distributions in plain PyTorch; each task is a pure function of (seed, split, index)."""
 
 from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.omniglot import Omniglot

@@ -1,4 +1,4 @@
-"""Whether a distribution keeps its promises: checked on a few tasks, before a run begins."""
+"""Check a task distribution on a few tasks before a run starts."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -9,15 +9,25 @@ from torch import Tensor
 from maml_pipeline.errors import UserError, describe
 from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution, to_task, type_name
 
-MOST_TASKS = 64
+MAX_BATCH = 64
+"""Tasks of the largest meta-batch that is drawn as a check."""
 T = TypeVar("T")
 
 
 def draw_batch(tasks: TaskDistribution, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
-    """Return a batch of tasks, as one.
+    """Draw a batch of tasks and check its shape.
+
+    Args:
+        tasks: The distribution.
+        seed: Seed of the run.
+        split: Split to draw from.
+        indices: Indices of the T tasks.
+
+    Returns:
+        The batch, with a leading dimension T; a tuple or list of four tensors is converted.
 
     Raises:
-        UserError: There is no such task, or what `batch` returns is not a batch of so many.
+        UserError: There is no task for an index, or `batch` returns anything but T tasks.
     """
     try:
         batch = tasks.batch(seed, split, indices)
@@ -33,10 +43,12 @@ def draw_batch(tasks: TaskDistribution, seed: int, split: Split, indices: Sequen
         batch = TaskBatch(*batch)
     for name, tensor in zip(batch._fields, batch, strict=True):
         if not isinstance(tensor, Tensor) or tensor.shape[:1] != (len(indices),):
-            kind = f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type_name(tensor)
+            actual = (
+                f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type_name(tensor)
+            )
             raise UserError(
-                f"{name} of {type(tasks).__name__}.batch is {kind}; for {len(indices)} indices it must "
-                f"be a tensor of shape ({len(indices)}, ...)"
+                f"{name} of {type(tasks).__name__}.batch is {actual}; for {len(indices)} indices it "
+                f"must be a tensor of shape ({len(indices)}, ...)"
             )
     return batch
 
@@ -44,20 +56,22 @@ def draw_batch(tasks: TaskDistribution, seed: int, split: Split, indices: Sequen
 def check_tasks(
     tasks: TaskDistribution, seed: int, split: Split, tasks_per_batch: int, last: int
 ) -> Task:
-    """Draw the first tasks of a split, and the last one that is needed.
+    """Check that tasks exist, are pure functions of (seed, split, index), and stack into batches.
+
+    Draws task 0 twice, the last task, and one batch.
 
     Args:
         tasks: The distribution.
-        seed: Its seed.
-        split: Which of the three splits.
-        tasks_per_batch: How many tasks share a batch.
-        last: Index of the last task.
+        seed: Seed of the run.
+        split: Split to draw from.
+        tasks_per_batch: Number of tasks in a batch.
+        last: Index of the last task that the run needs.
 
     Returns:
         Task 0.
 
     Raises:
-        UserError: `task` or `batch` fail, return something else, or contradict each other.
+        UserError: `task` or `batch` fails, returns something else, or the two contradict each other.
     """
     name = type(tasks).__name__
 
@@ -69,24 +83,24 @@ def check_tasks(
     for x, y in ((first.support_x, first.support_y), (first.query_x, first.query_y)):
         if not x.ndim or not y.ndim or len(x) != len(y) or not len(x):
             raise UserError(
-                f"a set of {name} has inputs of shape {tuple(x.shape)} and targets of shape "
-                f"{tuple(y.shape)}; both begin with the number of its points, which is at least 1"
+                f"a task of {name} has inputs of shape {tuple(x.shape)} and targets of shape "
+                f"{tuple(y.shape)}; the first dimension of both is the number of points, at least 1"
             )
-    if not _alike(first, again, tolerance=0):
+    if not _tasks_are_close(first, again, tolerance=0):
         raise UserError(
-            f"task(seed, split, index) of {name} returns another task when it is called again; it must "
-            "depend on the three numbers alone: draw from random_generator(seed, split, index)"
+            f"task(seed, split, index) of {name} returns a different task on a second call; it must "
+            "depend on its arguments only: draw from random_generator(seed, split, index)"
         )
     task(max(last, 0))
 
-    indices = range(min(tasks_per_batch, MOST_TASKS))
+    indices = range(min(tasks_per_batch, MAX_BATCH))
     batch = _try(
         tasks, f"batch({seed}, {split!r}, {indices})", lambda: draw_batch(tasks, seed, split, indices)
     )
-    if not _alike(next(iter(batch.tasks())), first, tolerance=1e-3):
+    if not _tasks_are_close(next(iter(batch.tasks())), first, tolerance=1e-3):
         raise UserError(
-            f"{name}.batch does not return the tasks that {name}.task does; it must return those with "
-            "the same indices, side by side"
+            f"{name}.batch returns other tasks than {name}.task for the same indices; it must return "
+            "the same tasks, stacked"
         )
     return first
 
@@ -96,24 +110,24 @@ def _try(tasks: TaskDistribution, call: str, function: Callable[[], T]) -> T:
         return function()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's own code may raise
+    except Exception as error:  # the user's code may raise anything
         raise UserError(_failed(tasks, call, error)) from error
 
 
 def _failed(tasks: TaskDistribution, call: str, error: Exception) -> str:
     finite = isinstance(error, LookupError | StopIteration)
-    remedy = "; there must be one for every index from 0, such as index % their number" if finite else ""
+    remedy = "; every index from 0 needs a task: use index % number of tasks" if finite else ""
     return f"{call} of {type(tasks).__name__} failed: {describe(error)}{remedy}"
 
 
-def _alike(one: Task, other: Task, tolerance: float) -> bool:
-    return all(_close(a, b, tolerance) for a, b in zip(one, other, strict=True))
+def _tasks_are_close(one: Task, other: Task, tolerance: float) -> bool:
+    return all(_tensors_are_close(a, b, tolerance) for a, b in zip(one, other, strict=True))
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def _tensors_are_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point() or not a.numel():
         return torch.equal(a, b)
-    scale = b.nan_to_num(0, 0, 0).abs().max().item()  # of the values: that of one may be zero
+    scale = b.nan_to_num(0, 0, 0).abs().max().item()  # of all values, because single values may be zero
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -1,4 +1,4 @@
-"""The toy: one linear unit, where the meta-gradient can be written down by hand."""
+"""Regression of lines, the toy task: its meta-gradients are known in closed form."""
 
 from functools import cached_property
 
@@ -13,27 +13,33 @@ from maml_pipeline.tasks.task import (
     random_generator,
 )
 
-# One support point (1, 0), one query point (2, 0). From b0 = 0 and with both learning rates 1,
-# the first-order meta-gradient of w is -16 w0 and the second-order one +32 w0.
 ONE_POINT_TASK = Task(
     support_x=torch.tensor([[1.0]]),
     support_y=torch.tensor([[0.0]]),
     query_x=torch.tensor([[2.0]]),
     query_y=torch.tensor([[0.0]]),
 )
+"""One support point (1, 0) and one query point (2, 0).
+
+For y = w x + b with squared error, b0 = 0 and an inner learning rate of 1, the meta-gradient of w is
+-16 w0 in first order and 32 w0 in second order.
+"""
 
 
 class Lines(TaskDistribution):
     """Regress y = a x + b from a few points; a task is a slope and an intercept.
 
-    a is uniform in [1, 3], b uniform in [-1, 1] and x uniform in [-2, 2]: an initialisation near
-    a = 2, b = 0 adapts best, so meta-learning has something to find.
+    The slope a is uniform in [1, 3], the intercept b in [-1, 1], and x in [-2, 2]. An initialisation
+    near a = 2, b = 0 adapts best: this is what meta-learning should find.
 
     Args:
-        shots: Support points S of a task.
-        query_shots: Query points Q of a task.
+        shots: Support points S per task.
+        query_shots: Query points Q per task.
 
     Shapes: inputs and targets are `(S, 1)` and `(Q, 1)`, float32.
+
+    Raises:
+        UserError: A number of points is below 1.
     """
 
     def __init__(self, shots: int = 5, query_shots: int = 10) -> None:
@@ -44,7 +50,7 @@ class Lines(TaskDistribution):
 
     @cached_property
     def name(self) -> str:
-        """The toy, however many points a task has."""
+        """`toy`, for any number of points."""
         return "toy"
 
     def task(self, seed: int, split: Split, index: int) -> Task:

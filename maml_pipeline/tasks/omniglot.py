@@ -1,4 +1,4 @@
-"""Omniglot episodes: N-way K-shot classification of hand-written characters."""
+"""Omniglot episodes: N-way K-shot classification of handwritten characters."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,37 +24,37 @@ SPLIT_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
 
 
 def split_characters(split: Split) -> np.ndarray:
-    """Return the characters of a split as indices into the packed images, the same for every seed.
+    """Return the characters of a split, as indices into `Omniglot.images`; independent of the seed.
 
-    Lake's "background" and "evaluation" halves are pooled and shuffled once, as in the paper.
+    The "background" and "evaluation" halves of Lake et al. are pooled and shuffled once, as in Finn
+    et al. 2017.
     """
-    # The key is a constant of the benchmark: another one would be another split.
+    # The key is part of the benchmark: another key is another split.
     shuffled = np.random.Generator(np.random.Philox(key=1623)).permutation(CHARACTERS)
     start = sum(SPLIT_SIZES[earlier] for earlier in SPLITS[: SPLITS.index(split)])
     return shuffled[start : start + SPLIT_SIZES[split]]
 
 
 class Omniglot(TaskDistribution):
-    """Tell N characters apart after K drawings of each.
+    """Classify characters of N classes after seeing K drawings of each.
 
-    In a rotated split every character counts four times, once per rotation by 90 degrees, as a
-    class of its own. The paper's text says so of training, its code rotates test tasks too; here
-    `rotated_splits` says which.
+    In a rotated split, each rotation of a character by a multiple of 90 degrees is a separate class.
+    Finn et al. 2017 describe rotation for training; their code also rotates test tasks.
 
     Args:
-        ways: Classes N of a task.
-        shots: Support drawings K of a class.
-        query_shots: Query drawings of a class; `shots + query_shots` is at most 20.
-        root: Folder with `images_background` and `images_evaluation`, unpacked or as zips, or with
-            torchvision's `omniglot-py`. `None` for the environment variable `MAML_OMNIGLOT_ROOT`,
-            else `data/omniglot`. Where the folder holds no Omniglot it is downloaded into it.
-        cache_dir: Where the packed images are kept; `None` for the user's cache folder.
-        rotated_splits: Splits whose characters are also classes when rotated.
+        ways: Classes N per task, 2 to 100.
+        shots: Support drawings K per class.
+        query_shots: Query drawings per class; `shots + query_shots` is at most 20.
+        root: Folder with `images_background` and `images_evaluation`, as folders or zips, or with
+            torchvision's `omniglot-py`. `None` for the environment variable `MAML_OMNIGLOT_ROOT`, or
+            `data/omniglot`. Omniglot is downloaded into it if it is missing.
+        cache_dir: Folder for the cache of decoded images; `None` for the user's cache folder.
+        rotated_splits: Splits to rotate.
 
     Shapes: images `(N * K, 1, 28, 28)`, float32, strokes 1 on 0; labels `(N * K,)`, int64.
 
     Raises:
-        UserError: More drawings than 20, or more ways than the smallest split has characters.
+        UserError: An argument is out of range, or `rotated_splits` contains an unknown split.
 
     References:
         Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program
@@ -77,16 +77,16 @@ class Omniglot(TaskDistribution):
         if ways > SPLIT_SIZES[smallest]:
             raise UserError(
                 f"ways is {ways}; it must be at most {SPLIT_SIZES[smallest]}, "
-                f"the characters of the {smallest} split"
+                f"the number of characters in the {smallest} split"
             )
         if shots + query_shots > DRAWINGS:
             raise UserError(
                 f"shots + query_shots is {shots} + {query_shots} = {shots + query_shots}; "
-                f"it must be at most {DRAWINGS}, the drawings of a character"
+                f"it must be at most {DRAWINGS}, the number of drawings of a character"
             )
         unknown = set(rotated_splits) - set(get_args(Split))
         if unknown:
-            raise UserError(f"rotated_splits names {sorted(unknown)}; the splits are {SPLITS}")
+            raise UserError(f"rotated_splits contains {sorted(unknown)}; the splits are {SPLITS}")
         self.ways = ways
         self.shots = shots
         self.query_shots = query_shots
@@ -99,18 +99,18 @@ class Omniglot(TaskDistribution):
 
     @cached_property
     def images(self) -> np.ndarray:
-        """All drawings, packed: uint8 `(1623, 20, 28, 28)`."""
+        """All drawings: uint8 `(1623, 20, 28, 28)`, strokes 255 on 0. Loaded on first use."""
         return load_images(self.root, self.cache_dir)
 
     def prepare(self) -> None:
-        """Download and pack the images where that has not been done yet."""
+        """Download the data set and write its cache, if they are missing."""
         _ = self.images
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         return Task(*(tensor[0] for tensor in self.batch(seed, split, [index])))
 
     def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
-        # Drawn task by task, but gathered, turned and scaled all at once: it is three times as fast.
+        # Indexing, rotating and scaling all tasks at once is three times as fast as one by one.
         episodes = [self._episode(seed, split, index) for index in indices]
         classes, drawings = (np.stack(drawn) for drawn in zip(*episodes, strict=True))
 
@@ -133,7 +133,7 @@ class Omniglot(TaskDistribution):
         )
 
     def _episode(self, seed: int, split: Split, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a task's classes `(N,)` and, of each, the drawings `(N, shots + query_shots)`."""
+        """Draw the classes `(N,)` of a task and the drawings `(N, shots + query_shots)` of each."""
         random = random_generator(seed, split, index)
         classes = SPLIT_SIZES[split] * self.rotations[split]
         drawings = random.permuted(np.tile(np.arange(DRAWINGS), (self.ways, 1)), axis=1)

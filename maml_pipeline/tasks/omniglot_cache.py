@@ -1,30 +1,29 @@
-"""The packed Omniglot drawings as one file, which is used only where it is as it was written."""
+"""Cache the decoded Omniglot drawings in one file with a checksum."""
 
 import contextlib
 import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from maml_pipeline.checksum import add_checksum, has_valid_checksum
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, write_atomically
+from maml_pipeline.files import make_folder, remove_new_folders_on_error, write_atomically
 
 SECONDS_TO_WRITE = 3600
-"""An unfinished file that is older was left by a process that was killed."""
+"""An older unfinished file was left by a killed process."""
 
 
 def read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the packed drawings.
+    """Read the drawings.
 
     Args:
-        cache: A file that `write_cache` wrote.
-        shape: Their shape.
+        cache: A file written by `write_cache`.
+        shape: Expected shape.
 
     Returns:
-        uint8 of that shape; `None` where there are none, or the file is not as it was written.
+        uint8 array of this shape; `None` if the file is missing, damaged or something else.
     """
     try:
         content = cache.read_bytes()
@@ -38,10 +37,14 @@ def read_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def write_cache(cache: Path, images: np.ndarray) -> None:
-    """Keep the packed drawings, and remove what processes that were killed have left.
+    """Write the drawings atomically, and remove unfinished files left by killed processes.
+
+    Args:
+        cache: The file; its folder is created if it is missing.
+        images: uint8 array of any shape.
 
     Raises:
-        UserError: The folder cannot be made or written.
+        UserError: The folder cannot be created or written to.
     """
     content = io.BytesIO()
     np.savez(content, images=images)
@@ -54,23 +57,10 @@ def write_cache(cache: Path, images: np.ndarray) -> None:
             raise UserError(f"cache_dir {cache.parent} cannot be written ({error.strerror})") from error
 
 
-@contextlib.contextmanager
-def remove_new_folders_on_error(*folders: Path) -> Iterator[None]:
-    """Remove the folders that a failing block has made and left empty, and those that they lie in."""
-    missing = [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        yield
-    except BaseException:
-        for place in missing:
-            with contextlib.suppress(OSError):  # not made, or not empty
-                place.rmdir()
-        raise
-
-
 def _remove_leftovers(folder: Path) -> None:
-    """Remove unfinished caches: those of `write_atomically`, and those of earlier versions."""
+    """Remove old unfinished files of `write_atomically` and of earlier versions of this package."""
     for path in [*folder.glob(".omniglot-*"), *folder.glob("tmp????????.npz")]:
-        with contextlib.suppress(OSError):  # another process may have been faster
+        with contextlib.suppress(OSError):  # another process may have removed it
             is_old = time.time() - path.stat().st_mtime > SECONDS_TO_WRITE
             if is_old and (path.name.startswith(".") or _is_unfinished_cache(path)):
                 path.unlink()

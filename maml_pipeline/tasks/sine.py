@@ -1,4 +1,4 @@
-"""Sine-wave regression, the first experiment of the MAML paper."""
+"""Sine-wave regression, the first experiment of the MAML paper (Finn et al. 2017, section 5.1)."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,18 @@ from maml_pipeline.tasks.task import (
 
 
 class SineWaves(TaskDistribution):
-    """Regress y = A sin(x - phase) from K points; a task is an amplitude and a phase.
+    """Regress y = A sin(x - phase) from a few points; a task is an amplitude and a phase.
 
-    A is uniform in [0.1, 5], the phase uniform in [0, pi], x uniform in [-5, 5].
+    The amplitude A is uniform in [0.1, 5], the phase in [0, pi], and x in [-5, 5].
 
     Args:
-        shots: Support points K of a task; 5, 10 and 20 in the paper.
-        query_shots: Query points of a task; `None` for as many as there are shots, as in the paper.
+        shots: Support points S per task; 5, 10 and 20 in the paper.
+        query_shots: Query points Q per task; `None` for as many as shots, as in the paper.
 
-    Shapes: inputs and targets are `(K, 1)`, float32.
+    Shapes: inputs and targets are `(S, 1)` and `(Q, 1)`, float32.
+
+    Raises:
+        UserError: A number of points is below 1.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
@@ -49,7 +52,7 @@ class SineWaves(TaskDistribution):
         return task
 
     def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Draw each task's numbers from its own generator, and make waves of them all at once."""
+        """Draw each task from its own generator, then compute all sines at once."""
         numbers = 2 + self.shots + self.query_shots
         uniform = np.stack([random_generator(seed, split, i).random(numbers) for i in indices])
         amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]

@@ -1,4 +1,4 @@
-"""What a task is, what a batch of tasks is, and what every distribution of tasks promises."""
+"""A task, a batch of tasks, and the base class of task distributions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -16,9 +16,10 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Task(NamedTuple):
-    """One task: adapt on the support set, be judged on the query set.
+    """One task: adapt to the support set, evaluate on the query set.
 
-    `support_x (S, ...)`, `support_y (S, ...)`, `query_x (Q, ...)`, `query_y (Q, ...)`.
+    Shapes: `support_x (S, ...)`, `support_y (S, ...)`, `query_x (Q, ...)`, `query_y (Q, ...)`, for S
+    support and Q query points.
     """
 
     support_x: Tensor
@@ -28,9 +29,10 @@ class Task(NamedTuple):
 
 
 class TaskBatch(NamedTuple):
-    """T tasks of equal shape.
+    """T tasks of equal shape, stacked.
 
-    `support_x (T, S, ...)`, `support_y (T, S, ...)`, `query_x (T, Q, ...)`, `query_y (T, Q, ...)`.
+    Shapes: `support_x (T, S, ...)`, `support_y (T, S, ...)`, `query_x (T, Q, ...)`,
+    `query_y (T, Q, ...)`.
     """
 
     support_x: Tensor
@@ -40,10 +42,10 @@ class TaskBatch(NamedTuple):
 
     @classmethod
     def stack(cls, tasks: Iterable[Task]) -> "TaskBatch":
-        """Put tasks side by side along a new leading dimension T.
+        """Stack tasks along a new leading dimension T.
 
         Raises:
-            UserError: One of them is not a task, or they differ in shape or type.
+            UserError: One of them is not a task, or they differ in shape or dtype.
         """
         columns = [*zip(*map(to_task, tasks), strict=True)]
         for name, tensors in zip(cls._fields, columns, strict=True):
@@ -52,27 +54,28 @@ class TaskBatch(NamedTuple):
                 (one, dtype), (other, other_dtype), *_ = kinds
                 raise UserError(
                     f"tasks of one meta-batch differ: {name} is {one} {dtype} in one and {other} "
-                    f"{other_dtype} in another; make them alike, or set data.meta_batch_size to 1 "
-                    "and trainer.accumulate_grad_batches to the number of tasks of a meta-step"
+                    f"{other_dtype} in another; make them equal, or set data.meta_batch_size to 1 and "
+                    "trainer.accumulate_grad_batches to the number of tasks per meta-step"
                 )
         return cls(*map(torch.stack, columns))
 
     def tasks(self) -> Iterable[Task]:
-        """Iterate over the T tasks; each is a view of the batch."""
+        """Iterate over the T tasks, each a view of the batch."""
         return (Task(*tensors) for tensors in zip(*self, strict=True))
 
 
 class TaskDistribution(ABC):
-    """A distribution of tasks, each a pure function of (seed, split, index).
+    """A distribution of tasks; each task is a pure function of (seed, split, index).
 
-    Whatever the machine, world size, worker or resumed run, the same three numbers give the same
-    task. Subclass it to bring tasks of your own. All tasks have the same shapes; where the number of
-    shots varies, train with a meta-batch size of 1 and accumulate gradients over tasks.
+    The same three values give the same task on every machine, with every world size and worker, and
+    after resuming. Subclass it and implement `task` to train on your own tasks; draw random numbers
+    from `random_generator(seed, split, index)`. Tasks have equal shapes; if the number of shots varies,
+    set the meta-batch size to 1 and accumulate gradients.
     """
 
     @cached_property
     def name(self) -> str:
-        """What runs on these tasks are called: the class with its ways and shots, where it has any."""
+        """Name in run folders and logs: the class name, with its ways and shots if it has them."""
         ways, shots = getattr(self, "ways", None), getattr(self, "shots", None)
         size = f"{ways}w" if isinstance(ways, int) else ""
         if isinstance(shots, int):
@@ -81,23 +84,35 @@ class TaskDistribution(ABC):
         return f"{name}-{size}" if size else name
 
     def prepare(self) -> None:
-        """Fetch or convert what is needed on disk; called once per node, before any `task`."""
+        """Download or convert data; called once per node, before `task`. Does nothing by default."""
         return
 
     @abstractmethod
     def task(self, seed: int, split: Split, index: int) -> Task:
-        """Return task `index` (0, 1, 2, ... without end) of `split` under `seed`."""
+        """Return one task.
+
+        Args:
+            seed: Seed of the run, 0 to 2^64 - 1.
+            split: Split that the task belongs to.
+            index: Number of the task in the split: 0, 1, 2, ..., without an upper limit.
+        """
 
     def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Return the tasks with these indices side by side; override it only for speed."""
+        """Return several tasks, stacked. Override it only for speed.
+
+        Args:
+            seed: As in `task`.
+            split: As in `task`.
+            indices: Indices of the T tasks.
+        """
         return TaskBatch.stack(self.task(seed, split, index) for index in indices)
 
 
 def to_task(value: object) -> Task:
-    """Return a task; a tuple or list of its four tensors is one, too.
+    """Convert a tuple or list of four tensors to a `Task`.
 
     Raises:
-        UserError: It is anything else.
+        UserError: The value is anything else.
     """
     if not isinstance(value, Task):
         if not isinstance(value, tuple | list) or len(value) != len(Task._fields):
@@ -106,29 +121,29 @@ def to_task(value: object) -> Task:
     for name, tensor in zip(Task._fields, value, strict=True):
         if not isinstance(tensor, Tensor):
             remedy = {
-                np.ndarray: "; torch.from_numpy makes one of it",
-                dict: "; put several inputs into one, side by side, and let the network take it apart",
+                np.ndarray: "; convert it with torch.from_numpy",
+                dict: "; concatenate several inputs into one and split it in the network",
             }.get(type(tensor), "")
             raise UserError(f"{name} of a task is {type_name(tensor)}; it must be a tensor{remedy}")
     return value
 
 
 def type_name(value: object) -> str:
-    """Name a value's type for a message: `dict`, `list of 3`."""
+    """Name a value's type in an error message: `dict`, `list of 3`."""
     of = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"{type(value).__name__}{of}"
 
 
 def random_generator(seed: int, split: Split, index: int) -> np.random.Generator:
-    """Return the random numbers that belong to one task and to no other.
+    """Return an independent random generator for one task.
 
-    Philox is counter-based: the key holds the seed and the split, the counter starts at a block of
-    2^128 numbers of the task's own, so that no state passes from one task to the next.
+    Philox is counter-based: the key contains the seed and the split, and the counter starts at the
+    task's own block of 2^128 numbers. No state is shared between tasks.
 
     Args:
-        seed: Any integer from 0 to 2^64 - 1.
-        split: Which of the three splits.
-        index: Which task, from 0 to 2^64 - 1.
+        seed: Seed, 0 to 2^64 - 1.
+        split: Split that the task belongs to.
+        index: Number of the task in the split, 0 to 2^64 - 1.
 
     References:
         Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
@@ -139,11 +154,15 @@ def random_generator(seed: int, split: Split, index: int) -> np.random.Generator
 
 
 def float32_tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:
-    """Round float64 arrays to float32 tensors."""
+    """Convert arrays to float32 tensors."""
     return tuple(torch.from_numpy(array.astype(np.float32)) for array in arrays)
 
 
 def check_at_least(name: str, value: float, minimum: float) -> None:
-    """Raise a `UserError` that names the setting when it is below its minimum (or not a number)."""
+    """Check the range of a setting.
+
+    Raises:
+        UserError: The value is below the minimum, or NaN.
+    """
     if not value >= minimum:
         raise UserError(f"{name} is {value}; it must be at least {minimum}")

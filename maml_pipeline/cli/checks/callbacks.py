@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import (
 )
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner.lightning_internals import checks_at_epoch_end, checks_every_step
 
 NO_EPOCHS = "it changes training from epoch to epoch, and tasks come without end"
 OTHER_WEIGHTS = "a resumed run would end with other weights than one that was never stopped"
@@ -58,12 +59,12 @@ def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list
                 f"trainer.callbacks: {name} watches monitor {monitor}; a validation logs "
                 f"{', '.join(monitored[:4])}, ..."
             )
-        if isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end:
+        if isinstance(callback, EarlyStopping) and checks_at_epoch_end(callback):
             raise UserError(
                 "trainer.callbacks: check_on_train_epoch_end is true, but an epoch has no end here; "
                 f"leave it out, and {name} looks after each validation"
             )
-        if isinstance(callback, Timer) and callback._interval != "step":
+        if isinstance(callback, Timer) and not checks_every_step(callback):
             raise UserError(
                 "trainer.callbacks: the interval of Timer is epoch, but an epoch has no end here; "
                 "leave it out for step"

@@ -14,6 +14,7 @@ from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.launcher import cluster_environment
 from maml_pipeline.environment import MASTER_ADDR, MASTER_PORT, NODE_RANK
 from maml_pipeline.errors import UserError
+from maml_pipeline.learner import lightning_internals
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 
 KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
@@ -100,7 +101,7 @@ def _check_strategy(trainer: Trainer, settings: Namespace) -> None:
             f"trainer.strategy is {settings.strategy}, which a meta-gradient cannot be computed with: "
             "every process needs all parameters; use ddp, or auto"
         )
-    if getattr(trainer.strategy, "_start_method", "popen") != "popen":
+    if not lightning_internals.starts_ranks_by_script(trainer):
         raise UserError(
             f"trainer.strategy is {settings.strategy}; a training cannot be sent to spawned or forked "
             "processes; use ddp"
@@ -109,7 +110,7 @@ def _check_strategy(trainer: Trainer, settings: Namespace) -> None:
 
 def _check_nodes(trainer: Trainer, settings: Namespace) -> None:
     """Refuse to wait for processes on other nodes that nothing starts."""
-    environment = trainer._accelerator_connector.cluster_environment
+    environment = lightning_internals.cluster_environment(trainer)
     if settings.num_nodes == 1 or not isinstance(environment, LightningEnvironment):
         return
     needed = (MASTER_ADDR, MASTER_PORT, NODE_RANK)

@@ -1,7 +1,7 @@
-"""What a network needs, beyond a plain call, for its derivatives to be exact."""
+"""How an engine calls a network whose derivatives would otherwise be wrong or missing."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,64 +10,63 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode
 
+from maml_pipeline.meta_gradient.exactness.preservation import preserve_attributes
 from maml_pipeline.meta_gradient.inner_loop import Loss
-from maml_pipeline.meta_gradient.preserved import attributes_restored
 
 
-class Handling(NamedTuple):
-    """How an engine calls one network with one loss; `exactness` finds out what is needed.
+class Workarounds(NamedTuple):
+    """What calls of one network with one loss need; `verified_workarounds` determines it.
 
     Args:
-        copies_tasks: The network or the loss changes its input in place: give it a copy.
-        math_attention: A second derivative is taken of fused attention, which has none: run
-            PyTorch's math kernel instead.
-        masks_padding: An embedding with `padding_idx` is mapped over tasks; see `PaddingMask`.
-        restores_attributes: A call leaves values in attributes of the network: put them back.
-        calls_network: For engine learn2learn: its clones do not see every use of a parameter, so
-            call the network itself with each step's parameters.
+        copy_inputs: The network or the loss changes its input in place: pass a copy.
+        math_attention: Fused attention has no second derivative: run PyTorch's math kernel instead.
+        mask_padding: vmap ignores the `padding_idx` of embeddings: use `PaddingMask`.
+        preserve_attributes: A call assigns attributes of the network: restore them.
+        bypass_clones: learn2learn's clones do not replace each use of a parameter: call the network
+            with each step's parameters instead. For engine learn2learn only.
     """
 
-    copies_tasks: bool = False
+    copy_inputs: bool = False
     math_attention: bool = False
-    masks_padding: bool = False
-    restores_attributes: bool = False
-    calls_network: bool = False
+    mask_padding: bool = False
+    preserve_attributes: bool = False
+    bypass_clones: bool = False
 
     def evaluate(
         self, call: Callable[[Tensor], Tensor], loss: Loss, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss of one set and its prediction `(S, ...)`."""
-        if self.copies_tasks:
+        """Return the loss of one support or query set and the prediction `(S, ...)`."""
+        if self.copy_inputs:
             x, y = x.clone(), y.clone()
         with self._kernels():
             prediction = call(x)
         return loss(prediction, y), prediction
 
     def predict(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the prediction alone."""
+        """Return the prediction without the loss."""
         with self._kernels():
-            return call(x.clone() if self.copies_tasks else x)
+            return call(x.clone() if self.copy_inputs else x)
 
-    def restored(self, network: nn.Module) -> AbstractContextManager[object]:
-        """Put attributes of the network back where a call would leave values in them."""
-        return attributes_restored([*network.modules()]) if self.restores_attributes else nullcontext()
+    def preserved_attributes(self, network: nn.Module) -> AbstractContextManager[object]:
+        """Return a context that restores the network's attributes, if calls assign any."""
+        return preserve_attributes([*network.modules()]) if self.preserve_attributes else nullcontext()
 
     def _kernels(self) -> AbstractContextManager[object]:
-        if not (self.math_attention or self.masks_padding):
+        if not (self.math_attention or self.mask_padding):
             return nullcontext()
         contexts = ExitStack()
         if self.math_attention:
             contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if self.masks_padding:
+        if self.mask_padding:
             contexts.enter_context(PaddingMask())
         return contexts
 
 
 class PaddingMask(TorchFunctionMode):
-    """Give embeddings with `padding_idx` a derivative that `torch.func.vmap` keeps.
+    """Give embeddings with `padding_idx` the right derivative under `torch.func.vmap`.
 
-    The padding row has no gradient. vmap's rule for `torch.embedding` loses that; here the row is
-    detached instead, which is the same to any order.
+    The padding row has no gradient. vmap's rule for `torch.embedding` ignores that. Here the row is
+    detached, which is equivalent to any order.
     """
 
     def __torch_function__(
@@ -94,17 +93,3 @@ def _without_gradient_of_row(weight: Tensor, row: int) -> Tensor:
     rows = torch.arange(weight.shape[0], device=weight.device)
     is_padding = (rows == row % weight.shape[0])[:, None]
     return torch.where(is_padding, weight.detach(), weight)
-
-
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Switch off the inference kernel of `nn.TransformerEncoderLayer`, which vmap cannot map.
-
-    PyTorch takes it in evaluation mode without gradients.
-    """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

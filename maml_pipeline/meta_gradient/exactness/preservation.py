@@ -1,4 +1,4 @@
-"""Try things with a network, and leave no trace: parameters, buffers, attributes, random numbers."""
+"""Run a network and restore its parameters, buffers and attributes, its mode and the random state."""
 
 import copy
 import random
@@ -10,22 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.meta_gradient.torch_internals import MODULE_REGISTRIES
+
 
 @contextmanager
-def borrowed(*owners: object, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Move the tensors of modules to storage of their own, and put everything back afterwards.
+def preserve_state(*owners: object, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Give the tensors of modules temporary storage, and restore the original storage afterwards.
 
-    The parameters stay the same objects, so that whatever else refers to them (a list, a closure, a
-    bound method) sees the same values. What is put back is the very storage, bit for bit.
+    Parameters remain the same objects, so references to them (in a list, a closure, a bound method) see
+    the temporary values. Attributes are restored too.
 
     Args:
-        owners: Modules; anything else, such as a loss that is a function, is ignored.
-        dtype: The type that floating-point tensors have meanwhile; their own by default.
+        owners: Modules; other objects, such as a loss function, are ignored.
+        dtype: Temporary type of floating-point tensors; by default their own.
     """
     modules = [module for owner in owners if isinstance(owner, nn.Module) for module in owner.modules()]
     tensors = {id(t): t for module in modules for t in _registered(module)}.values()
     storages = [(tensor, tensor.data) for tensor in tensors]
-    with attributes_restored(modules):
+    with preserve_attributes(modules):
         try:
             for tensor, data in storages:
                 tensor.data = _copied(data, dtype)
@@ -39,8 +41,7 @@ def borrowed(*owners: object, dtype: torch.dtype | None = None) -> Iterator[None
 
 
 def _registered(module: nn.Module) -> list[Tensor]:
-    both = (*module._parameters.values(), *module._buffers.values())
-    return [tensor for tensor in both if tensor is not None]
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _copied(data: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -48,7 +49,7 @@ def _copied(data: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _convert_attributes(module: nn.Module, dtype: torch.dtype) -> None:
-    """Convert tensors that are plain attributes, which no `Module.to` reaches."""
+    """Convert tensors in plain attributes, which `Module.to` does not convert."""
     for name, value in module.__dict__.items():
         is_plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
         if is_plain and value.is_floating_point() and not value.requires_grad:
@@ -56,8 +57,8 @@ def _convert_attributes(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 @contextmanager
-def attributes_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put back what is assigned to attributes of modules, and what is put into lists and dicts there."""
+def preserve_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Restore the attributes of modules afterwards, and the content of lists and dicts among them."""
     before = [(module.__dict__, _snapshot(module)) for module in modules]
     try:
         yield
@@ -73,32 +74,31 @@ def attributes_restored(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def changed_attributes(network: nn.Module, snapshots: dict[str, dict[str, Any]]) -> list[str]:
-    """Name the attributes that are not as in `snapshots`, as made by `snapshot_attributes`."""
+    """Return the names of attributes that changed since `snapshot_attributes`."""
     return [
         f"{module_name}.{name}".strip(".")
         for module_name, module in network.named_modules()
         for name, value in module.__dict__.items()
-        if name not in ("_parameters", "_buffers", "_modules")
-        and not _is_as_before(value, snapshots[module_name].get(name))
+        if name not in MODULE_REGISTRIES and not _is_unchanged(value, snapshots[module_name].get(name))
     ]
 
 
 def snapshot_attributes(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """Remember every module's attributes, by name of the module."""
+    """Return a snapshot of the attributes of each module, by module name."""
     return {name: _snapshot(module) for name, module in network.named_modules()}
 
 
 def _snapshot(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Return each attribute with a shallow copy of its content where it is a list, dict or set."""
+    """Return each attribute, with a shallow copy if it is a list, dict or set."""
     return {
         name: (value, copy.copy(value) if isinstance(value, (list, dict, set)) else None)
         for name, value in module.__dict__.items()
     }
 
 
-def _is_as_before(value: Any, before: tuple[Any, Any] | None) -> bool:
+def _is_unchanged(value: Any, before: tuple[Any, Any] | None) -> bool:
     if before is None or value is not before[0]:
-        # Small numbers and texts may be equal without being one object.
+        # Numbers and strings may be equal without being identical.
         return before is not None and isinstance(value, (bool, int, float, str)) and value == before[0]
     return before[1] is None or _same_content(value, before[1])
 
@@ -114,10 +114,10 @@ def _same_content(value: Any, content: Any) -> bool:
 
 
 class RandomState:
-    """The state of every generator that a network may draw from: PyTorch's, NumPy's and Python's.
+    """The current state of the random number generators of PyTorch, NumPy and Python.
 
     Args:
-        device: Where the network runs.
+        device: Device of the network.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -127,7 +127,7 @@ class RandomState:
         self._numpy, self._python = np.random.get_state(), random.getstate()
 
     def restore(self) -> None:
-        """Let every generator draw again what it drew from here on."""
+        """Set all generators back to this state."""
         torch.set_rng_state(self._torch)
         if self._device is not None and self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
@@ -135,7 +135,7 @@ class RandomState:
         random.setstate(self._python)
 
     def is_current(self) -> bool:
-        """Say whether nothing was drawn since."""
+        """Tell whether no random number was drawn since."""
         now = RandomState(torch.device("cpu") if self._device is None else self._device)
         return (
             torch.equal(self._torch, now._torch)
@@ -146,10 +146,22 @@ class RandomState:
 
 
 @contextmanager
-def random_state_restored(device: torch.device) -> Iterator[None]:
-    """Draw random numbers without anyone noticing afterwards."""
+def preserve_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the state of all random number generators afterwards."""
     state = RandomState(device)
     try:
         yield
     finally:
         state.restore()
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and restore the mode of each module afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

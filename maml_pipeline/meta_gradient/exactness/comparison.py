@@ -1,4 +1,4 @@
-"""Compare one engine's way of computing with plain autograd, on a few tasks and few inner steps."""
+"""Compare one computation of an engine with plain autograd, on a few tasks and inner steps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,73 +9,73 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient.by_hand import ByHand, Expected
-from maml_pipeline.meta_gradient.handling import Handling
+from maml_pipeline.meta_gradient.exactness.plain_autograd import LossesAndGradient, PlainAutograd
+from maml_pipeline.meta_gradient.exactness.preservation import RandomState
+from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
-from maml_pipeline.meta_gradient.preserved import RandomState
 from maml_pipeline.tasks import TaskBatch
 
 _STEPS = 2
-_NEARBY = 1e-2  # from the initial parameters, where a value may lie on a ReLU's kink by design
+_NEARBY = 1e-2  # from the initial parameters, which may lie exactly on the kink of a ReLU
 
 
-class Way(NamedTuple):
-    """One way in which an engine computes, to be held to plain autograd.
+class Computation(NamedTuple):
+    """One computation of an engine that is compared with plain autograd.
 
     Args:
-        engine: Its name.
-        compute: (network, loss, batch, inner, handling) -> losses and meta-gradient, uncompiled.
-        evaluates: Query losses after every inner step are computed, and no meta-gradient.
-        maps_tasks: By vmap.
-        clones: learn2learn's clones are called, unless the handling says otherwise.
-        error_remedy: What to do about an error that plain autograd does not meet.
-        random_remedy: What to do about random numbers, where this way cannot draw them.
-        remedy: What to do about a network that this way gets wrong.
+        engine: Name of the engine.
+        compute: (network, loss, batch, inner, workarounds) -> losses and meta-gradient, uncompiled.
+        is_evaluation: It computes the query losses after each inner step and no meta-gradient.
+        uses_vmap: It maps the network over tasks with vmap.
+        uses_clones: It calls learn2learn's clones unless `Workarounds.bypass_clones` is set.
+        error_remedy: Remedy for an error that plain autograd does not raise.
+        random_remedy: Remedy for random numbers, if the computation does not support them.
+        remedy: Remedy for a network whose result is wrong.
     """
 
     engine: str
-    compute: Callable[[nn.Module, Loss, TaskBatch, InnerLoop, Handling], Expected]
-    evaluates: bool
-    maps_tasks: bool
-    clones: bool
+    compute: Callable[[nn.Module, Loss, TaskBatch, InnerLoop, Workarounds], LossesAndGradient]
+    is_evaluation: bool
+    uses_vmap: bool
+    uses_clones: bool
     error_remedy: str
     random_remedy: str | None
     remedy: str
 
 
-class Fault(NamedTuple):
-    """How a way differs from plain autograd: by an error of its own, or by so much, and where."""
+class Mismatch(NamedTuple):
+    """How a computation differs from plain autograd: an error, or how much and where."""
 
     error: str | None
     difference: float
     where: str
 
 
-class Trial:
-    """One way, one network and one loss, in the type that the network has now.
+class Comparison:
+    """One computation, network and loss, in the network's current type.
 
     Args:
-        way: The engine's own computation.
-        network: `borrowed`, since its parameters are overwritten.
+        computation: The engine's computation.
+        network: Its parameters are overwritten: use it within `preserve_state`.
         loss: (prediction, target) -> scalar.
         tasks: A few tasks, in the network's type.
-        inner: The run's inner loop; fewer steps are taken.
-        handling: Says which attention kernel plain autograd takes.
+        inner: The run's inner loop; at most two steps are taken.
+        workarounds: Selects the attention kernel of plain autograd.
     """
 
     def __init__(
         self,
-        way: Way,
+        computation: Computation,
         network: nn.Module,
         loss: Loss,
         tasks: TaskBatch,
         inner: InnerLoop,
-        handling: Handling,
+        workarounds: Workarounds,
     ) -> None:
-        self.way, self.network, self.loss, self.tasks = way, network, loss, tasks
-        plain = Handling(copies_tasks=True, math_attention=handling.math_attention)
-        self.by_hand = ByHand(network, loss, plain)
-        theta = {name: p.detach().clone() for name, p in self.by_hand.parameters.items()}
+        self.computation, self.network, self.loss, self.tasks = computation, network, loss, tasks
+        plain = Workarounds(copy_inputs=True, math_attention=workarounds.math_attention)
+        self.plain_autograd = PlainAutograd(network, loss, plain)
+        theta = {name: p.detach().clone() for name, p in self.plain_autograd.parameters.items()}
         epsilon = max(torch.finfo(p.dtype).eps for p in theta.values())
         self.tolerance, self.tiny = max(1e-6, epsilon**0.5), max(1e-7, 8 * epsilon)
         self.generator = torch.Generator().manual_seed(0)
@@ -83,56 +83,63 @@ class Trial:
         self.points = [self._near(theta, _NEARBY) for _ in range(2)]
         self.inner = self._few_steps(inner)
 
-    def fault(self, handling: Handling) -> Fault | None:
-        """Say how the way differs near the initial parameters: at two points, or at none."""
-        fault = None
+    def mismatch(self, workarounds: Workarounds) -> Mismatch | None:
+        """Return how the computation differs at both of two points near theta; `None` if it does not."""
+        mismatch = None
         for theta in self.points:
             expected = self._expected(theta)
             if not expected.losses.isfinite().all():
-                continue  # training stops there with a message of its own
-            self.by_hand.place(theta)
+                continue  # training stops there with an error of its own
+            self.plain_autograd.set_parameters(theta)
             self.random_state.restore()
             try:
-                actual = self.way.compute(self.network, self.loss, self.tasks, self.inner, handling)
+                actual = self.computation.compute(
+                    self.network, self.loss, self.tasks, self.inner, workarounds
+                )
             except (torch.OutOfMemoryError, UserError):
                 raise
             except (RuntimeError, ValueError, TypeError) as error:
-                return Fault(reason(error), 0, "")
+                return Mismatch(first_sentence(error), 0, "")
             difference, where = _difference(actual, expected)
             if difference <= self.tolerance:
                 return None
-            # A network that rounds coarsely, or bends sharply, differs from itself as well.
+            # Coarse rounding and sharp bends also make the network differ from itself nearby.
             itself, _ = _difference(self._expected(self._near(theta, self.tiny)), expected)
             if difference <= 30 * itself:
                 return None
-            fault = Fault(None, difference, where)
-        return fault
+            mismatch = Mismatch(None, difference, where)
+        return mismatch
 
     def second_derivative_is_wrong(self) -> bool:
-        """Hold a Hessian-vector product to finite differences of the gradient: wrong at two points."""
-        if self.way.evaluates or self.inner.first_order or self.inner.steps == 0:
+        """Compare Hessian-vector products with finite differences of the gradient, at two points.
+
+        Returns:
+            Whether they differ at both points.
+        """
+        if self.computation.is_evaluation or self.inner.first_order or self.inner.steps == 0:
             return False
         return all(self._second_derivative_is_wrong(theta) for theta in self.points)
 
     def _second_derivative_is_wrong(self, theta: Parameters) -> bool:
         """Compare u^T J d for random u and d, with J the derivative of the gradient.
 
-        d is zero where the gradient is: what is kept from learning, as an embedding's padding row, may
-        well have an influence.
+        d is zero where the gradient is zero: parameters excluded from learning, such as the padding row
+        of an embedding, may still influence the loss.
         """
         support = self.tasks.support_x[0], self.tasks.support_y[0]
 
         def slope(distance: float) -> Parameters:
             self.random_state.restore()
             shifted = {name: p + distance * d[name] for name, p in theta.items()}
-            return self.by_hand.gradient(shifted, *support)[1]
+            return self.plain_autograd.gradient(shifted, *support)[1]
 
         u, d = self._direction(theta), self._direction(theta)
         at_theta = slope(0)
         d = {name: torch.where(g == 0, torch.zeros_like(g), d[name]) for name, g in at_theta.items()}
         self.random_state.restore()
-        by_autograd = sum(_products(self.by_hand.product(theta, *support, u), d))
-        negligible = 1e-3 * sum(map(abs, _products(u, at_theta)))
+        product = self.plain_autograd.hessian_vector_product(theta, *support, u)
+        by_autograd = sum(_inner_products(product, d))
+        negligible = 1e-3 * sum(map(abs, _inner_products(u, at_theta)))
 
         for h in (1e-5, 1e-7, 1e-3):
             by_differences, scale = _central_difference(slope, u, h)
@@ -142,13 +149,13 @@ class Trial:
             again, _ = _central_difference(slope, u, h / 2)
             if error > 1e-3 * scale and abs(again - by_differences) < 0.1 * error:
                 return True
-        return False  # too many kinks, or too coarse a rounding, to tell
+        return False  # kinks or rounding make the differences inconclusive
 
     def _near(self, theta: Parameters, distance: float) -> Parameters:
         return {name: theta[name] + distance * d for name, d in self._direction(theta).items()}
 
     def _direction(self, theta: Parameters) -> Parameters:
-        """Draw a random direction, in each parameter about as long as the parameter itself."""
+        """Draw a random direction; each part is about as long as the parameter itself."""
         direction = {}
         for name, p in theta.items():
             noise = torch.randn(p.shape, generator=self.generator, dtype=torch.float64)
@@ -157,36 +164,38 @@ class Trial:
         return direction
 
     def _few_steps(self, inner: InnerLoop) -> InnerLoop:
-        """Choose few inner steps, long enough to matter and short enough not to diverge."""
+        """Choose at most two inner steps, large enough to matter and small enough not to diverge."""
         theta = self.points[0]
         self.random_state.restore()
-        _, slope = self.by_hand.gradient(theta, self.tasks.support_x[0], self.tasks.support_y[0])
+        support = self.tasks.support_x[0], self.tasks.support_y[0]
+        _, slope = self.plain_autograd.gradient(theta, *support)
         length, steepness = _norm(theta), _norm(slope)
         lr = min(10 * inner.lr, 0.05 * length / steepness) if steepness > 0 else inner.lr
         steps = min(inner.steps, _STEPS)
         return replace(inner, lr=lr if isfinite(lr) and lr > 0 else inner.lr, steps=steps)
 
-    def _expected(self, theta: Parameters) -> Expected:
+    def _expected(self, theta: Parameters) -> LossesAndGradient:
         self.random_state.restore()
-        compute = self.by_hand.query_losses if self.way.evaluates else self.by_hand.meta_gradient
+        plain = self.plain_autograd
+        compute = plain.query_losses if self.computation.is_evaluation else plain.meta_gradient
         return compute(theta, self.tasks, self.inner)
 
 
-def reason(error: Exception) -> str:
-    """Return the first sentence of an error, which may be a page long."""
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error message, which may be a page long."""
     return (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _central_difference(
     slope: Callable[[float], Parameters], u: Parameters, h: float
 ) -> tuple[float, float]:
-    """Return u^T J d, and the sum of its parts' magnitudes."""
+    """Return u^T J d and the sum of the magnitudes of its terms."""
     plus, minus = slope(h), slope(-h)
-    parts = _products({name: (plus[name] - minus[name]) / (2 * h) for name in plus}, u)
-    return sum(parts), sum(map(abs, parts))
+    terms = _inner_products({name: (plus[name] - minus[name]) / (2 * h) for name in plus}, u)
+    return sum(terms), sum(map(abs, terms))
 
 
-def _products(first: Parameters, second: Parameters) -> list[float]:
+def _inner_products(first: Parameters, second: Parameters) -> list[float]:
     return torch.stack([(first[name] * second[name]).sum() for name in first]).tolist()
 
 
@@ -194,11 +203,12 @@ def _norm(parameters: Parameters) -> float:
     return float(torch.stack([p.norm() for p in parameters.values()]).norm())
 
 
-def _difference(actual: Expected, expected: Expected) -> tuple[float, str]:
-    """Return the largest relative difference, and where it is.
+def _difference(actual: LossesAndGradient, expected: LossesAndGradient) -> tuple[float, str]:
+    """Return the largest relative difference and where it is.
 
-    Every parameter is compared by itself; those whose gradient is nearly zero count by the largest.
-    Curves of an evaluation are compared by how much adaptation changes them.
+    The gradient of each parameter is compared with its own norm, or with a thousandth of the largest
+    norm if that is larger. The losses of an evaluation are compared with how much adaptation changes
+    them.
     """
     scale = expected.losses.abs().max()
     if not expected.gradient:

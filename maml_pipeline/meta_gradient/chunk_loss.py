@@ -1,0 +1,64 @@
+"""The loss of a chunk of tasks as a pure function of the tasks' parameters.
+
+A chunk is a number of tasks that adapt at once. Each parameter has a leading dimension T, one slice
+per task, and task i's loss depends on slice i alone. The gradient of the summed losses therefore holds
+every task's gradient, and PyTorch's autograd differentiates it to any order.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from maml_pipeline.meta_gradient.exactness import Workarounds
+from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters, trainable_parameters
+
+ChunkLoss = Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(parameters `(T, ...)`, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions `(T, S, ...)`."""
+
+
+def vectorized_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+    """Map a network and its loss over the tasks of a chunk with `torch.func.vmap`."""
+    call = stateless(network)
+
+    def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return workarounds.evaluate(partial(call, parameters), loss, x, y)
+
+    chunk_loss: ChunkLoss = vmap(task_loss)
+    return chunk_loss
+
+
+def single_task_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+    """Evaluate a chunk of one task without vmap, so that any module works."""
+    call = stateless(network)
+
+    def chunk_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        task_parameters = {name: p[0] for name, p in parameters.items()}
+        value, prediction = workarounds.evaluate(partial(call, task_parameters), loss, x[0], y[0])
+        return value[None], prediction[None]
+
+    return chunk_loss
+
+
+def stateless(network: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
+    """Make a network a function of its trainable parameters, by name, and of its input.
+
+    A parameter that several modules share is replaced in each of them. `functional_call` with
+    `tie_weights=True` does so too, but leaves the network broken where one module has two names: it
+    replaces the same parameter twice and restores the first replacement.
+    """
+    name_of = {id(p): name for name, p in trainable_parameters(network).items()}
+    names_by_place = {
+        f"{module_name}.{attribute}" if module_name else attribute: name_of[id(p)]
+        for module_name, module in network.named_modules()  # each module once
+        for attribute, p in module.named_parameters(recurse=False, remove_duplicate=False)
+        if id(p) in name_of
+    }
+
+    def call(parameters: Parameters, x: Tensor) -> Tensor:
+        placed = {place: parameters[name] for place, name in names_by_place.items()}
+        prediction: Tensor = functional_call(network, placed, (x,), tie_weights=False)
+        return prediction
+
+    return call

@@ -1,0 +1,114 @@
+"""The interface of an engine, and the meta-gradient that it returns."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
+from maml_pipeline.tasks import TaskBatch
+
+
+class MetaGradient(NamedTuple):
+    """The mean query loss of T tasks and its gradient with respect to the initial parameters.
+
+    Args:
+        loss: Mean query loss after adaptation, a scalar.
+        gradient: By parameter name, in the shapes of the network's trainable parameters; zeros for
+            parameters that the loss does not depend on.
+        inner_losses: `(T, k + 1)`: the support loss before each inner step and, last, the query loss
+            after adaptation.
+        metric: The metric on each query set `(T,)`; `None` if no metric was given.
+    """
+
+    loss: Tensor
+    gradient: Parameters
+    inner_losses: Tensor
+    metric: Tensor | None
+
+
+class Engine(Protocol):
+    """Computes meta-gradients. Engines differ in speed, memory and the networks they support."""
+
+    def meta_gradient(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        metric: Loss | None = None,
+    ) -> MetaGradient:
+        """Compute the gradient of the mean query loss after adaptation; `.grad` is not touched.
+
+        Args:
+            network: Holds the initial parameters theta_0.
+            loss: (prediction, target) -> scalar, used on support and query sets.
+            batch: T tasks.
+            inner: Inner loop and gradient order.
+            metric: (prediction, target) -> scalar, computed on the query set.
+
+        Returns:
+            The meta-gradient, detached.
+
+        Raises:
+            UserError: The meta-gradient of this network or loss would not be exact.
+
+        References:
+            Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+            Networks", 2017, equation 1 and algorithm 1; first order: section 5.2.
+        """
+        ...
+
+    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        """Compare this engine with plain autograd on two of these tasks, once per network.
+
+        `meta_gradient` does so on its first call. Call `check` earlier to reject a network before
+        training starts, or to keep the comparison out of the first meta-step.
+
+        Args:
+            network: Left unchanged.
+            loss: (prediction, target) -> scalar.
+            batch: T tasks.
+            inner: Inner loop and gradient order.
+
+        Raises:
+            UserError: The meta-gradient would not be exact; the message names a remedy.
+        """
+        ...
+
+    def check_evaluation(
+        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+    ) -> None:
+        """Compare `adaptation_curves` with plain autograd, with the network in evaluation mode.
+
+        Raises:
+            UserError: The evaluation would not be exact; the message names a remedy.
+        """
+        ...
+
+    def adaptation_curves(
+        self,
+        network: nn.Module,
+        measures: dict[str, Loss],
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        transductive: bool = True,
+    ) -> dict[str, Tensor]:
+        """Measure the query set before the first inner step and after each one.
+
+        Works under `torch.no_grad` and `torch.inference_mode`. Each inner step's graph is freed
+        before the next one, whichever gradient order `inner` has.
+
+        Args:
+            network: Left unchanged.
+            measures: (prediction, target) -> scalar, by name.
+            loss: The support loss that adaptation minimises.
+            batch: T tasks.
+            inner: Inner learning rate and number of steps k.
+            transductive: Predict each query set as one batch; `False` predicts each query point
+                separately, see `predict_query`.
+
+        Returns:
+            `(T, k + 1)` for each measure, by its name.
+        """
+        ...

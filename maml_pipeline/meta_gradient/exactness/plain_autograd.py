@@ -1,0 +1,117 @@
+"""The reference that engines are compared with: one task at a time, plain autograd.
+
+The network is called with its own parameters, which are set to theta_t in place. Whatever it does with
+them (layers in lists, closures, activation checkpointing) then works as in ordinary training.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.meta_gradient.exactness.preservation import RandomState
+from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.tasks import Task, TaskBatch
+
+
+class LossesAndGradient(NamedTuple):
+    """Losses `(T, k + 1)` and their meta-gradient, which is empty for an evaluation."""
+
+    losses: Tensor
+    gradient: Parameters
+
+
+class PlainAutograd:
+    """Compute losses and derivatives of a network at any parameters.
+
+    Args:
+        network: Its parameters are overwritten: use it within `preserve_state`.
+        loss: (prediction, target) -> scalar.
+        workarounds: How the network is called.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> None:
+        self.network, self.loss, self.workarounds = network, loss, workarounds
+        self.parameters = trainable_parameters(network)
+        self.device = next(iter(self.parameters.values())).device
+
+    def meta_gradient(self, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> LossesAndGradient:
+        """Compute what `Engine.meta_gradient` computes."""
+        results = [self._task_meta_gradient(theta, task, inner) for task in batch.tasks()]
+        gradient = {
+            name: torch.stack([gradient[name] for _, gradient in results]).mean(0) for name in theta
+        }
+        return LossesAndGradient(torch.stack([losses for losses, _ in results]), gradient)
+
+    def query_losses(self, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> LossesAndGradient:
+        """Compute what `Engine.adaptation_curves` computes if the loss is the measure."""
+        curves = []
+        for task in batch.tasks():
+            theta_t, curve = theta, []
+            for step in range(inner.steps + 1):
+                with torch.no_grad():
+                    curve.append(self.loss_at(theta_t, task.query_x, task.query_y))
+                if step < inner.steps:
+                    _, slope = self.gradient(theta_t, task.support_x, task.support_y)
+                    theta_t = {name: p - inner.lr * slope[name] for name, p in theta_t.items()}
+            curves.append(torch.stack(curve))
+        return LossesAndGradient(torch.stack(curves), {})
+
+    def set_parameters(self, theta: Parameters) -> None:
+        """Overwrite the network's parameters in place."""
+        for name, p in self.parameters.items():
+            p.data.copy_(theta[name])
+
+    def loss_at(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss at theta with its graph."""
+        self.set_parameters(theta)
+        return self.workarounds.evaluate(self.network, self.loss, x, y)[0]
+
+    def gradient(
+        self, theta: Parameters, x: Tensor, y: Tensor, create_graph: bool = False
+    ) -> tuple[Tensor, Parameters]:
+        """Return the loss at theta and its gradient."""
+        loss = self.loss_at(theta, x, y)
+        return loss.detach(), _differentiate(loss, self.parameters, create_graph)
+
+    def hessian_vector_product(
+        self, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
+    ) -> Parameters:
+        """Multiply the Hessian of the loss at theta by a vector."""
+        _, slopes = self.gradient(theta, x, y, create_graph=True)
+        directional = [(slope * vector[name]).sum() for name, slope in slopes.items()]
+        directional = [value for value in directional if value.requires_grad]
+        if not directional:
+            return {name: torch.zeros_like(v) for name, v in vector.items()}
+        return _differentiate(torch.stack(directional).sum(), self.parameters)
+
+    def _task_meta_gradient(
+        self, theta: Parameters, task: Task, inner: InnerLoop
+    ) -> tuple[Tensor, Parameters]:
+        support = task.support_x, task.support_y
+        steps, losses = [], []
+        for _ in range(inner.steps):
+            steps.append((theta, RandomState(self.device)))
+            loss, slope = self.gradient(theta, *support)
+            theta = {name: p - inner.lr * slope[name] for name, p in theta.items()}
+            losses.append(loss)
+        loss, adjoint = self.gradient(theta, task.query_x, task.query_y)
+        losses.append(loss)
+        after = RandomState(self.device)
+        for theta_t, random_state in () if inner.first_order else reversed(steps):
+            random_state.restore()  # so that dropout draws the same mask
+            curvature = self.hessian_vector_product(theta_t, *support, adjoint)
+            adjoint = {name: a - inner.lr * curvature[name] for name, a in adjoint.items()}
+        after.restore()
+        return torch.stack(losses), adjoint
+
+
+def _differentiate(value: Tensor, parameters: Parameters, create_graph: bool = False) -> Parameters:
+    gradients = torch.autograd.grad(
+        value, list(parameters.values()), create_graph=create_graph, allow_unused=True
+    )
+    return {
+        name: torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+    }

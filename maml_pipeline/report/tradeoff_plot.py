@@ -1,0 +1,105 @@
+"""The trade-off itself: result against memory, of one experiment or of all of them side by side."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.labels import add_label, separate_labels
+from maml_pipeline.report.style import (
+    LARGEST,
+    METHOD_STYLES,
+    add_legend,
+    drawable,
+    line_style,
+    log_x_axis,
+    plot_style,
+)
+from maml_pipeline.runs.run import Estimate
+from maml_pipeline.text import shortened, wrapped
+
+COLUMNS = 3
+"""Experiments side by side in the overview."""
+PANEL = (3.6, 3.1)
+"""Inches of one experiment in the overview."""
+
+
+def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
+    """Draw the result of every experiment against its peak memory, up to three side by side.
+
+    Args:
+        experiments: Rows by title, as `compare` returns them.
+    """
+    with plot_style():
+        columns = min(COLUMNS, len(experiments))
+        lines = math.ceil(len(experiments) / columns)
+        figure = Figure((PANEL[0] * columns, PANEL[1] * lines + 0.4), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        for ax, (title, rows) in zip(axes, experiments.items(), strict=False):
+            draw_tradeoff(ax, rows)
+            ax.set_title(wrapped(title, 40))
+        for ax in axes[len(experiments) :]:
+            ax.remove()
+        add_legend(figure, "order; k is the number of inner steps in training")
+        separate_labels(figure)
+        return figure
+
+
+def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
+    """Draw the result against peak memory, one line a method; `separate_labels` places the labels."""
+    compared, (unit, unit_name) = _rows_with_results(rows), memory_unit(rows)
+    for method, style in METHOD_STYLES.items():
+        points = [
+            (row, peak / unit, drawable(result.mean), drawable(result.ci95))
+            for row, result in compared
+            if row.method is method and (peak := row.mean("peak_bytes")) and 0 < peak < LARGEST
+        ]
+        if not points:
+            continue
+        _, peaks, means, margins = zip(*points, strict=True)
+        ax.errorbar(peaks, means, margins, capsize=2, elinewidth=1, **line_style(method))
+        for row, peak, value, _ in points:
+            for run in row.evaluated if len(row.evaluated) > 1 else []:
+                if run.result is not None and run.peak_bytes is not None:
+                    mark = (drawable(run.peak_bytes / unit), drawable(run.result.mean))
+                    ax.plot(*mark, style.marker, color=style.colour, fillstyle=style.fill, alpha=0.4)
+            if not math.isnan(value):
+                add_label(ax, f"k={row.inner_steps}", (peak, value), style.colour)
+    ax.margins(x=0.12, y=0.12)
+    log_x_axis(ax)
+    better = "higher" if rows[0].runs[0].higher_is_better else "lower"
+    ax.set_xlabel(f"peak memory of a meta-step, {unit_name}")
+    ax.set_ylabel(f"{result_label(rows).lower()}\n({better} is better)")
+
+
+def has_tradeoff(rows: Sequence[ComparisonRow]) -> bool:
+    """Return whether any row has both a result and a peak memory."""
+    return any(
+        (peak := row.mean("peak_bytes")) is not None and 0 < peak < LARGEST
+        for row, _ in _rows_with_results(rows)
+    )
+
+
+def _rows_with_results(rows: Sequence[ComparisonRow]) -> list[tuple[ComparisonRow, Estimate]]:
+    """Return the rows with a test result; before any test, those with a validation result."""
+    split = "test" if any(row.split == "test" for row in rows) else "val"
+    return [(row, row.result) for row in rows if row.result is not None and row.split == split]
+
+
+def result_label(rows: Sequence[ComparisonRow]) -> str:
+    """Return what the results are: "Test accuracy after 3 inner steps"."""
+    run = rows[0].runs[0]
+    split = "Test" if any(row.split == "test" for row in rows) else "Validation"
+    name, step = run.measure_at_test
+    last = max((len(run.test_curve) - 1 for row in rows for run in row.runs), default=-1)
+    steps = last if step is None else step
+    after = f" after {steps} inner step{'' if steps == 1 else 's'}" if steps >= 0 else ""
+    return f"{split} {shortened(name, 40)}{after}"
+
+
+def memory_unit(rows: Sequence[ComparisonRow]) -> tuple[float, str]:
+    """Return the bytes and the name of the unit that suits the largest peak memory."""
+    most = max((peak for row in rows if (peak := row.mean("peak_bytes")) is not None), default=0)
+    return next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= s), (1, "B"))

@@ -1,0 +1,248 @@
+"""Canaries: private parts of Lightning still do what this package relies on."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, Timer
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from maml_pipeline.learner import lightning_internals
+
+
+class Regression(LightningModule):
+    """The smallest module that trains, validates and tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return self.layer(batch).square().mean()  # type: ignore[no-any-return]
+
+    def validation_step(self, batch: Tensor) -> None:
+        self.log("loss", 0.0)
+
+    def test_step(self, batch: Tensor) -> None:
+        self.log("loss", 0.0)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def data(batches: int = 12) -> DataLoader[Tensor]:
+    return DataLoader(list(torch.ones(batches, 1, 1)), batch_size=None)  # type: ignore[arg-type]
+
+
+def trainer(**settings: Any) -> Trainer:
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    defaults: dict[str, Any] = {"accelerator": "cpu", "num_sanity_val_steps": 0}
+    defaults |= dict.fromkeys(quiet, False)
+    return Trainer(**(defaults | settings))
+
+
+@contextmanager
+def still_holds(function: str) -> Iterator[None]:
+    """Report whatever fails within the context as a change of Lightning."""
+    try:
+        yield
+    except Exception as error:
+        pytest.fail(
+            f"Lightning {version('pytorch-lightning')} changed what `{function}` relies on; "
+            f"see learner/lightning_internals.py: {type(error).__name__}: {error}"
+        )
+
+
+class AskAfterBatch(Callback):
+    """Keeps what a function of `lightning_internals` says after each batch, and what then happens."""
+
+    def __init__(self, function: str) -> None:
+        self.function = getattr(lightning_internals, function)
+        self.answers: list[bool] = []
+        self.validated: list[bool] = []
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self.answers.append(self.function(trainer))
+        self.steps.append(trainer.global_step)
+        self.validated.append(False)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated[-1] = True
+
+
+def ask(function: str, **settings: Any) -> AskAfterBatch:
+    asked = AskAfterBatch(function)
+    trainer(callbacks=[asked], **settings).fit(Regression(), data(), data(2))
+    return asked
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_epochs": 2, "val_check_interval": 5},
+        {"max_steps": 10, "max_epochs": -1, "val_check_interval": 3, "check_val_every_n_epoch": None},
+        {"max_epochs": 2, "check_val_every_n_epoch": 2},
+    ],
+)
+def test_validates_next(settings: dict[str, Any]) -> None:
+    with still_holds("validates_next"):
+        asked = ask("validates_next", **settings)
+        assert True in asked.answers and False in asked.answers
+        assert asked.answers == asked.validated
+
+
+def test_is_within_meta_step() -> None:
+    with still_holds("is_within_meta_step"):
+        asked = ask("is_within_meta_step", accumulate_grad_batches=3, max_epochs=1)
+        assert asked.answers == [True, True, False] * 4
+        assert asked.steps == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+
+
+def test_ends_epoch() -> None:
+    with still_holds("ends_epoch"):
+        asked = ask("ends_epoch", limit_train_batches=4, max_epochs=2)
+        assert asked.answers == [False, False, False, True] * 2
+
+
+class Steps(DummyLogger):
+    """Keeps the steps at which it is asked to log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        self.steps.append(kwargs.get("step"))
+
+
+class SaveAfterBatch(Callback):
+    """Saves the state where `LastCheckpoint` does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_align_logged_step(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    trainer(max_steps=3, callbacks=[SaveAfterBatch(path)]).fit(Regression(), data(), data(2))
+    with still_holds("align_logged_step"):
+        resumed = trainer(max_steps=3, log_every_n_steps=1, logger=(logger := Steps()))
+        module = Regression()
+        resumed.fit(module, data(), data(2), ckpt_path=path)
+        resumed.test(module, data(2), verbose=False)
+        lightning_internals.align_logged_step(resumed)
+        resumed.test(module, data(2), verbose=False)
+        # Where the first is 3, Lightning has mended its count, and the function can go.
+        assert logger.steps == [2, 3]
+
+
+class Handlers(Callback):
+    """Keeps the handler of SIGTERM while training runs."""
+
+    handler: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        lightning_internals.disable_signal_handlers(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+
+def test_disable_signal_handlers() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with still_holds("disable_signal_handlers"):
+        seen = Handlers()
+        trainer(max_steps=1, callbacks=[seen]).fit(Regression(), data(), data(2))
+        assert seen.handler == before
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [("auto", True), ("ddp", True), ("ddp_spawn", False), ("ddp_fork", False)]
+)
+def test_starts_ranks_by_script(strategy: str, expected: bool) -> None:
+    with still_holds("starts_ranks_by_script"):
+        several = {} if strategy == "auto" else {"devices": 2}
+        built = trainer(strategy=strategy, **several)
+        assert lightning_internals.starts_ranks_by_script(built) is expected
+
+
+def test_launched_processes() -> None:
+    with still_holds("launched_processes"):
+        assert lightning_internals.launched_processes(trainer(devices=1)) == []
+        launcher: Any = trainer(strategy="ddp", devices=2).strategy.launcher
+        assert launcher.procs == [], "the launcher keeps its processes in `procs`"
+
+
+def test_cluster_environment() -> None:
+    with still_holds("cluster_environment"):
+        given = SLURMEnvironment(auto_requeue=False)
+        assert lightning_internals.cluster_environment(trainer(plugins=[given])) is given
+        assert isinstance(lightning_internals.cluster_environment(trainer()), LightningEnvironment)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(True, True), (False, False), (None, False)])
+def test_checks_at_epoch_end(given: bool | None, expected: bool) -> None:
+    with still_holds("checks_at_epoch_end"):
+        callback = EarlyStopping("loss", check_on_train_epoch_end=given)
+        assert lightning_internals.checks_at_epoch_end(callback) is expected
+
+
+class CountChecks(EarlyStopping):
+    """Counts how often it compares its metric in a validation, and at the end of an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__("loss", patience=10**6)
+        self.after_validation = self.after_epoch = 0
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        super().setup(*args, **kwargs)
+        lightning_internals.check_after_validation(self)
+
+    def on_validation_end(self, *args: Any) -> None:
+        before = self.wait_count
+        super().on_validation_end(*args)
+        self.after_validation += self.wait_count != before
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        before = self.wait_count
+        super().on_train_epoch_end(*args)
+        self.after_epoch += self.wait_count != before
+
+
+def test_check_after_validation() -> None:
+    with still_holds("check_after_validation"):
+        callback = CountChecks()
+        trainer(max_epochs=2, val_check_interval=4, callbacks=[callback]).fit(
+            Regression(), data(), data(2)
+        )
+        # The first of the six validations sets the best value, which the others do not improve on.
+        assert (callback.after_validation, callback.after_epoch) == (5, 0)
+
+
+def test_checks_every_step() -> None:
+    with still_holds("checks_every_step"):
+        assert lightning_internals.checks_every_step(Timer(interval="step"))
+        assert not lightning_internals.checks_every_step(Timer(interval="epoch"))
+
+
+def test_every_function_has_a_canary() -> None:
+    functions = {
+        name
+        for name, value in vars(lightning_internals).items()
+        if getattr(value, "__module__", "") == lightning_internals.__name__
+    }
+    assert {f"test_{name}" for name in functions} <= globals().keys()
