@@ -14,7 +14,7 @@ from maml_pipeline.cli import COMMANDS, training_help
 from maml_pipeline.cli.jsonargparse_internals import parser_keys
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.suggestions import ALIASES, ALTERNATIVES, SETTINGS, suggest
-from tests.conftest import CONFIGS
+from tests.helpers import CONFIGS
 
 Maml = Callable[..., str]
 
