@@ -59,10 +59,14 @@ def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     runs: dict[str, list[Path]] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path} does not exist; give a run's folder, or a folder that contains runs")
+            raise UserError(
+                f"{path} does not exist; give a run's folder, or a folder that contains runs"
+            )
         found = find_wandb_logs(path)
         if not found:
-            raise UserError(f"{path} holds no W&B run; give a run's folder, or a folder that contains runs")
+            raise UserError(
+                f"{path} holds no W&B run; give a run's folder, or a folder that contains runs"
+            )
         runs |= found
     waiting: list[list[Path | None]] = []
     for logs in runs.values():
