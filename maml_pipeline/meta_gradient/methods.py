@@ -4,9 +4,10 @@ Each returns, summed over the T tasks of a chunk, the derivative of the query lo
 
     d L_query(theta_k) / d theta_0   with   theta_{t+1} = theta_t - alpha grad L_support(theta_t);
 
-`first_order` replaces d theta_k / d theta_0 by the identity; the other two are exact. In the costs below,
-k is the number of inner steps, P the size of the parameters, A the size of the activations of one
-forward pass, and a gradient is one forward and one backward pass. Time and memory are per task.
+`first_order` replaces d theta_k / d theta_0 by the identity; the other two are exact.
+
+In the costs below, k is the number of inner steps, P the size of the parameters, A the size of the
+activations of one forward pass, and a gradient is one forward and one backward pass. Costs are per task.
 """
 
 from collections.abc import Callable
