@@ -28,9 +28,9 @@ FIT = (
 )
 PLACES = {
     "importing": (cli, "import_module"),
-    "parsing": (training.MamlCLI, "parse_arguments"),
+    "parsing": (training.TrainingCommand, "parse_arguments"),
     "packing data": (TaskDataModule, "prepare_data"),
-    "opening the folder": (training.MamlCLI, "_open_folder"),
+    "opening the folder": (training.TrainingCommand, "_open_folder"),
     "setting up": (TaskDataModule, "setup"),
     "building the optimizer": (MetaLearner, "configure_optimizers"),
     "the first meta-step": (MetaLearner, "training_step"),

@@ -7,7 +7,7 @@ gradient order and task shapes, its losses and meta-gradient of two tasks are co
 `PlainAutograd`, in float64, near the initial parameters. Second derivatives are also compared with
 finite differences of first ones.
 
-The comparison runs once per run and costs about as much as one or two meta-steps; docs/performance.md
+The comparison runs once per run and costs about as much as one or two meta-steps; docs/engines.md
 has figures. The modules, from the entry point down:
 
     verification     decide which workarounds make an engine exact, or raise a `UserError`
