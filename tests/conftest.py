@@ -33,7 +33,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
     if _started is None or event not in STARTS:
         return
     call = f"{event}{arguments[:2]}"
-    # A run asks Git for its commit; jsonargparse's typeshed_client asks Python for its path, once a process.
+    # A run asks Git for its commit, and jsonargparse's typeshed_client asks Python for its path.
     if arguments[:1] != ("git",) and "json.dumps(sys.path)" not in call:
         _started.append(call)
 
