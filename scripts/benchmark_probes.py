@@ -20,7 +20,7 @@ import yaml
 from pytorch_lightning import Callback, Trainer
 
 from maml_pipeline.cli.terminal import configure_logging
-from maml_pipeline.cli.training import MamlCLI
+from maml_pipeline.cli.training import TrainingCommand
 
 EVERY = 10
 
@@ -40,7 +40,7 @@ def measure(config: Path, first_order: bool, probe_steps: int) -> None:
     """Train a config for a number of probe steps and print a row of the table."""
     clock = StepClock()
 
-    class Clocked(MamlCLI):
+    class Clocked(TrainingCommand):
         def after_fit(self) -> None:
             pass
 

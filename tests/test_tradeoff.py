@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from maml_pipeline.runs.lock import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
-from maml_pipeline.tradeoff.progress import GridProgress
+from maml_pipeline.tradeoff.progress import UNKNOWN_TIME, GridProgress
 from tests.helpers import CONFIGS, ROOT, Maml, locked_by_another_process, maml_command
 
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")
@@ -46,7 +47,7 @@ class Dropout(nn.Module):
 
 
 @pytest.mark.integration
-def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> None:
+def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
     grid = (*TOY, "--orders", "first,second", "--run.checkpoint_every", 50, "--data.test_tasks", 20)
     long = (*grid, "--trainer.max_steps", 1500, "--trainer.val_check_interval", 500)
     command = maml_command(*long)
@@ -64,7 +65,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
     finished = (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns
 
     printed = maml(*long)
-    assert "2 cells, 1 finished" in printed and "goes on after" in printed
+    assert "2 cells, 1 finished" in printed and "resumes after" in printed
     assert (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns == finished
     log = (folder / "second-k1-s0" / "log.txt").read_text()
     assert log.count("Run folder:") == 2
@@ -89,7 +90,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
 
 
 @pytest.mark.integration
-def test_a_failed_cell_is_reported_and_stops_nothing(
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     network = ("--model.network", "tests.test_tradeoff.Dropout", "--out", tmp_path / "grid")
@@ -102,7 +103,7 @@ def test_a_failed_cell_is_reported_and_stops_nothing(
 
 
 @pytest.mark.integration
-def test_a_polite_stop_ends_the_training_at_hand_with_its_state_kept(tmp_path: Path) -> None:
+def test_a_signal_stops_the_current_cell_with_its_state_saved(tmp_path: Path) -> None:
     long = ("--trainer.max_steps", 100_000, "--out", tmp_path / "grid")
     command = maml_command(*TOY, "--orders", "first", *long)
     with subprocess.Popen(
@@ -141,10 +142,10 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
         ),
         (["--seeds", "0,0"], "seeds has 0 more than once"),
         (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),
-        (["--inner_steps", "many"], "--inner_steps: 'many' is not a number"),
-        (["--model.first_order", "true"], "--model.first_order is what a trade-off sets for each cell"),
+        (["--inner_steps", "many"], "--inner_steps: 'many' is not a whole number"),
+        (["--model.first_order", "true"], "--model.first_order is set by the trade-off for each cell"),
         (["--seed_everything", "1"], "use --seeds"),
-        (["--ckpt_path", "last"], "--ckpt_path has no place here"),
+        (["--ckpt_path", "last"], "--ckpt_path is not used here"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),
         (["--model.inner_rate", "1"], "model.inner_rate"),
         (["--out", "/dev/null/grid"], "out /dev/null/grid cannot be made"),
@@ -176,7 +177,7 @@ def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     with lock_run_folder(cell):
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert refused.returncode == 1
-    assert f"{cell} is in use: another process trains in it" in (cell / "log.txt").read_text()
+    assert f"{cell} is in use: another process is training in it" in (cell / "log.txt").read_text()
     assert {path.name for path in cell.iterdir()} <= {"log.txt", ".lock", "checkpoints"}
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
     assert (cell / "test.json").exists()
@@ -199,7 +200,7 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
     progress = GridProgress(grid, 100, Console(file=out), clock=lambda: now[0] + next(clock))
 
     def seconds(cell: Cell) -> float:
-        return 10 + 2 * cell.weight
+        return 10 + 2 * cell.relative_cost
 
     for cell in grid[:2]:
         progress.start(0)
@@ -207,8 +208,41 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
         progress.end(None)
     progress.start(0)
     now[0] += seconds(grid[2]) / 2
-    progress.watch(50)
+    progress.update(50)
     left = sum(map(seconds, grid[2:])) - seconds(grid[2]) / 2
     hours, minutes, rest = map(int, progress.time_left().split(":"))
     assert 3600 * hours + 60 * minutes + rest == round(left)
     assert "[3/4] first-k5-s0: started" in out.getvalue()
+
+
+def test_the_time_left_does_not_count_startup_as_training() -> None:
+    grid = make_grid(["first", "second"], [1], [0])
+    now = 0.0
+    progress = GridProgress(grid, 100, Console(file=StringIO()), clock=lambda: now)
+    progress.start(0)
+    assert progress.time_left() == UNKNOWN_TIME
+    now = 35.0  # compiling
+    progress.update(1)
+    assert progress.time_left() == UNKNOWN_TIME
+    now = 45.0
+    progress.update(11)
+    first, second = 89, 35 + 100 * grid[1].relative_cost / grid[0].relative_cost
+    assert progress.time_left() == str(timedelta(seconds=round(first + second)))
+    now = 47.0  # it counts down between two updates
+    progress.update(11)
+    assert progress.time_left() == str(timedelta(seconds=round(first - 2 + second)))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bar_fits_on_one_line(width: int) -> None:
+    cells = make_grid(["checkpointed"], [10], list(range(100, 112)))
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    progress = GridProgress(cells, 60_000, console)
+    progress.start(0)
+    progress.update(59_999)
+    console.print(progress.bars)
+    line = out.getvalue().splitlines()[-1]
+    assert len(line) == width
+    assert line.startswith("[1/12] checkpointed-k10-s100 59,999/60,000 ━")
+    assert line.endswith(f"8% {UNKNOWN_TIME} left")
