@@ -22,7 +22,7 @@ from maml_pipeline.text import shortened, wrapped
 
 COLUMNS = 3
 """Experiments side by side in the overview."""
-PANEL = (3.6, 3.1)
+PANEL = (3.1, 3.1)
 """Inches of one experiment in the overview."""
 
 
