@@ -1,4 +1,4 @@
-"""Networks and tasks on which the engines are held against each other."""
+"""Networks and tasks on which the engines are compared with each other."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from maml_pipeline.tasks import TaskBatch
 
 
 def smooth(convolutional: nn.Module) -> nn.Module:
-    """Put softplus where ReLU was: differentiable as often as one likes."""
+    """Replace ReLU by softplus, which is smooth."""
     for name, module in convolutional.named_children():
         if isinstance(module, nn.ReLU):
             setattr(convolutional, name, nn.Softplus())
@@ -21,7 +21,7 @@ def smooth(convolutional: nn.Module) -> nn.Module:
 
 
 def batch_norm_network() -> nn.Module:
-    """Build a person's own network: PyTorch's batch normalisation, ReLU in place, average pooling."""
+    """Build a network as a user might: PyTorch's batch normalisation, ReLU in place, average pooling."""
     return nn.Sequential(
         *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, track_running_stats=False)),
         *(nn.ReLU(inplace=True), nn.AvgPool2d(4), nn.Conv2d(4, 4, 3, padding=1)),
@@ -68,7 +68,10 @@ def case(name: str, build: Callable[[], nn.Module], tasks: int) -> tuple[nn.Modu
 
 
 def relative_difference(actual: MetaGradient, expected: MetaGradient) -> float:
-    """Compare every parameter's gradient by itself; those that are zero count by the largest."""
+    """Return the largest relative difference of a parameter's gradient.
+
+    Norms below a thousandth of the largest one count as that thousandth.
+    """
     assert actual.gradient.keys() == expected.gradient.keys()
     largest = max(g.norm() for g in expected.gradient.values())
     differences = [

@@ -1,4 +1,4 @@
-"""Compiled meta-gradients are the same, and what cannot be compiled goes without."""
+"""Compiled meta-gradients are the same, and a failed compilation continues uncompiled."""
 
 import logging
 import shutil
@@ -19,7 +19,7 @@ from tests.zoo import ZOO, build
 compiles = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("c++") is None, reason="there is no C++ compiler"
 )
-# The compiler's own use of PyTorch.
+# Raised by the compiler's own code.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -81,7 +81,9 @@ def failing_compile(*arguments: Any, **settings: Any) -> Callable[..., Any]:
     raise RuntimeError("no compiler here\nand a long explanation")
 
 
-def test_a_failed_compilation_goes_without_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_continues_uncompiled_after_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch, "compile", failing_compile)
     network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=2)
     engine, inner = VectorizedEngine(compile=True), InnerLoop(0.1, 2)
@@ -107,7 +109,7 @@ class Frozen(nn.Module):
 
 
 @compiles
-def test_frozen_layers_are_never_baked_in() -> None:
+def test_compiled_code_follows_frozen_layers() -> None:
     network, loss, batch = case("frozen", Frozen, tasks=2)
     engine, inner = VectorizedEngine(compile=True), InnerLoop(0.1, 1)
     with warnings.catch_warnings():
@@ -122,17 +124,24 @@ def test_frozen_layers_are_never_baked_in() -> None:
     )
 
 
-def test_compiling_and_choosing_chunks_are_announced(caplog: pytest.LogCaptureFixture) -> None:
-    network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=4)
+@compiles
+def test_compiling_and_the_automatic_chunk_size_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    network, loss, batch = case("linear", VECTOR_NETWORKS["linear"], tasks=4)
+    inner = InnerLoop(0.1, 1)
+    expected = Learn2LearnEngine().meta_gradient(network, loss, batch, inner)
     with caplog.at_level(logging.INFO, logger="maml_pipeline"):
-        VectorizedEngine("auto").meta_gradient(network, loss, batch, InnerLoop(0.1, 1))
-    assert "tasks_per_chunk: auto is 4 of 4 tasks" in caplog.text
+        engine = VectorizedEngine("auto", compile=True)
+        actual = engine.meta_gradient(network, loss, batch, inner)
+    assert relative_difference(actual, expected) <= 1e-10
+    chunks, compiling = caplog.messages
+    assert chunks.startswith("tasks_per_chunk: auto is 4 of 4 tasks")
+    assert compiling == "compile: unrolled, once"
 
 
 @pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("name", ["padding", "attention", "activation stored"])
-def test_what_needs_care_is_compiled_with_it(name: str) -> None:
+def test_workarounds_are_compiled(name: str) -> None:
     network, batch = build(ZOO[name])
     inner = InnerLoop(0.1, 1)
     expected = Learn2LearnEngine().meta_gradient(network, mse_loss, batch, inner)

@@ -1,4 +1,4 @@
-"""Laws of memory: what each way to compute a meta-gradient holds, to the byte."""
+"""Laws of memory: what each engine and method allocates, to the byte."""
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ def bytes_of(network: nn.Module) -> int:
 def peak(
     engine: Engine, network: ConvNet, steps: int, first_order: bool = False, checkpointed: bool = False
 ) -> int:
-    """Measure one task's meta-gradient, one image a class in either set."""
+    """Measure one task's meta-gradient, with one image per class in each set."""
     ways = network.head.out_features
     x, y = torch.rand(2, 1, ways, 1, 28, 28), torch.arange(ways)[None]
     batch = TaskBatch(x[0], y, x[1], y)
     inner = InnerLoop(0.1, steps, first_order, checkpointed)
-    engine.meta_gradient(network, cross_entropy, batch, inner)  # a first call fills caches
+    engine.meta_gradient(network, cross_entropy, batch, inner)  # the first call fills caches
     return peak_bytes(lambda: engine.meta_gradient(network, cross_entropy, batch, inner))
 
 
@@ -36,7 +36,7 @@ def peak(
 def test_first_order_is_constant_in_the_inner_steps(engine: Engine) -> None:
     network = ConvNet(5, filters=16)
     one, ten = (peak(engine, network, steps, first_order=True) for steps in (1, 10))
-    assert ten - one == 9 * FLOAT  # a loss a step
+    assert ten - one == 9 * FLOAT  # one loss per step
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -47,7 +47,7 @@ def test_unrolled_second_order_is_affine_in_the_inner_steps(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_checkpointed_second_order_grows_by_the_parameters_that_are_kept(engine: Engine) -> None:
+def test_checkpointed_second_order_grows_by_its_parameter_checkpoints(engine: Engine) -> None:
     network = ConvNet(5, filters=16)
     theta = bytes_of(network)
     base = peak(engine, network, 1, checkpointed=True)
@@ -57,7 +57,7 @@ def test_checkpointed_second_order_grows_by_the_parameters_that_are_kept(engine:
         assert grown == (longest_segment(steps) - 1) * theta + losses
 
 
-def test_the_longest_segment_is_the_smallest_that_reaches() -> None:
+def test_the_longest_segment_is_the_smallest_that_covers_all_steps() -> None:
     assert [longest_segment(k) for k in (0, 1, 2, 3, 4, 6, 7, 10, 11, 100)] == [
         *(0, 1, 2, 2, 3, 3, 4, 4, 5, 14)
     ]
@@ -90,9 +90,9 @@ def test_chunks_bound_the_memory_of_any_number_of_tasks(first_order: bool, check
         return peak_bytes(lambda: engine.meta_gradient(network, mse_loss, batch, inner))
 
     two, twelve = measure(2, None), measure(12, 2)
-    kept = 10 * (4 + 50) * FLOAT  # of every task its losses and its query predictions
-    parameters = 2 * 6 * bytes_of(network)  # of every chunk its gradient, and the running sum
-    assert two <= twelve <= two + kept + parameters
+    results = 10 * (4 + 50) * FLOAT  # losses and query predictions of each task
+    gradients = 2 * 6 * bytes_of(network)  # the gradient of each chunk, and the running sum
+    assert two <= twelve <= two + results + gradients
     assert measure(12, None) > 4 * two
 
 

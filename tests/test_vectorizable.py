@@ -1,4 +1,4 @@
-"""What the engines refuse, since they would get it wrong."""
+"""Networks and losses that an engine rejects, since its meta-gradient would be wrong."""
 
 import copy
 import pickle
@@ -55,11 +55,11 @@ class Counting(nn.Linear):
         (DataDependent(2, 1), "cannot run network DataDependent.*use engine learn2learn"),
     ],
 )
-def test_vectorized_refuses_what_it_would_get_wrong(network: nn.Module, message: str) -> None:
+def test_vectorized_rejects_random_numbers_and_data_dependence(network: nn.Module, message: str) -> None:
     for first_order in (True, False):
-        with pytest.raises(UserError, match=message) as refusal:
+        with pytest.raises(UserError, match=message) as rejected:
             VectorizedEngine().meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1, 1, first_order))
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(rejected.value)
     with pytest.raises(UserError, match=message):
         VectorizedEngine().adaptation_curves(network, {}, mse_loss, BATCH, InnerLoop(0.1))
     # The remedy: learn2learn runs it.
@@ -84,7 +84,7 @@ def test_vectorized_refuses_what_it_would_get_wrong(network: nn.Module, message:
         (Counting, "network Counting changes its buffer calls"),
     ],
 )
-def test_state_that_a_call_changes_is_refused_alike_everywhere(
+def test_every_engine_rejects_state_that_a_call_changes(
     build: Callable[[], nn.Module], message: str, first_order: bool, checkpointed: bool, engine: Engine
 ) -> None:
     inner = InnerLoop(0.1, 1, first_order, checkpointed)
@@ -92,18 +92,18 @@ def test_state_that_a_call_changes_is_refused_alike_everywhere(
         engine.meta_gradient(build(), mse_loss, BATCH, inner)
 
 
-def test_vectorized_refuses_recurrent_layers_whose_weights_vmap_cannot_replace() -> None:
+def test_vectorized_rejects_recurrent_layers() -> None:
     with pytest.raises(UserError, match=r"cannot run network Recurrent.*aten::lstm"):
         VectorizedEngine().meta_gradient(Recurrent(), mse_loss, BATCH, InnerLoop(0.1))
 
 
-def test_checkpointing_refuses_steps_that_do_not_repeat() -> None:
+def test_checkpointing_rejects_steps_that_do_not_repeat() -> None:
     inner = InnerLoop(0.1, 2, checkpointed=True)
     with pytest.raises(UserError, match="set checkpoint_inner_steps to false"):
         Learn2LearnEngine().meta_gradient(sequential(nn.Dropout(0.5)), mse_loss, BATCH, inner)
 
 
-def test_refusing_changes_neither_the_network_nor_the_random_state() -> None:
+def test_rejecting_changes_neither_the_network_nor_the_random_state() -> None:
     normalisation = nn.BatchNorm1d(4)
     for network in (sequential(normalisation), sequential(nn.Dropout())):
         random_state = torch.get_rng_state()
@@ -114,7 +114,7 @@ def test_refusing_changes_neither_the_network_nor_the_random_state() -> None:
     assert normalisation.running_mean.count_nonzero() == 0
 
 
-def test_dropout_is_off_in_evaluation_and_so_is_the_refusal() -> None:
+def test_dropout_is_accepted_in_evaluation() -> None:
     network = sequential(nn.Dropout(0.5)).eval()
     measures: dict[str, Loss] = {"loss": mse_loss}
     inner = InnerLoop(0.1, 2)
@@ -123,7 +123,7 @@ def test_dropout_is_off_in_evaluation_and_so_is_the_refusal() -> None:
     torch.testing.assert_close(*curves)
 
 
-def test_a_loss_without_reduction_is_refused_with_its_shape() -> None:
+def test_a_loss_without_reduction_is_rejected_with_its_shape() -> None:
     def unreduced(prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).square()
 
@@ -132,7 +132,7 @@ def test_a_loss_without_reduction_is_refused_with_its_shape() -> None:
 
 
 @pytest.mark.parametrize("engine", [VectorizedEngine(), Learn2LearnEngine()])
-def test_second_order_through_pytorchs_weight_norm_is_refused(engine: Engine) -> None:
+def test_second_order_through_pytorchs_weight_norm_is_rejected(engine: Engine) -> None:
     network = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
     with pytest.raises(UserError, match=r"weight normalisation, at parametrizations.*wrong second"):
         engine.meta_gradient(network, mse_loss, BATCH, InnerLoop(0.1))

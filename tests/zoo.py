@@ -1,4 +1,4 @@
-"""Networks and losses as people write them: each engine computes them exactly, or refuses them."""
+"""Networks and losses as users write them: each engine is exact for them, or rejects them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,12 +20,12 @@ from tests.networks import smooth
 class Entry(NamedTuple):
     """One network with one loss.
 
-    `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 16, 16)`; `refused`
-    says by which ways, named as in `tests/test_exactness.py` or by their beginning, with which message.
+    `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 16, 16)`; `rejected`
+    maps what `tests/test_exactness.py` computes, or the beginning of its name, to the expected error.
     """
 
     build: Callable[[], nn.Module]
-    refused: Mapping[str, str] = MappingProxyType({})
+    rejected: Mapping[str, str] = MappingProxyType({})
     loss: Loss = mse_loss
     inputs: str = "vectors"
     stops_gradients: bool = False
@@ -244,7 +244,7 @@ class Squared(torch.autograd.Function):
 
 
 class Detached(Squared):
-    """x^2, whose second derivative is lost: a person may want it so."""
+    """x^2, whose second derivative is lost, which may be intended."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""Independent references for meta-gradients and adaptation curves, written for clarity."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.meta_gradient import InnerLoop, Loss
+from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
+from maml_pipeline.meta_gradient.inner_loop import Parameters, trainable_parameters
+from maml_pipeline.tasks import Task, TaskBatch
+
+
+class PlainLoop:
+    """Adapt one task at a time with plain autograd and gradient descent, in place.
+
+    The network's parameters are back at their initial values after each method.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, inner: InnerLoop) -> None:
+        self.network, self.loss, self.inner = network, loss, inner
+        self.parameters = trainable_parameters(network)
+        self.theta = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def curves(self, batch: TaskBatch, transductive: bool = True) -> Tensor:
+        """Return the query losses before the first inner step and after each one, `(T, k + 1)`."""
+        curves = []
+        for task in batch.tasks():
+            curve = []
+            for theta in self._adapt(task):
+                self._set(theta)
+                with torch.no_grad():
+                    prediction = self._predict_query(task, transductive)
+                    curve.append(self.loss(prediction, task.query_y.clone()).clone())
+            curves.append(torch.stack(curve))
+        self._set(self.theta)
+        return torch.stack(curves)
+
+    def first_order(self, batch: TaskBatch) -> Parameters:
+        """Return the first-order meta-gradient: the mean query gradient after adaptation."""
+        adapted = [self._adapt(task)[-1] for task in batch.tasks()]
+        gradients = [
+            self._gradient(theta, task.query_x, task.query_y)
+            for theta, task in zip(adapted, batch.tasks(), strict=True)
+        ]
+        self._set(self.theta)
+        return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in self.theta}
+
+    def slope(self, batch: TaskBatch, direction: Parameters, h: float) -> float:
+        """Differentiate the mean adapted query loss along a direction by finite differences."""
+        initial = self.theta
+
+        def adapted_loss(distance: float) -> float:
+            self.theta = {name: p + distance * direction[name] for name, p in initial.items()}
+            return float(self.curves(batch)[:, -1].mean())
+
+        slope = finite_difference(adapted_loss, h)
+        self.theta = initial
+        self._set(initial)
+        return slope
+
+    def _adapt(self, task: Task) -> list[Parameters]:
+        """Return theta_0, ..., theta_k."""
+        trajectory = [self.theta]
+        for _ in range(self.inner.steps):
+            g = self._gradient(trajectory[-1], task.support_x, task.support_y)
+            trajectory.append({n: p - self.inner.lr * g[n] for n, p in trajectory[-1].items()})
+        return trajectory
+
+    def _predict_query(self, task: Task, transductive: bool) -> Tensor:
+        if transductive:
+            prediction: Tensor = self.network(task.query_x.clone())
+            return prediction
+        points = [torch.cat([task.support_x, x[None]]) for x in task.query_x]
+        return torch.stack([self.network(x)[-1] for x in points])
+
+    def _gradient(self, theta: Parameters, x: Tensor, y: Tensor) -> Parameters:
+        self._set(theta)
+        loss = self.loss(self.network(x.clone()), y.clone())
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        named = zip(self.parameters.items(), gradients, strict=True)
+        return {name: torch.zeros_like(p) if g is None else g for (name, p), g in named}
+
+    def _set(self, theta: Parameters) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(theta[name])
+
+
+def finite_difference(function: Callable[[float], float], h: float) -> float:
+    """Differentiate a function at 0 by a central difference of fourth order."""
+    near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
+    return (8 * near - far) / (12 * h)
+
+
+def inner_product(first: Parameters, second: Parameters) -> float:
+    """Return the inner product of two sets of parameters."""
+    return sum(float((first[name] * second[name]).sum()) for name in first)
+
+
+def linear_closed_form(network: nn.Linear, batch: TaskBatch, inner: InnerLoop) -> Tensor:
+    """Return the mean meta-gradient of `nn.Linear(D, 1)` with squared error: weights, then the bias."""
+    theta = torch.cat([network.weight.detach()[0], network.bias.detach()])
+    return torch.stack([linear_meta_gradient(theta, task, inner) for task in batch.tasks()]).mean(0)
