@@ -37,9 +37,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.learner import accuracy
-from maml_pipeline.learner.tracking import finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import finish_tracking
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.tasks import Omniglot, SineWaves
 from scripts import benchmark_peers as peers
 from scripts.benchmark_contenders import BASELINE, CONTENDERS, Case, Setting, TimeSteps, meta_step_flops

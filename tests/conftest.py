@@ -1,10 +1,13 @@
 """What several topics' tests share."""
 
 import signal
+import sys
 import zipfile
+from collections.abc import Generator
 from io import BytesIO
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,40 @@ from PIL import Image
 from maml_pipeline.cli import main
 from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
 from maml_pipeline.tasks.omniglot_download import HALVES, find_halves
-from maml_pipeline.tasks.omniglot_images import DRAWINGS
+from maml_pipeline.tasks.omniglot_images import DRAWINGS, load_images
 from tests.helpers import CONFIGS, Maml
 
 # The numbers of characters in Lake's two halves.
 HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
+# Markers of tests that the default set leaves out.
+LEFT_OUT = ("integration", "exhaustive", "slow", "slurm", "gpu", "browser")
+STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")
+
+_started: list[str] | None = None
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    # Every run asks Git for its commit.
+    if _started is not None and event in STARTS and arguments[:1] != ("git",):
+        _started.append(f"{event}{arguments[:2]}")
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test of the default set that starts a process."""
+    global _started
+    if any(item.get_closest_marker(marker) for marker in LEFT_OUT):
+        return (yield)
+    _started = []
+    try:
+        result = yield
+        assert not _started, f"starts processes, so mark it integration: {_started}"
+        return result
+    finally:
+        _started = None
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +151,11 @@ def synthetic_omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     folder = f"{half}/Alphabet{character // 50:02}/character{character % 50:02}"
                     archive.writestr(f"{folder}/{character:04}_{drawing:02}.png", png)
     return root
+
+
+@pytest.fixture(scope="session")
+def synthetic_cache(synthetic_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the cache folder in which `synthetic_omniglot` is decoded; copy it before a change."""
+    folder = tmp_path_factory.mktemp("synthetic_cache")
+    load_images(synthetic_omniglot, folder)
+    return folder

@@ -117,6 +117,7 @@ def _fault(row: Row, status: object, message: str) -> str | None:
     return None if row.names in message else f"does not name {row.names}"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("_workplace")
 def test_bad_input_is_refused_in_a_line_or_two_and_leaves_nothing(
     tmp_path: Path,

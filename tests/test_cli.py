@@ -96,9 +96,11 @@ def test_every_config_is_sound(config: Path, maml: Maml, capsys: pytest.CaptureF
     assert yaml.safe_load(capsys.readouterr().out)["model"]["inner_lr"] > 0
 
 
-def test_omniglot_trains_from_its_config(maml: Maml, tmp_path: Path, synthetic_omniglot: Path) -> None:
+def test_omniglot_trains_from_its_config(
+    maml: Maml, tmp_path: Path, synthetic_omniglot: Path, synthetic_cache: Path
+) -> None:
     config = CONFIGS / "omniglot" / "5way_1shot.yaml"
-    root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", tmp_path / "cache")
+    root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", synthetic_cache)
     few = ("--trainer.max_steps", 2, "--data.meta_batch_size", 2, "--data.test_tasks", 2)
     uncompiled = ("--model.compile", "false")  # tests/test_compilation.py is about that
     maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few, *uncompiled)

@@ -23,6 +23,7 @@ compiles = pytest.mark.skipif(
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
+@pytest.mark.integration
 @compiles
 @pytest.mark.parametrize(
     "inner",
@@ -42,6 +43,7 @@ def test_compiling_does_not_change_the_meta_gradient(inner: InnerLoop) -> None:
             torch.testing.assert_close(actual.inner_losses, expected.inner_losses)
 
 
+@pytest.mark.integration
 @compiles
 def test_compiled_code_follows_the_parameters_and_the_data() -> None:
     network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=2)
@@ -55,6 +57,7 @@ def test_compiled_code_follows_the_parameters_and_the_data() -> None:
     assert relative_difference(engine.meta_gradient(network, loss, other, inner), expected) <= 1e-10
 
 
+@pytest.mark.integration
 @compiles
 def test_evaluating_in_between_does_not_compile_again(caplog: pytest.LogCaptureFixture) -> None:
     network, loss, batch = case("linear", VECTOR_NETWORKS["linear"], tasks=2)
@@ -108,6 +111,7 @@ class Frozen(nn.Module):
         return y
 
 
+@pytest.mark.integration
 @compiles
 def test_compiled_code_follows_frozen_layers() -> None:
     network, loss, batch = case("frozen", Frozen, tasks=2)

@@ -160,6 +160,7 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.integration
 def test_dot_output_needs_no_graphviz_and_svg_says_what_to_install(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def test_dot_output_needs_no_graphviz_and_svg_says_what_to_install(
     assert not (tmp_path / "graph.svg").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(which("dot") is None, reason="Graphviz's dot is not installed")
 @pytest.mark.parametrize("steps", [0, 1, 3, 50])
 def test_the_graph_shows_both_orders(maml: Maml, tmp_path: Path, steps: int) -> None:

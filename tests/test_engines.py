@@ -31,6 +31,7 @@ NETWORKS = IMAGE_NETWORKS | VECTOR_NETWORKS
 REFERENCE = Learn2LearnEngine()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("first_order", [True, False])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", NETWORKS)

@@ -49,6 +49,7 @@ def rejection(entry: Entry, computation: str) -> str | None:
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("order", INNER_LOOPS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ZOO)

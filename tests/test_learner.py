@@ -219,7 +219,7 @@ def test_batches_reach_the_learner_as_task_batches() -> None:
 @pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"checkpoint_inner_steps": True}])
 @pytest.mark.parametrize("first_order", [True, False])
 def test_the_engine_does_not_change_what_is_learned(first_order: bool, settings: dict[str, Any]) -> None:
-    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
+    data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=20)
     reference = make_learner(first_order=first_order, inner_steps=2)
     vectorized = make_learner(first_order=first_order, inner_steps=2, engine="vectorized", **settings)
     for learner in (reference, vectorized):

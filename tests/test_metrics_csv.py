@@ -18,7 +18,7 @@ ROWS: list[dict[str, float]] = [
 
 
 def write(folder: Path, rows: list[dict[str, float]]) -> Path:
-    logger = MetricsCSV(folder)
+    logger = MetricsCSV(folder / "metrics.csv")
     for row in rows:
         logger.log_metrics(
             {name: value for name, value in row.items() if name != "step"}, int(row["step"])
@@ -54,7 +54,7 @@ def test_a_table_cut_at_any_byte_keeps_the_rows_before_and_is_continued(tmp_path
         kept = max(0, whole[:size].count(b"\n") - 1)
         assert read_metrics(table) == rows[:kept]
         assert read_last_row(table) == (rows[kept - 1] if kept else None)
-        logger = MetricsCSV(folder)
+        logger = MetricsCSV(folder / "metrics.csv")
         logger.experiment.drop_from(2)  # the checkpoint that is resumed from
         if kept < 2:  # rows before a checkpoint were written before it
             continue
@@ -116,7 +116,7 @@ def test_a_row_that_a_full_disk_refuses_leaves_the_table_as_it_was(
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    logger = MetricsCSV(tmp_path)
+    logger = MetricsCSV(tmp_path / "metrics.csv")
     assert logger.experiment.metrics_keys == ["a", "step"]
     original = Path.open
     with monkeypatch.context() as patch:

@@ -26,7 +26,7 @@ def logged(folder: Path) -> set[str]:
 
 
 def test_every_logged_metric_is_documented_and_the_other_way_round(
-    maml: Callable[..., str], synthetic_omniglot: Path, tmp_path: Path
+    maml: Callable[..., str], synthetic_omniglot: Path, synthetic_cache: Path, tmp_path: Path
 ) -> None:
     few = {
         "trainer.max_steps": 12,
@@ -37,7 +37,7 @@ def test_every_logged_metric_is_documented_and_the_other_way_round(
         "data.val_tasks": 2,
         "data.test_tasks": 2,
         "data.tasks.root": synthetic_omniglot,
-        "data.tasks.cache_dir": tmp_path / "cache",
+        "data.tasks.cache_dir": synthetic_cache,
         "model.compile": "false",
         "model.network.filters": 4,
         "model.first_order_steps": 3,

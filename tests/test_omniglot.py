@@ -26,8 +26,8 @@ from maml_pipeline.tasks.task import SPLITS
 
 
 @pytest.fixture(scope="module")
-def omniglot(synthetic_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> Omniglot:
-    tasks = Omniglot(root=synthetic_omniglot, cache_dir=tmp_path_factory.mktemp("cache"))
+def omniglot(synthetic_omniglot: Path, synthetic_cache: Path) -> Omniglot:
+    tasks = Omniglot(root=synthetic_omniglot, cache_dir=synthetic_cache)
     # Images that encode their character (two bytes) and drawing in one corner.
     images = np.zeros((1623, 20, 28, 28), dtype=np.uint8)
     images[:, :, 0, 0] = (np.arange(1623) // 256)[:, None]
@@ -100,6 +100,7 @@ def test_the_split_is_fixed_and_covers_every_character_once() -> None:
 PINNED_CHARACTERS = [[1035, 1472, 354], [445, 1296, 199], [1045, 1481, 1465]]
 
 
+@pytest.mark.exhaustive
 def test_zips_folders_and_torchvision_layout_give_the_same_images(
     synthetic_omniglot: Path, tmp_path: Path
 ) -> None:
@@ -114,8 +115,9 @@ def test_zips_folders_and_torchvision_layout_give_the_same_images(
 
 
 def test_a_valid_cache_is_used_and_a_damaged_one_rebuilt(
-    synthetic_omniglot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_omniglot: Path, synthetic_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(synthetic_cache, tmp_path, dirs_exist_ok=True)
     packed = load_images(synthetic_omniglot, tmp_path)
     (cache,) = tmp_path.iterdir()
     intact = cache.read_bytes()
@@ -193,6 +195,7 @@ def test_writing_a_cache_removes_files_left_by_killed_processes(tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
+@pytest.mark.integration
 def test_processes_may_load_at_the_same_time(synthetic_omniglot: Path, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2) as processes:
         results = list(processes.map(load_images, [synthetic_omniglot] * 2, [tmp_path] * 2))

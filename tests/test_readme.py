@@ -1,24 +1,151 @@
-"""The README's examples run as they stand."""
+"""Documents say what is true: their commands parse, their examples run, their links resolve."""
 
+import argparse
 import json
 import re
-import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+from maml_pipeline.cli import main
+from maml_pipeline.environment import OMNIGLOT_ROOT
+from tests.helpers import CONFIGS, ROOT, Maml
+
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "slurm" / "README.md"],
+)
+"""Every document, for its links and the files that it names."""
+
+WITH_COMMANDS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "results", "training", "performance")),
+]
+"""The documents whose commands are run as typed, with a stand-in for `maml`."""
+
+RUNS = {
+    "toy-second-s0": CONFIGS / "toy.yaml",
+    "omniglot-5w1s-second-s0": CONFIGS / "omniglot" / "5way_1shot.yaml",
+}
+"""The runs that commands name as if they had been trained."""
+
+STAND_INS = {
+    "maml": """printf 'maml\\0' >> "$RECORD"; for each; do printf '%s\\0' "$each" >> "$RECORD"; done
+printf '\\n\\0' >> "$RECORD" """,
+    "torchrun": 'while [ "$1" != maml_pipeline ]; do shift; done; shift; exec maml "$@"',
+    "bash": "exit 0",
+    "tensorboard": "exit 0",
+}
+"""Programs that stand in for those that commands call: `maml` records its arguments."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+def recorded_commands(shell: str, folder: Path) -> list[list[str]]:
+    """Type the commands of all documents into a shell; return the arguments that `maml` receives."""
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"{shell} is not installed")
+    (folder / "bin").mkdir()
+    for name, script in STAND_INS.items():
+        program = folder / "bin" / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    activate = folder / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.touch()
+    record = folder / "record"
+    record.touch()
+    for document in WITH_COMMANDS:
+        for block in blocks(document, "bash"):
+            result = subprocess.run(
+                [path, "-e", "-u"],
+                input=block,
+                env={"PATH": str(folder / "bin"), "RECORD": str(record), "HOME": str(folder)},
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert (result.returncode, result.stderr) == (0, ""), f"{document.name}, {shell}:\n{block}"
+    commands: list[list[str]] = [[]]
+    for word in record.read_text().split("\0")[:-1]:
+        if word == "\n":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return commands[:-1]
+
+
+class ParsedError(Exception):
+    """The arguments of a command were accepted."""
+
+
+def check_arguments(command: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parse the arguments as the command does, without running it."""
+    if command in ("fit", "validate", "test"):
+        with pytest.raises(SystemExit) as end:
+            main([command, *arguments, "--print_config"])
+        assert end.value.code in (0, None), end.value.code
+    elif command in ("tradeoff", "submit"):
+        main([command, "--dry_run", *(each for each in arguments if each != "--dry_run")])
+    else:
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def stop(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+            parse_args(self, *args, **kwargs)
+            raise ParsedError
+
+        run = import_module(f"maml_pipeline.cli.{command}").run
+        with monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+            with pytest.raises(ParsedError):
+                run(arguments)
+
+
+@pytest.mark.integration
+def test_commands_are_the_same_in_bash_and_zsh(tmp_path: Path) -> None:
+    folders = [tmp_path / shell for shell in ("bash", "zsh")]
+    for folder in folders:
+        folder.mkdir()
+    in_bash, in_zsh = (recorded_commands(folder.name, folder) for folder in folders)
+    assert len(in_bash) > 30
+    assert in_zsh == in_bash
+
+
+@pytest.mark.integration
+def test_every_command_of_the_documents_parses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthetic_omniglot: Path
+) -> None:
+    commands = recorded_commands("bash", tmp_path)
+    (module,) = (
+        each for each in blocks(ROOT / "docs/recipes.md", "python") if "class Parabolas" in each
+    )
+    (tmp_path / "my_tasks.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    monkeypatch.setenv(OMNIGLOT_ROOT.name, str(synthetic_omniglot))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    for name, config in RUNS.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").symlink_to(config)
+    for _, command, *arguments in commands:
+        try:
+            check_arguments(command, arguments, monkeypatch)
+        except (AssertionError, SystemExit, pytest.fail.Exception) as error:
+            pytest.fail(f"maml {' '.join([command, *arguments])}: {error}")
 
 
 def test_the_python_example_runs() -> None:
-    (example,) = (block for block in blocks("python") if "gradient = " in block)
+    (example,) = blocks(ROOT / "README.md", "python")
     namespace: dict[str, object] = {}
     exec(example, namespace)
     gradient = namespace["gradient"]
@@ -27,21 +154,39 @@ def test_the_python_example_runs() -> None:
 
 
 def test_your_own_tasks_and_network_plug_in_by_class_path(
-    maml: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (module,) = (block for block in blocks("python") if "class Parabolas" in block)
-    (command,) = (line for block in blocks("bash") for line in block.splitlines() if "my_tasks" in line)
+    recipes = ROOT / "docs" / "recipes.md"
+    (module,) = blocks(recipes, "python")
+    (command,) = (block for block in blocks(recipes, "bash") if "my_tasks" in block)
     (tmp_path / "my_tasks.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_tasks", raising=False)  # of another test
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    arguments = shlex.split(command)
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    arguments = command.split()
     maml(*arguments[arguments.index("maml") + 1 :], "--trainer.max_steps", "5")
     (result,) = tmp_path.glob("runs/*/test.json")
     assert json.loads(result.read_text())["test/loss"] > 0
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"\b(?:configs|scripts|docs)/[\w./]+\w", README))
-    assert named
-    assert all((ROOT / name).exists() for name in named), named
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_and_file_that_a_document_names_exists(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = document.parent / name if name else document
+        assert linked.exists(), f"{document.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{document.name} links to {target}"
+    named = re.findall(r"(?<![\w/-])(?:configs|scripts|docs|tests|slurm|maml_pipeline)/[\w./-]+\w", text)
+    # A name may be the beginning of a pattern, such as `tests/test_internals_*.py`.
+    missing = [name for name in named if not list(ROOT.glob(f"{name}*"))]
+    assert not missing
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -109,7 +109,7 @@ def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     progress = GridProgress([Cell(Method.FIRST_ORDER, 1, 0)], 10, console)
     with progress.bars:
         progress.start(0)
-        progress.watch(3)
+        progress.update(3)
         progress.end("network [/b] :smile: \x1b]0;title\x07 failed")
     assert isinstance(console.file, StringIO)
     assert r"failed: network [/b] :smile: \x1b]0;title\x07 failed" in console.file.getvalue()

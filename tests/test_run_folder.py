@@ -1,5 +1,6 @@
 """A run's folder: what it is called, and that nothing is left of a run that never began."""
 
+import ast
 import fcntl
 import logging
 import os
@@ -220,7 +221,7 @@ def test_a_config_that_is_not_a_runs_is_never_written_over(
 # The lock ---------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_held_once_until_it_is_let_go(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with open_run_folder(folder, "run"):
         # Another open file stands for another process.
@@ -290,3 +291,27 @@ def test_a_tilde_is_the_home_folder_for_data_too(
     Omniglot(root=None if by_variable else "~/data", cache_dir="~/cache").prepare()
     assert [*(tmp_path / "home" / "cache").glob("omniglot-*.npz")]
     assert {path.name for path in tmp_path.iterdir()} == {"home"}
+
+
+# File names -------------------------------------------------------------------------------------
+
+FILE_NAMES = {
+    *(run_folder.CONFIG, run_folder.METRICS, run_folder.TEST, run_folder.VALIDATION, run_folder.LOG),
+    *(run_folder.LOCK, run_folder.JOB, run_folder.WANDB_ID, run_folder.TRADEOFF),
+    *(run_folder.CHECKPOINTS, run_folder.BEST_CHECKPOINT, run_folder.LAST_CHECKPOINT),
+}
+
+
+def test_file_names_of_a_run_are_spelled_in_one_module() -> None:
+    names = {Path(name).name for name in FILE_NAMES}
+    package = Path(run_folder.__file__).parent.parent
+    spelled = {
+        f"{file.relative_to(package)}: {node.value}"
+        for file in package.rglob("*.py")
+        if file != Path(run_folder.__file__)
+        for node in ast.walk(ast.parse(file.read_text()))
+        # Prose, such as an error message, may mention a file; a path may not.
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if node.value.rpartition("/")[2] in names
+    }
+    assert not spelled

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tasks import Lines
-from maml_pipeline.tradeoff.cells import Tradeoff
+from maml_pipeline.tradeoff import cells
 from tests.helpers import CONFIGS, Maml, assert_same_run, make_trainer, run_python
 
 FIT = (
@@ -295,7 +294,6 @@ time.sleep(60)
 def test_a_signal_ends_a_tradeoff_and_its_training(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
-    import_module("maml_pipeline.cli.tradeoff")  # which imports by name what is replaced here
     log = tmp_path / "grid" / "first-k1-s0" / "log.txt"
 
     def watch(folder: Path) -> int:
@@ -303,8 +301,8 @@ def test_a_signal_ends_a_tradeoff_and_its_training(
             os.kill(os.getpid(), signum)
         return 0
 
-    monkeypatch.setattr(Tradeoff, "command", lambda *_: [sys.executable, "-c", CELL])
-    monkeypatch.setattr(sys.modules[Tradeoff.__module__], "meta_steps_done", watch)
+    monkeypatch.setattr(cells, "fit_command", lambda *_: [sys.executable, "-c", CELL])
+    monkeypatch.setattr(cells, "meta_steps_done", watch)
     arguments = ("--orders", "first,second", "--out", "grid")
     assert exit_status(maml, "tradeoff", *FIT[1:3], *arguments) == 128 + signum
     assert log.read_text() == "trains\nended in order\n"

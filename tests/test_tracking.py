@@ -16,10 +16,12 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log, session
+from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log
 from maml_pipeline.learner.tracking.description import describe, git_state, provenance
-from maml_pipeline.learner.tracking.logs import is_empty
+from maml_pipeline.learner.tracking.run_id import claim_wandb_id, read_wandb_id
 from maml_pipeline.learner.tracking.tracker import WandbTracker
+from maml_pipeline.learner.tracking.wandb_internals import is_empty
+from maml_pipeline.locks import is_locked
 from tests.helpers import CONFIGS, Maml, maml_command, maml_process, process_environment, read_metrics
 from tests.test_metrics_doc import DOCUMENTED, pattern
 from tests.wandb_stand_in import API_KEY, StandIn, at, stand_in
@@ -250,12 +252,13 @@ def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run
     "content", [b"", b"\n", b"a\nb\n", b"a b\n", b"a/b\n", b"\xff\x00\n", b"x" * 200]
 )
 def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "wandb_id.txt").write_bytes(content)
-    assert session.read_wandb_id(tmp_path) is None
-    session.claim_wandb_id(tmp_path, "abcd")
-    assert session.read_wandb_id(tmp_path) == "abcd" and session.is_run_active(tmp_path)
+    file = tmp_path / "wandb_id.txt"
+    file.write_bytes(content)
+    assert read_wandb_id(file) is None
+    claim_wandb_id(file, "abcd")
+    assert read_wandb_id(file) == "abcd" and is_locked(file)
     finish_tracking()
-    assert not session.is_run_active(tmp_path)
+    assert not is_locked(file)
     assert [path.name for path in tmp_path.iterdir()] == ["wandb_id.txt"]
 
 
@@ -358,7 +361,9 @@ def test_a_failing_log_call_ends_tracking_and_nothing_else(
         def log(self, *args: Any, **kwargs: Any) -> None:
             raise ConnectionResetError("the service is gone")
 
-    tracker = WandbTracker(tmp_path, {})
+    tracker = WandbTracker(
+        tmp_path, {}, id_file=tmp_path / "wandb_id.txt", metrics_file=tmp_path / "metrics.csv"
+    )
     tracker.run = Broken()  # type: ignore[assignment]
     for step in range(3):
         tracker.log_metrics({"train/loss": 1.0}, step)
@@ -380,7 +385,7 @@ def test_sync_says_what_is_missing(
     log.parent.mkdir(parents=True)
     log.write_bytes(bytes(100))
     assert "no API key here; run `wandb login`" in maml_error("sync", "run")
-    session.claim_wandb_id(tmp_path / "run", "abcd")
+    claim_wandb_id(tmp_path / "run" / "wandb_id.txt", "abcd")
     assert "run is still being trained" in maml("sync", "run")
     finish_tracking()
     monkeypatch.setenv("WANDB_API_KEY", API_KEY)

@@ -46,7 +46,7 @@ class Dropout(nn.Module):
 
 
 @pytest.mark.integration
-def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> None:
+def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
     grid = (*TOY, "--orders", "first,second", "--run.checkpoint_every", 50, "--data.test_tasks", 20)
     long = (*grid, "--trainer.max_steps", 1500, "--trainer.val_check_interval", 500)
     command = maml_command(*long)
@@ -64,7 +64,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
     finished = (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns
 
     printed = maml(*long)
-    assert "2 cells, 1 finished" in printed and "goes on after" in printed
+    assert "2 cells, 1 finished" in printed and "resumes after" in printed
     assert (folder / "first-k1-s0" / "test.json").stat().st_mtime_ns == finished
     log = (folder / "second-k1-s0" / "log.txt").read_text()
     assert log.count("Run folder:") == 2
@@ -89,7 +89,7 @@ def test_a_killed_tradeoff_goes_on_where_it_was(maml: Maml, tmp_path: Path) -> N
 
 
 @pytest.mark.integration
-def test_a_failed_cell_is_reported_and_stops_nothing(
+def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     network = ("--model.network", "tests.test_tradeoff.Dropout", "--out", tmp_path / "grid")
@@ -102,7 +102,7 @@ def test_a_failed_cell_is_reported_and_stops_nothing(
 
 
 @pytest.mark.integration
-def test_a_polite_stop_ends_the_training_at_hand_with_its_state_kept(tmp_path: Path) -> None:
+def test_a_signal_stops_the_current_cell_with_its_state_saved(tmp_path: Path) -> None:
     long = ("--trainer.max_steps", 100_000, "--out", tmp_path / "grid")
     command = maml_command(*TOY, "--orders", "first", *long)
     with subprocess.Popen(
@@ -141,10 +141,10 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
         ),
         (["--seeds", "0,0"], "seeds has 0 more than once"),
         (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),
-        (["--inner_steps", "many"], "--inner_steps: 'many' is not a number"),
-        (["--model.first_order", "true"], "--model.first_order is what a trade-off sets for each cell"),
+        (["--inner_steps", "many"], "--inner_steps: 'many' is not a whole number"),
+        (["--model.first_order", "true"], "--model.first_order is set by the trade-off for each cell"),
         (["--seed_everything", "1"], "use --seeds"),
-        (["--ckpt_path", "last"], "--ckpt_path has no place here"),
+        (["--ckpt_path", "last"], "--ckpt_path is not used here"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),
         (["--model.inner_rate", "1"], "model.inner_rate"),
         (["--out", "/dev/null/grid"], "out /dev/null/grid cannot be made"),
@@ -176,7 +176,7 @@ def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     with lock_run_folder(cell):
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True)
     assert refused.returncode == 1
-    assert f"{cell} is in use: another process trains in it" in (cell / "log.txt").read_text()
+    assert f"{cell} is in use: another process is training in it" in (cell / "log.txt").read_text()
     assert {path.name for path in cell.iterdir()} <= {"log.txt", ".lock", "checkpoints"}
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
     assert (cell / "test.json").exists()
@@ -199,7 +199,7 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
     progress = GridProgress(grid, 100, Console(file=out), clock=lambda: now[0] + next(clock))
 
     def seconds(cell: Cell) -> float:
-        return 10 + 2 * cell.weight
+        return 10 + 2 * cell.relative_cost
 
     for cell in grid[:2]:
         progress.start(0)
@@ -207,7 +207,7 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
         progress.end(None)
     progress.start(0)
     now[0] += seconds(grid[2]) / 2
-    progress.watch(50)
+    progress.update(50)
     left = sum(map(seconds, grid[2:])) - seconds(grid[2]) / 2
     hours, minutes, rest = map(int, progress.time_left().split(":"))
     assert 3600 * hours + 60 * minutes + rest == round(left)

@@ -244,7 +244,7 @@ def whole_run(folder: Path) -> dict[str, Any]:
     """Train with everything that `maml fit` puts beside it, validating fewer tasks than ranks."""
     probes, checkpoints = ProbeSettings(every=5).callbacks(), folder / "run" / "checkpoints"
     lightning = trainer(
-        logger=MetricsCSV(folder / "run"),
+        logger=MetricsCSV(folder / "run" / "metrics.csv"),
         callbacks=[
             Ballast(),
             *probes,

@@ -24,11 +24,12 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
             # Late: Matplotlib takes a while to import.
             from maml_pipeline.report.page import write_report
             from maml_pipeline.runs.find import find_runs
+            from maml_pipeline.runs.folder import REPORT
 
             if best:
                 tracker.upload_artifact("model", Path(best))
             try:
-                report = write_report(find_runs([tracker.folder]).runs, tracker.folder / "report")
+                report = write_report(find_runs([tracker.folder]).runs, tracker.folder / REPORT)
             except UserError as error:  # the run is finished, and its result is kept
                 logger.warning("no report is attached to the W&B run: %s", error)
             else:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from signal import SIGPIPE
 
+from maml_pipeline.runs.folder import LAST_CHECKPOINT
+
 FULL = "free some space"
 NOT_WRITABLE = "make it writable, or name another folder"
 FAILED = "the file system has failed: look after it, or name a folder on another one"
@@ -45,7 +47,7 @@ def exit_if_known(error: OSError) -> None:
         return
     path = Path(os.fsdecode(error.filename))
     lines = [f"maml: error: {path}: {error.strerror}; {remedy}"]
-    states = [folder / "checkpoints" / "last.ckpt" for folder in path.parents[:2]]
+    states = [folder / LAST_CHECKPOINT for folder in path.parents[:2]]
     for state in filter(Path.exists, states):
         lines.append(f"The state saved last, {state}, is whole: --ckpt_path last resumes from it")
     sys.exit("\n".join(lines))

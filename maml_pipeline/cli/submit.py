@@ -14,6 +14,7 @@ from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
+from maml_pipeline.runs.folder import REPORT
 from maml_pipeline.slurm.submission import Allocation, allocation, check_sbatch_flags
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -119,7 +120,7 @@ def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: boo
     if dry_run:
         _print_dry_run(script, *([array] if missing else []), [*after, *report])
         return
-    plan.open_folder()
+    plan.tradeoff.create(plan.shared)
     if missing:
         job = _sbatch(array)
         after = [f"--dependency=afterany:{job}"]
@@ -130,7 +131,7 @@ def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: boo
         raise UserError(
             f"the report is not submitted; make it later with `maml tradeoff ... --report`: {error}"
         ) from error
-    print(f"Submitted job {report_job}: the report, {plan.tradeoff.folder / 'report' / 'report.html'}")
+    print(f"Submitted job {report_job}: the report, {plan.tradeoff.folder / REPORT / 'report.html'}")
 
 
 def _allocation(values: dict[str, Any]) -> Allocation:

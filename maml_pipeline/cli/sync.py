@@ -10,8 +10,10 @@ from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import logged_in
-from maml_pipeline.learner.tracking.logs import find_wandb_logs, is_empty, is_offline, is_synced
-from maml_pipeline.learner.tracking.session import is_run_active
+from maml_pipeline.learner.tracking.logs import find_wandb_logs
+from maml_pipeline.learner.tracking.wandb_internals import is_empty, is_offline, is_synced
+from maml_pipeline.locks import is_locked
+from maml_pipeline.runs.folder import WANDB_ID
 from maml_pipeline.text import printable
 
 
@@ -65,7 +67,7 @@ def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     waiting: list[list[Path | None]] = []
     for logs in runs.values():
         folder = logs[0].parent.parent.parent
-        if is_run_active(folder):
+        if is_locked(folder / WANDB_ID):
             print(f"{printable(folder)} is still being trained: upload it once that has ended")
             continue
         logs = [log for log in logs if not is_empty(log)]

@@ -35,11 +35,12 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import StartTracking, finish_tracking, run_loggers
+from maml_pipeline.learner.tracking import StartTracking, finish_tracking
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.lock import open_run_folder
+from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.runs.results import RESULT_FILES, ResultTable
 from maml_pipeline.signals import Stopped
 from maml_pipeline.slurm.submission import AUTO_DEVICES
@@ -218,7 +219,8 @@ class MamlCLI(LightningCLI):
         self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
-        return [DropRepeatedRows(), StartTracking(), *probes.callbacks(), EndEarly(), self.best, last]
+        tracking = StartTracking(folder / run_folder.BEST_CHECKPOINT)
+        return [DropRepeatedRows(), tracking, *probes.callbacks(), EndEarly(), self.best, last]
 
     def after_fit(self) -> None:
         """Test the best checkpoint, or the final state where nothing was validated."""

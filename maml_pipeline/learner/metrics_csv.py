@@ -97,6 +97,10 @@ def _number(text: str) -> float:
 class AppendingWriter(ExperimentWriter):
     """Lightning's writer, which would delete the table that a resumed run finds."""
 
+    def __init__(self, path: Path) -> None:
+        self.NAME_METRICS_FILE = path.name  # Lightning's own name for the attribute
+        super().__init__(str(path.parent))
+
     def _check_log_dir_exists(self) -> None:
         self._take_columns(read_metrics(Path(self.metrics_file_path)))
 
@@ -151,16 +155,21 @@ def _append(path: Path, text: str) -> None:
 
 
 class MetricsCSV(CSVLogger):
-    """Write every logged metric to `<folder>/metrics.csv`, at once."""
+    """Write every logged metric to a CSV table immediately.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
+    Args:
+        path: The table.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent, name="", version="", flush_logs_every_n_steps=1)
+        self.path = path
 
     @property
     def experiment(self) -> AppendingWriter:
         """The open table."""
         if self._experiment is None:
-            self._experiment = AppendingWriter(self.log_dir)
+            self._experiment = AppendingWriter(self.path)
         assert isinstance(self._experiment, AppendingWriter)
         return self._experiment
 

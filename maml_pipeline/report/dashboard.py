@@ -1,34 +1,75 @@
-"""The comparison of the orders in W&B: what a saved workspace and a report of it hold."""
+"""The comparison of the orders in W&B: a saved workspace and a report with the same panels."""
 
 import re
 
+import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking.logs import STEP_METRIC
+from maml_pipeline.learner.tracking.session import first_line
+from maml_pipeline.learner.tracking.wandb_internals import (
+    ProjectNotFoundError,
+    api_error,
+    set_workspace_id,
+)
 
 PEAK = "memory/meta_step_peak_bytes"
 GAPS = {"order_gap/cosine": "cosine", "order_gap/relative_error": "relative error"}
 COSTS = (PEAK, "speed/meta_step_ms", "speed/meta_step_flops", "order_gap/cosine")
 
 
+def save_dashboard(entity: str, project: str, measure: str, inner_steps: int) -> tuple[str, str]:
+    """Save the workspace and the report; earlier ones for the same measure are replaced.
+
+    Args:
+        entity: The team or user that owns the project.
+        project: A project with runs.
+        measure: The measure of the test, such as `accuracy`.
+        inner_steps: Number of inner steps at test to show.
+
+    Returns:
+        The URLs of the workspace and of the report.
+
+    Raises:
+        UserError: The project does not exist, or W&B refuses a request.
+    """
+    chosen = (entity, project, measure, inner_steps)
+    try:
+        saved = build_workspace(*chosen)
+        written = build_report(*chosen)
+        set_workspace_id(saved, workspace_name(measure))
+        for known in wandb.Api().reports(f"{entity}/{project}"):
+            if known.display_name == written.title:
+                written.id = known.id
+        return saved.save().url, written.save().url
+    except ProjectNotFoundError as error:
+        raise UserError(
+            f"there is no project {entity}/{project} in W&B, or you have no access to it; "
+            "`maml sync RUN_DIR` creates it with the first run"
+        ) from error
+    except (wandb.Error, api_error(), ValueError, OSError) as error:
+        raise UserError(f"W&B refused: {first_line(error)}") from error
+
+
 def title(measure: str) -> str:
-    """Return what both are called; a second one for another measure stands beside the first."""
+    """Return the title of both; each measure has a workspace and a report of its own."""
     return f"Gradient orders by {measure}"
 
 
 def workspace_name(measure: str) -> str:
-    """Return the name that a workspace is found again by; W&B's form for it is `nw-...-v`."""
+    """Return the internal name of the workspace, in the form `nw-...-v` that W&B requires."""
     return f"nw-mamlorders{re.sub('[^a-z0-9]', '', measure.lower())}-v"
 
 
 def panels(measure: str, inner_steps: int) -> dict[str, list[wr.interface.PanelTypes]]:
-    """Build the panels by section, each with the runs as they are grouped: by experiment and order.
+    """Build the panels by section; runs are grouped by experiment and order.
 
     Args:
-        measure: What was tested, such as `accuracy`.
-        inner_steps: Inner steps at test: so many are shown, and that before the first.
+        measure: The measure of the test, such as `accuracy`.
+        inner_steps: The test result is shown before the first inner step and after each of these.
     """
     return {
         "What second order buys, and what it costs": [
@@ -83,8 +124,8 @@ def columns(measure: str) -> list[str]:
     return ["run:displayName", "run:jobType", *(f"summary:{figure}" for figure in figures)]
 
 
-def workspace(entity: str, project: str, measure: str, inner_steps: int) -> ws.Workspace:
-    """Build the saved workspace: its table of runs is the table of final figures."""
+def build_workspace(entity: str, project: str, measure: str, inner_steps: int) -> ws.Workspace:
+    """Build the workspace; its table of runs is the table of final figures."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -105,10 +146,10 @@ def workspace(entity: str, project: str, measure: str, inner_steps: int) -> ws.W
     )
 
 
-def report(entity: str, project: str, measure: str, inner_steps: int) -> wr.Report:
-    """Build the report: for each section a heading, and its panels over the same runs.
+def build_report(entity: str, project: str, measure: str, inner_steps: int) -> wr.Report:
+    """Build the report: a heading and the panels of each section.
 
-    The last one shows its table of runs, which is the table of final figures.
+    The last section shows its table of runs, which is the table of final figures.
     """
     blocks: list[wr.interface.BlockTypes] = []
     for name, shown in panels(measure, inner_steps).items():

@@ -25,6 +25,7 @@ from maml_pipeline.report.plots import Plot, draw_plots
 from maml_pipeline.report.style import METHOD_STYLES, plot_style
 from maml_pipeline.report.table import UNFINISHED, Column, table_columns
 from maml_pipeline.report.tradeoff_plot import draw_overview
+from maml_pipeline.runs.folder import CONFIG
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable
 
@@ -188,7 +189,7 @@ def _config_link(run: Run, folder: Path) -> str | None:
 
     It begins with `./` or `../`, so that a folder named `javascript:...` is no script.
     """
-    config = run.source / "config.yaml"
+    config = run.source / CONFIG
     if not config.is_file():
         return None
     path = os.path.relpath(config, folder)

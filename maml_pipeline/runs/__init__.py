@@ -1,1 +1,1 @@
-"""A run on disk: its folder and every file name in it, its settings, its lock, and its results."""
+"""A run on disk: its folder and file names, lock, settings and results; finding and reading runs."""

@@ -1,15 +1,26 @@
-"""Finding runs on disk, finished or not, and leaving out what cannot be reported."""
+"""Finding runs on disk, finished or not, and skipping those that cannot be reported."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import group_wandb_logs
+from maml_pipeline.learner.tracking.wandb_internals import LOG_FOLDER, LOG_PATTERN
 from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.runs.duplicates import remove_duplicates
+from maml_pipeline.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    REPORT,
+    TEST,
+    TRADEOFF,
+    WANDB_ID,
+)
 from maml_pipeline.runs.read import (
     UnreadableRunError,
     read_run_folder,
@@ -19,18 +30,18 @@ from maml_pipeline.runs.read import (
 from maml_pipeline.runs.run import Run, display_path
 from maml_pipeline.text import printable
 
-RUN_FILES = {"config.yaml", "metrics.csv", "test.json", "wandb_id.txt", "checkpoints"}
-"""A folder with one of these is a run's, or a trade-off's where runs lie below it."""
+RUN_FILES = {CONFIG, METRICS, TEST, WANDB_ID, CHECKPOINTS}
+"""A folder with one of these is a run's, or a trade-off's if there are runs below it."""
 
-PARTS_OF_A_RUN = {"checkpoints", "report", "wandb"}
-"""Folders in a run's folder that hold no other run; W&B's logs in it say the same as `metrics.csv`."""
+RUN_SUBFOLDERS = {CHECKPOINTS, REPORT, LOG_FOLDER}
+"""Folders in a run's folder that are not searched. W&B's logs there repeat the metrics table."""
 
 NO_RUN = (
-    "it holds no run: a run has config.yaml and metrics.csv, or is one of W&B's offline-run-* "
-    "folders, or a tradeoff.json"
+    f"it holds no run: a run has {CONFIG} and {METRICS}, or is one of W&B's offline-run-* "
+    f"folders, or a {TRADEOFF}"
 )
 
-MOST_LEVELS = 60
+MAX_DEPTH = 60
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class FoundRuns:
 
     Args:
         runs: Sorted by experiment, inner steps, order and seed.
-        skipped: What cannot be reported, a line each: the path and the reason.
+        skipped: One line for each run or file that cannot be reported: its path and the reason.
     """
 
     runs: list[Run]
@@ -47,16 +58,16 @@ class FoundRuns:
 
 
 def find_runs(paths: Sequence[Path]) -> FoundRuns:
-    """Find every run that lies in or below some paths, and read those that can be reported.
+    """Find all runs in or below some paths, and read those that can be reported.
 
-    Links are followed to runs and to folders of runs. A run that is found more than once is one run,
-    also where it was copied, or where W&B's log of it lies beside its folder.
+    Links to runs and to folders of runs are followed. Each run is returned once, also if it was
+    copied, or is found as a folder and as a W&B log.
 
     Args:
-        paths: Run folders, folders of them, W&B's offline runs, or files `tradeoff.json`.
+        paths: Run folders, folders that contain them, W&B's offline runs, or trade-off summaries.
 
     Raises:
-        UserError: None can be reported.
+        UserError: No run can be reported.
     """
     search = _Search()
     for path in paths:
@@ -65,8 +76,8 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
     runs = sorted(
         search.runs, key=lambda r: (r.experiment, r.inner_steps, [*Method].index(r.method), r.seed)
     )
-    runs, copies = _without_copies(runs)
-    skipped = [*search.skipped, *copies]
+    runs, duplicates = remove_duplicates(runs)
+    skipped = [*search.skipped, *duplicates]
     if not runs:
         more = f" (and {len(skipped) - 1:,} more)" if len(skipped) > 1 else ""
         raise UserError(f"there is no run to report: {skipped[0]}{more}")
@@ -74,7 +85,7 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
 
 
 class _Search:
-    """One walk over some paths, in which every real folder is visited once."""
+    """One search through some paths, which visits every real folder once."""
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
@@ -83,7 +94,7 @@ class _Search:
         self.visited: set[str] = set()
 
     def visit(self, path: Path) -> None:
-        """Look for runs at a path that a person named."""
+        """Search a path that the user named."""
         if os.path.isdir(path):
             if not self._visit_folder(path):
                 self._skip(path, NO_RUN)
@@ -99,7 +110,7 @@ class _Search:
             self._read_tradeoff(path)
 
     def read_logs(self) -> None:
-        """Read the W&B logs found outside of runs' folders, once all parts of each run are known."""
+        """Read the W&B logs found outside run folders, once all logs of each run are known."""
         for logs in group_wandb_logs(self.logs).values():
             self._read(logs[-1].parent, partial(read_wandb_run, logs))
 
@@ -110,38 +121,38 @@ class _Search:
         return is_first
 
     def _visit_folder(self, folder: Path, level: int = 0) -> bool:
-        """Read the runs in and below a folder; tell whether there is one to report or to leave out."""
+        """Read the runs in and below a folder; tell whether any was found, reported or skipped."""
         if not self._is_first_visit(folder):
             return True
-        if level > MOST_LEVELS:
-            self._skip(folder, "it lies in more folders than any run")
+        if level > MAX_DEPTH:
+            self._skip(folder, "it is nested too deeply")
             return True
         try:
             names = {name: folder / name for name in sorted(os.listdir(folder))}
         except OSError as error:
             self._skip(folder, f"it cannot be read ({error.strerror})")
             return True
-        logs = [path for name, path in names.items() if name[:4] == "run-" and path.suffix == ".wandb"]
+        logs = [path for name, path in names.items() if fnmatch(name, LOG_PATTERN)]
         if logs:
             self.logs += logs
             return True
         is_run = not RUN_FILES.isdisjoint(names)
         below = False
         for name, path in names.items():
-            if not (is_run and name in PARTS_OF_A_RUN):
+            if not (is_run and name in RUN_SUBFOLDERS):
                 below |= self._visit_entry(path, is_run, level)
-        if is_run and ("metrics.csv" in names or not (below or "tradeoff.json" in names)):
+        if is_run and (METRICS in names or not (below or TRADEOFF in names)):
             self._read(folder, partial(read_run_folder, folder))
-        elif "tradeoff.json" in names and not below:
-            self._read_tradeoff(folder / "tradeoff.json")
-        return below or is_run or "tradeoff.json" in names
+        elif TRADEOFF in names and not below:
+            self._read_tradeoff(folder / TRADEOFF)
+        return below or is_run or TRADEOFF in names
 
     def _visit_entry(self, path: Path, in_run: bool, level: int) -> bool:
         if os.path.isdir(path):
             is_followed = not path.is_symlink() or _holds_runs(path)
             return is_followed and self._visit_folder(path, level + 1)
         if path.is_symlink() and not os.path.exists(path) and not in_run:
-            self._skip(path, "it is a link that leads nowhere")
+            self._skip(path, "it is a broken link")
             return True
         return False
 
@@ -163,8 +174,8 @@ class _Search:
 
 
 def _holds_runs(link: Path) -> bool:
-    """Tell whether a link leads to a run or a folder of runs, so that no others are walked through."""
-    if link.name == "latest-run":  # W&B's, beside the folder that it leads to
+    """Tell whether a link leads to a run or to a folder of runs; other links are not followed."""
+    if link.name == "latest-run":  # W&B's own link to a folder beside it
         return False
     try:
         names = os.listdir(link)
@@ -173,60 +184,3 @@ def _holds_runs(link: Path) -> bool:
     return not RUN_FILES.isdisjoint(names) or any(
         os.path.exists(link / name / file) for name in names for file in RUN_FILES
     )
-
-
-# Runs that are there more than once -------------------------------------------------------------
-
-
-def _without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keep one of the runs that are the same training, and say of each other one whose copy it is.
-
-    Args:
-        runs: In any order.
-
-    Returns:
-        The runs in their order, and a line for each copy.
-    """
-    kept: list[Run] = []
-    lines: list[str] = []
-    for run in sorted(runs, key=_rank, reverse=True):
-        original = next((other for other in kept if _is_copy(run, other)), None)
-        if original is None:
-            kept.append(run)
-        else:
-            lines.append(f"{run.folder}: it is the run of {original.folder}")
-    return [run for run in runs if any(run is one for one in kept)], lines
-
-
-def _rank(run: Run) -> tuple[object, ...]:
-    """Return what decides which of several copies is kept: the one that says the most."""
-    is_folder = (run.source / "config.yaml").is_file()
-    return (run.is_finished, run.meta_steps, is_folder, not run.is_summary)
-
-
-def _is_copy(run: Run, other: Run) -> bool:
-    """Tell whether two runs are one training: they logged the same wherever both logged something.
-
-    Two trainings with the same settings and seed may learn the same, but do not take the same times.
-    """
-    if (run.experiment, run.name) != (other.experiment, other.name):
-        return False
-    if run.settings != other.settings:
-        return False
-    own, others = (_logged(one, run.is_summary or other.is_summary) for one in (run, other))
-    shared = own.keys() & others.keys()
-    return bool(shared) and all(_is_same(own[key], others[key]) for key in shared)
-
-
-def _logged(run: Run, without_times: bool) -> dict[tuple[int, str], float]:
-    """Return every logged value by meta-step and metric; a tradeoff.json has but the median time."""
-    return {
-        (int(record["step"]), metric): value
-        for record in run.history
-        for metric, value in record.items()
-        if metric != "step" and not (without_times and metric.startswith(("speed/", "memory/")))
-    }
-
-
-def _is_same(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))

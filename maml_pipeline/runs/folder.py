@@ -1,4 +1,7 @@
-"""One folder a run: what it is called, what lies in it, and how it is created."""
+"""The folder of a run: its name, the name of every file in it, and how it is created.
+
+No other module spells one of these file names (`tests/test_run_folder.py`).
+"""
 
 import contextlib
 import re
@@ -9,30 +12,38 @@ from typing import Literal
 from maml_pipeline.errors import UserError
 
 RUNS = Path("runs")
+"""Where new runs are created, relative to the working directory."""
+
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 TEST = "test.json"
+VALIDATION = "val.json"
 LOG = "log.txt"
 LOCK = ".lock"
 JOB = "slurm_job.txt"
+WANDB_ID = "wandb_id.txt"
+REPORT = "report"
 CHECKPOINTS = "checkpoints"
 BEST_CHECKPOINT = f"{CHECKPOINTS}/best.ckpt"
 LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
-LONGEST_NAME = 100
+TRADEOFF = "tradeoff.json"
+"""The summary in the folder of a trade-off, whose runs are in folders below it."""
+
+MAX_NAME_BYTES = 100
 
 
 @dataclass
 class RunSettings:
-    """Where a run is kept and which checkpoint of it is the best.
+    """Where a run is saved, and which of its checkpoints is the best.
 
     Args:
-        experiment: What is trained, for the run's name: `<experiment>-<first|second>-s<seed>`; `null`
-            for the tasks' own name.
-        dir: The run's folder; by default `runs/<name>`, with -2, -3, ... where that is taken.
-        checkpoint_every: Meta-steps between two savings of `last.ckpt`.
-        monitor: The metric that decides which checkpoint is kept as `best.ckpt`.
-        mode: Whether the best `monitor` is the smallest or the largest.
-        artifacts: Attach the best checkpoint and a report to the W&B run; `null` for where it is online.
+        experiment: Prefix of the run's name `<experiment>-<first|second>-s<seed>`; `null` for the name
+            of the tasks.
+        dir: The run's folder; by default `runs/<name>`, or `runs/<name>-2`, `-3`, ... if it exists.
+        checkpoint_every: Meta-steps between two saves of `last.ckpt`.
+        monitor: The metric that selects the checkpoint saved as `best.ckpt`.
+        mode: Whether the smallest or the largest value of `monitor` is the best.
+        artifacts: Upload the best checkpoint and a report to W&B; `null`: only if the run is online.
     """
 
     experiment: str | None = None
@@ -50,58 +61,58 @@ class RunSettings:
 
 
 def check_name(key: str, name: str) -> None:
-    """Refuse a name that cannot be a part of a folder's name.
+    """Check that a name can be part of a folder's name.
 
     Args:
-        key: What the user calls it, for the message.
+        key: The setting that holds the name, for the message.
         name: The name.
 
     Raises:
-        UserError: It is empty, too long, or holds a path separator or a control character.
+        UserError: The name is empty, too long, or has a path separator or a control character.
     """
-    if len(name.encode()) > LONGEST_NAME:
-        raise UserError(f"{key} has {len(name)} characters; a name has at most {LONGEST_NAME}")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(f"{key} has {len(name.encode())} bytes; it must have at most {MAX_NAME_BYTES}")
     if not name.strip() or name in (".", "..") or not name.isprintable() or {"/", "\\"} & {*name}:
         raise UserError(
-            f"{key} is {name!r}; it names a folder in {RUNS}/, so it must be one printable word or "
-            "phrase without / and \\"
+            f"{key} is {name!r}; it names a folder in {RUNS}/, so it must be printable text without "
+            "/ and \\"
         )
 
 
 def checkpoint_path(folder: Path, which: str) -> Path:
     """Return the path of a run's `best` or `last` checkpoint."""
-    return folder / CHECKPOINTS / f"{which}.ckpt"
+    return folder / {"best": BEST_CHECKPOINT, "last": LAST_CHECKPOINT}[which]
 
 
 def checkpoint_to_test(folder: Path) -> Path:
-    """Return the checkpoint that is tested: the best, or the last where nothing was validated."""
+    """Return the checkpoint to test: the best one, or the last one if nothing was validated."""
     best = checkpoint_path(folder, "best")
     return best if best.exists() else checkpoint_path(folder, "last")
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Tell whether a folder is a run's; a trade-off's has a config as well, but no checkpoints."""
+    """Tell whether a folder is a run's. A trade-off's has a config too, but no checkpoints."""
     return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
 
 
 def enclosing_run(file: Path) -> Path | None:
-    """Return the run folder that a checkpoint or a config lies in; `None` where it is in none."""
+    """Return the folder of the run that a checkpoint or config belongs to; `None` if there is none."""
     file = Path(file)
     if file.name == CONFIG and is_run_folder(file.parent):
         return file.parent
-    # Not through links: a run may keep its checkpoints on another disk.
+    # The path as written: a run's folder of checkpoints may be a link to another disk.
     folder = Path(*file.parts[:-2]) if file.parent.name == CHECKPOINTS else None
     return folder if folder is not None and is_run_folder(folder) else None
 
 
 def read_slurm_job(folder: Path) -> str | None:
-    """Return the id of the Slurm job that a run was last started by; `None` where it was none."""
+    """Return the id of the Slurm job that last started a run; `None` if it was not a job."""
     file = folder / JOB
     return file.read_text().strip() if file.exists() else None
 
 
 def folders_named(name: str) -> list[Path]:
-    """Return the folders `runs/<name>`, `runs/<name>-2`, ..., the oldest first."""
+    """Return the folders `runs/<name>`, `runs/<name>-2`, ..., oldest first."""
     if not RUNS.is_dir():
         return []
     numbered = re.compile(re.escape(name) + r"(?:-([1-9]\d*))?")
@@ -114,16 +125,16 @@ def folders_named(name: str) -> list[Path]:
 
 
 def create_numbered(name: str) -> Path:
-    """Make a folder of its own for a new run of this name.
+    """Create the next of the folders `runs/<name>`, `runs/<name>-2`, ... for a new run.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: The folder cannot be created.
     """
     newest = max((_number(folder, name) for folder in folders_named(name)), default=0)
     while True:
         newest += 1
         folder = RUNS / (name if newest == 1 else f"{name}-{newest}")
-        # Making it is the test: of two runs that start at once, one takes the next number.
+        # mkdir is atomic: if two runs start at once, the slower one takes the next number.
         with contextlib.suppress(FileExistsError):
             make_run_folder(folder, exist_ok=False)
             return folder
@@ -134,11 +145,11 @@ def _number(folder: Path, name: str) -> int:
 
 
 def make_run_folder(folder: Path, exist_ok: bool) -> None:
-    """Make a run's folder with its subfolders.
+    """Create a run's folder and its subfolders.
 
     Raises:
-        FileExistsError: It is there, and must not be.
-        UserError: It cannot be made.
+        FileExistsError: The folder exists and `exist_ok` is false.
+        UserError: The folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)

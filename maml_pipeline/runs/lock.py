@@ -1,14 +1,13 @@
-"""The open folder of a run: held by the one process that trains in it, and removed if left unused."""
+"""Opening a run's folder for training: locked by one process, and removed if nothing was saved in it."""
 
 import contextlib
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.locks import AlreadyLockedError, LocksUnsupportedError, locked
 from maml_pipeline.runs.folder import (
     CHECKPOINTS,
     JOB,
@@ -25,22 +24,21 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def open_run_folder(folder: Path | None, name: str, job: str | None = None) -> Iterator[Path]:
-    """Make a run's folder, or open it again, and hold it.
+    """Create or reopen a run's folder, and lock it.
 
-    Where the block ends with an error before anything was logged or saved, what it left in the folder is
-    removed, and the folder with it if it was not there before: whatever the error, a refusal leaves
-    nothing behind.
+    If the block raises before anything was logged or saved, its files are removed, and so is the folder
+    if it was new: a refused run leaves nothing behind.
 
     Args:
-        folder: The folder; `None` for a new one.
-        name: The run's name, which a new folder is called by.
-        job: Id of the Slurm job that this process is of.
+        folder: The folder; `None` to create a numbered one.
+        name: The run's name, for a new folder.
+        job: Id of the current Slurm job.
 
     Yields:
         The folder.
 
     Raises:
-        UserError: It cannot be made, or another process holds it.
+        UserError: The folder cannot be created, or another process has locked it.
     """
     wanted = RUNS if folder is None else folder
     missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
@@ -65,58 +63,53 @@ def _is_used(folder: Path) -> bool:
 
 
 def _remove(folder: Path, missing: list[Path]) -> None:
-    """Empty a folder, and remove it and those above it that were missing before."""
+    """Empty a folder, and remove the folders that did not exist before."""
     for path in folder.iterdir() if folder.is_dir() else ():  # it may have been deleted meanwhile
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     for path in missing:
-        with contextlib.suppress(OSError):  # by now another run lies there
+        with contextlib.suppress(OSError):  # another run was created there meanwhile
             path.rmdir()
 
 
 @contextlib.contextmanager
 def lock_run_folder(folder: Path, job: str | None = None) -> Iterator[None]:
-    """Hold a run's folder; the system lets go of it when this process ends, however it does.
-
-    The file stays: a lock on a file that somebody removes meanwhile would keep nobody out.
+    """Lock a run's folder for the duration of a block.
 
     Args:
-        folder: It exists.
-        job: Id of the Slurm job that this process is of.
+        folder: An existing folder.
+        job: Id of the current Slurm job.
 
     Raises:
-        UserError: Another process holds it, or it cannot be written.
+        UserError: Another process has locked the folder, or it cannot be written.
     """
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"run.dir {folder} cannot be written ({error.strerror}); make it writable, or name another"
-        ) from error
-    try:
+    with contextlib.ExitStack() as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.enter_context(locked(folder / LOCK))
+        except AlreadyLockedError:
             raise UserError(
-                f"{folder} is in use: another process trains in it; wait for it, or name another "
+                f"{folder} is in use: another process is training in it; wait for it, or name another "
                 "folder with --run.dir"
             ) from None
-        except OSError as error:
+        except LocksUnsupportedError as error:
             _check_slurm_job(folder, job, error)
+        except OSError as error:
+            raise UserError(
+                f"run.dir {folder} cannot be written ({error.strerror}); make it writable, or name "
+                "another folder"
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _check_slurm_job(folder: Path, job: str | None, error: OSError) -> None:
-    """Go by the Slurm job that a folder names, on a file system without locks."""
+def _check_slurm_job(folder: Path, job: str | None, error: Exception) -> None:
+    """Refuse a folder that another Slurm job has used, on a file system without locks."""
     owner = read_slurm_job(folder)
     if owner is not None and owner != job:
         raise UserError(
-            f"{folder} holds a run of Slurm job {owner}, and its file system has no locks that would "
-            f"tell whether that job still trains; remove {folder / JOB} if it does not"
+            f"{folder} holds a run of Slurm job {owner}, which may still be training: its file system "
+            f"has no locks; if that job has ended, remove {folder / JOB}"
         ) from error
     logger.warning(
         "%s cannot be locked (%s): make sure that no other process trains in it", folder, error

@@ -1,4 +1,4 @@
-"""Reading one run from its folder, W&B's logs or a tradeoff.json; all that a report uses is checked."""
+"""Reading one run from its folder, its W&B logs or a trade-off's summary, and validating it."""
 
 import json
 import math
@@ -12,34 +12,35 @@ import yaml
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.metrics_csv import MetricsRow, read_metrics
 from maml_pipeline.learner.tracking import read_wandb_log
+from maml_pipeline.runs.folder import CONFIG, METRICS, TEST, TRADEOFF
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable, shortened
 
-MOST_BYTES = {"config.yaml": 2**18, "test.json": 2**20, "metrics.csv": 2**28, "tradeoff.json": 2**28}
-"""Far more than a run writes; a file that is larger is none of its files."""
+MAX_BYTES = {CONFIG: 2**18, TEST: 2**20, METRICS: 2**28, TRADEOFF: 2**28}
+"""Limits far above what a run writes; a larger file is not read."""
 
-MOST_VALUES, MOST_LEVELS = 20_000, 40
-"""Far more than a config holds; YAML can refer to itself, and then has no end."""
+MAX_CONFIG_VALUES, MAX_CONFIG_DEPTH = 20_000, 40
+"""Limits far above any config; YAML with references to itself would have no end."""
 
-MOST_STEPS = 10**12
+MAX_META_STEPS = 10**12
 
 
 class UnreadableRunError(ValueError):
-    """A run cannot be reported; the text says why in one line, without the run's folder."""
+    """A run cannot be reported; the message gives the reason in one line, without the run's folder."""
 
 
 def read_run_folder(folder: Path) -> Run:
-    """Read a run's folder, also while the run goes on.
+    """Read a run's folder, also of a run that is still active.
 
     Args:
-        folder: It holds `config.yaml`, `metrics.csv` and, once the run is tested, `test.json`.
+        folder: It has a config, a metrics table and, once the run is tested, a test result.
 
     Raises:
         UnreadableRunError: A file is missing or damaged, or nothing is logged yet.
     """
-    config = _parsed(folder / "config.yaml", yaml.safe_load)
-    table = folder / "metrics.csv"
-    _check_file(table, "it is just starting, or was stopped before its first meta-step")
+    config = _parsed(folder / CONFIG, yaml.safe_load)
+    table = folder / METRICS
+    _check_file(table, "the run is just starting, or was stopped before its first meta-step")
     try:
         history = read_metrics(table)
     except UserError as error:
@@ -47,24 +48,24 @@ def read_run_folder(folder: Path) -> Run:
     except OSError as error:
         raise UnreadableRunError(f"{table.name} cannot be read ({error.strerror})") from error
     if not history:
-        raise UnreadableRunError("metrics.csv has no row yet: the run is just starting, or was stopped")
-    if not (folder / "test.json").exists():
+        raise UnreadableRunError(f"{METRICS} has no row yet: the run is just starting, or was stopped")
+    if not (folder / TEST).exists():
         return build_run(folder, config, history, {})
-    test = _parsed(folder / "test.json", json.loads)
+    test = _parsed(folder / TEST, json.loads)
     run = build_run(folder, config, history, test)
     if run.result is None or run.result.split != "test":
-        raise UnreadableRunError(f"test.json has no test/{run.measure}")
+        raise UnreadableRunError(f"{TEST} has no test/{run.measure}")
     return run
 
 
 def read_wandb_run(logs: list[Path]) -> Run:
-    """Read one W&B run, which has a log for each time that it was resumed.
+    """Read one W&B run from its logs, one for each time that it was started or resumed.
 
     Args:
-        logs: In the order in which they were written.
+        logs: In the order of writing.
 
     Raises:
-        UnreadableRunError: W&B's reader cannot read one, or nothing is logged yet.
+        UnreadableRunError: W&B cannot read a log, or nothing is logged yet.
     """
     config: dict[str, Any] = {}
     history: list[MetricsRow] = []
@@ -75,29 +76,29 @@ def read_wandb_run(logs: list[Path]) -> Run:
             raise UnreadableRunError(str(error)) from error
         config = own_config or config
         if records:
-            # Between its last checkpoint and its kill, a run had logged what it then did again.
+            # A killed run had logged meta-steps after its last checkpoint, which it then trained again.
             history = [r for r in history if r["step"] < records[0]["step"]] + records
     if not config or not history:
-        raise UnreadableRunError("W&B's log holds no metrics of a run of this program")
+        raise UnreadableRunError("the W&B log has no metrics of a run of this program")
     test = {key: value for record in history for key, value in record.items() if key.startswith("test/")}
     return build_run(logs[-1].parent, config, history, test)
 
 
 def read_tradeoff(file: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
-    """Read the cells of a `tradeoff.json`.
+    """Read the cells in a trade-off's summary.
 
     Args:
         file: Any file.
 
     Yields:
-        A name for each cell below the file's, and a function that reads the cell.
+        For each cell a path below the file, and a function that reads the cell.
 
     Raises:
-        UnreadableRunError: The file is not a `tradeoff.json`.
+        UnreadableRunError: The file is not a trade-off's summary.
     """
     content = _parsed(file, json.loads)
     if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise UnreadableRunError("it is not a tradeoff.json")
+        raise UnreadableRunError(f"it is not a {TRADEOFF}")
     for number, cell in enumerate(content["cells"]):
         folder = cell.get("folder") if isinstance(cell, dict) else None
         source = file / (folder if isinstance(folder, str) and folder else str(number))
@@ -114,20 +115,20 @@ def _read_cell(source: Path, cell: Any) -> Run:
 
 
 def build_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
-    """Build a run of which a report can use every part.
+    """Build a run after validating everything that a report uses.
 
     Args:
-        source: Where it was read from.
+        source: The folder or file that the run was read from.
         config: The resolved config, from YAML or JSON.
-        history: What was logged, by meta-step.
-        test: The result of the test; empty before it.
+        history: The logged rows, by meta-step.
+        test: The test result; empty before the test.
 
     Raises:
-        UnreadableRunError: A value is missing, or is not what it must be.
+        UnreadableRunError: A value is missing or invalid.
     """
     _check_config(config)
     if not isinstance(test, dict):
-        raise UnreadableRunError("the test's result holds no metrics")
+        raise UnreadableRunError("the test result has no metrics")
     results = {k: _number(k, v) for k, v in test.items() if str(k).startswith("test/")}
     return Run(source, config, [_checked_record(record) for record in history], results)
 
@@ -145,7 +146,7 @@ def _check_config(config: Any) -> None:
             value = value[name]
         return value
 
-    for key, (wanted, accepts) in CONFIG.items():
+    for key, (wanted, accepts) in CONFIG_KEYS.items():
         if not accepts(value := get(key)):
             raise UnreadableRunError(f"its config has {key} {shortened(repr(value), 40)}, not {wanted}")
     if get("run.experiment") is None:
@@ -156,7 +157,7 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
+CONFIG_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "run.experiment": ("a name", lambda value: value is None or isinstance(value, str)),
     "run.monitor": ("a metric val/...", lambda v: isinstance(v, str) and v[:4] == "val/" != v),
     "run.mode": ("min or max", lambda value: value in ("min", "max")),
@@ -164,20 +165,20 @@ CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.first_order": ("true or false", lambda value: isinstance(value, bool)),
     "model.checkpoint_inner_steps": ("true or false", lambda value: isinstance(value, bool)),
     "model.inner_steps": ("a number of steps", lambda value: _is_whole(value, 0, 10**6)),
-    "trainer.max_steps": ("a number of meta-steps", lambda value: _is_whole(value, -1, MOST_STEPS)),
+    "trainer.max_steps": ("a number of meta-steps", lambda value: _is_whole(value, -1, MAX_META_STEPS)),
     "data": ("settings", lambda value: isinstance(value, dict)),
 }
-"""The keys that a report uses; the others of `model` and `data` are compared, whatever they are."""
+"""The keys that a report uses, each with its valid values and their check."""
 
 
 def _check_size(config: Any) -> None:
-    """Refuse YAML that refers to itself, or is made to grow when it is walked through."""
+    """Refuse YAML that refers to itself or expands to a huge number of values."""
     values, waiting = 0, [(config, 0)]
     while waiting:
         value, level = waiting.pop()
         values += 1
-        if values > MOST_VALUES or level > MOST_LEVELS:
-            raise UnreadableRunError("the config has more values, or more levels, than any config")
+        if values > MAX_CONFIG_VALUES or level > MAX_CONFIG_DEPTH:
+            raise UnreadableRunError("the config has more values, or deeper nesting, than any config")
         if isinstance(value, dict):
             waiting += [(inner, level + 1) for inner in value.values()]
         elif isinstance(value, list | tuple | set):
@@ -186,21 +187,21 @@ def _check_size(config: Any) -> None:
 
 def _checked_record(record: Any) -> MetricsRow:
     if not isinstance(record, dict):
-        raise UnreadableRunError(f"a meta-step's metrics are {shortened(repr(record), 40)}")
+        raise UnreadableRunError(f"a row of metrics is {shortened(repr(record), 40)}")
     numbers = {str(key): _number(key, value) for key, value in record.items()}
     step = numbers.get("step", math.nan)
-    if not (-1 <= step <= MOST_STEPS and step == int(step)):
+    if not (-1 <= step <= MAX_META_STEPS and step == int(step)):
         raise UnreadableRunError(f"metrics are logged at meta-step {record.get('step')}")
     return numbers
 
 
 def _number(key: object, value: Any) -> float:
-    """Return a number; JSON has `null` for one that is not finite."""
+    """Return a number; `null` in JSON stands for one that is not finite."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnreadableRunError(
-            f"{shortened(key, 40)} is {shortened(repr(value), 40)}, which is no number"
+            f"{shortened(key, 40)} is {shortened(repr(value), 40)}, which is not a number"
         )
     try:
         return float(value)
@@ -213,26 +214,26 @@ def _number(key: object, value: Any) -> float:
 
 def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
     _check_file(file)
-    most = MOST_BYTES.get(file.name, MOST_BYTES["tradeoff.json"])
+    most = MAX_BYTES.get(file.name, MAX_BYTES[TRADEOFF])
     try:
         with file.open("rb") as opened:
-            content = opened.read(most + 1)  # a file of /proc says that it has 0 bytes
+            content = opened.read(most + 1)  # files in /proc report a size of 0 bytes
     except OSError as error:
         raise UnreadableRunError(f"{printable(file.name)} cannot be read ({error.strerror})") from error
     if len(content) > most:
-        raise UnreadableRunError(f"{printable(file.name)} is too large for a file of a run")
+        raise UnreadableRunError(f"{printable(file.name)} is larger than any file of a run")
     if not content.strip():
         raise UnreadableRunError(f"{printable(file.name)} is empty")
     try:
         return parse(content.decode())
-    # YAML's constructors raise what Python's conversions raise.
+    # YAML's constructors pass on the errors of Python's conversions.
     except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError, RecursionError) as error:
         kind = {json.loads: "JSON", yaml.safe_load: "YAML"}[parse]
         raise UnreadableRunError(f"{printable(file.name)} is not {kind}") from error
 
 
-def _check_file(file: Path, otherwise: str = "it is no run, or a damaged one") -> None:
-    """Check that a file is there, is a file (reading a pipe would wait for ever), and is not huge."""
+def _check_file(file: Path, otherwise: str = "it is not a run, or is damaged") -> None:
+    """Check that a path exists, is a regular file (reading a pipe would block), and is not huge."""
     name = printable(file.name)
     try:
         status = file.stat()
@@ -240,5 +241,5 @@ def _check_file(file: Path, otherwise: str = "it is no run, or a damaged one") -
         raise UnreadableRunError(f"there is no {name}: {otherwise}") from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableRunError(f"{name} is not a file")
-    if status.st_size > MOST_BYTES.get(file.name, MOST_BYTES["tradeoff.json"]):
-        raise UnreadableRunError(f"{name} is too large for a file of a run")
+    if status.st_size > MAX_BYTES.get(file.name, MAX_BYTES[TRADEOFF]):
+        raise UnreadableRunError(f"{name} is larger than any file of a run")

@@ -14,9 +14,9 @@ from rich.table import Table
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.runs.compatibility import Difference
-from maml_pipeline.runs.folder import TEST
+from maml_pipeline.runs.folder import TEST, VALIDATION
 
-RESULT_FILES = {"test": TEST, "validate": "val.json"}
+RESULT_FILES = {"test": TEST, "validate": VALIDATION}
 """The file of a run's own result, by command."""
 
 

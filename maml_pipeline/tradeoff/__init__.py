@@ -1,1 +1,1 @@
-"""The trade-off: a grid of runs over gradient orders, inner steps and seeds."""
+"""The trade-off: a grid of runs over orders, inner steps and seeds."""

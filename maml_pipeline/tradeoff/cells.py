@@ -1,212 +1,182 @@
-"""Training every cell of a grid, each in a process of its own, and going on where one was stopped."""
+"""Running the cells of a grid, each in its own process, and resuming those that were stopped."""
 
-import contextlib
-import fcntl
-import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from os import SEEK_END
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+
+from rich.console import Console
 
 from maml_pipeline import signals
-from maml_pipeline.environment import child_environment
-from maml_pipeline.errors import UserError
-from maml_pipeline.files import remove_unfinished, write_atomically
+from maml_pipeline.environment import WANDB_RUN_ID
 from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.rank import is_rank_zero
-from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.find import find_runs
-from maml_pipeline.runs.run import Run
-from maml_pipeline.signals import Response
+from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import printable
+from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
+from maml_pipeline.tradeoff.progress import GridProgress
 
-logger = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_END = 100
-"""A meta-step, and what W&B may take to end; `sbatch --signal=SIGUSR1@120` gives no more."""
+POLL_SECONDS = 0.5
+SECONDS_TO_STOP = 100
+"""Time for a meta-step, and for W&B to finish; `sbatch --signal=SIGUSR1@120` leaves no more."""
 
 
-@dataclass(frozen=True)
-class Tradeoff:
-    """A folder with one run a cell, `config.yaml` that all share, and `tradeoff.json`.
+def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Cell, str]:
+    """Train and test the cells that are not finished, one after the other.
 
     Args:
-        folder: It exists.
-        cells: What to train.
+        tradeoff: Its folder exists.
+        max_steps: Meta-steps of each cell.
+        console: Shows the progress.
+
+    Returns:
+        The reason for each cell that failed.
+
+    Raises:
+        UserError: Another process has locked the folder.
+        Stopped: This process was asked to stop; the current cell has saved its state.
     """
-
-    folder: Path
-    cells: Sequence[Cell]
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.yaml"
-
-    def run_folder(self, cell: Cell) -> Path:
-        return self.folder / cell.name
-
-    def is_finished(self, cell: Cell) -> bool:
-        """Tell whether a cell was trained and tested; it is not run again."""
-        return (self.run_folder(cell) / run_folder.TEST).exists()
-
-    def command(self, cell: Cell) -> list[str]:
-        """Return the command that trains a cell, or goes on with it."""
-        folder = self.run_folder(cell)
-        settings = {**cell.settings, "run.dir": folder}
-        command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(self.config)]
-        for key, value in settings.items():
-            command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
-        if run_folder.checkpoint_path(folder, "last").exists():
-            command += ["--ckpt_path", "last"]
-        return command
-
-    @contextmanager
-    def locked(self) -> Iterator[IO[str]]:
-        """Hold the folder for this process and the trainings that it starts, which may outlive it.
-
-        Raises:
-            UserError: Another one holds it.
-        """
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.folder} is in use: another trade-off, or a training that a killed one left "
-                    "behind, still runs in it; wait for it, or name another folder with --out"
-                ) from None
-            remove_unfinished(self.folder)
-            yield lock
-
-    def become(self, cell: Cell) -> None:
-        """Turn this process into the training of one cell, beside those of other cells.
-
-        Started by `srun` for every device. A job that is put back into its queue comes here again and
-        goes on from its own last checkpoint. It returns only where the cell is finished.
-
-        Raises:
-            UserError: Another one trains it.
-        """
-        if self.is_finished(cell):
-            print(f"{cell.name} is finished")
-            return
-        folder = self.run_folder(cell)
-        folder.mkdir(exist_ok=True)
-        if is_rank_zero():
-            self._claim()
-            print(f"{cell.name}: its output goes to {printable(folder / run_folder.LOG)}", flush=True)
-        with (folder / run_folder.LOG).open("a") as log:
-            for descriptor in (1, 2):
-                os.dup2(log.fileno(), descriptor)
-        os.execv(sys.executable, self.command(cell))
-
-    def _claim(self) -> None:
-        """Lock the folder against a whole trade-off; the training locks the cell's own."""
-        # Never closed: the lock ends with the training.
-        descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        os.set_inheritable(descriptor, True)
+    with tradeoff.locked() as descriptors:
+        unfinished = [cell for cell in tradeoff.cells if not tradeoff.is_finished(cell)]
+        finished = len(tradeoff.cells) - len(unfinished)
+        console.print(
+            f"Trade-off in {printable(tradeoff.folder)}: "
+            f"{len(tradeoff.cells)} cells, {finished} finished",
+            soft_wrap=True,
+        )
+        failures: dict[Cell, str] = {}
+        if not unfinished:
+            tradeoff.write_summary(failures)
+            return failures
+        progress = GridProgress(unfinished, max_steps, console)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.folder} is in use: another trade-off runs in it; wait for it, or name another "
-                "folder with --out"
-            ) from None
-        except OSError as error:  # a file system without locks
-            logger.warning(
-                "%s cannot be locked (%s): make sure that one job uses it", self.folder, error
-            )
+            with progress.bars:
+                for cell in unfinished:
+                    progress.start(meta_steps_done(tradeoff.run_folder(cell)))
+                    failure = _train_cell(tradeoff, cell, descriptors, progress.update)
+                    progress.end(failure)
+                    if failure:
+                        failures[cell] = failure
+                    tradeoff.write_summary(failures)
+        except Stopped as stop:
+            remark = f"in {progress.cell.name}: the same command resumes from there"
+            raise Stopped(stop.signum, remark=remark) from None
+        return failures
 
-    def failures(self) -> dict[Cell, str]:
-        """Return the cells that are not finished, with what the training of each said last."""
-        return {cell: self._reason(cell) for cell in self.cells if not self.is_finished(cell)}
 
-    def _reason(self, cell: Cell) -> str:
-        log = self.run_folder(cell) / run_folder.LOG
-        if not log.exists():
-            return "it was never started"
-        return f"{_last_words(log.read_text(errors='replace'))} ({log})"
+def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
+    """Replace this process by the run of one cell, while other jobs may run other cells.
 
-    def train(self, cell: Cell, lock: IO[str], watch: Callable[[int], None]) -> str | None:
-        """Train and test a cell in a process of its own.
+    `srun` starts this once for each device. A requeued job starts it again and resumes from the cell's
+    last checkpoint. Returns only if the cell is finished.
 
-        Args:
-            cell: Its output goes to `log.txt` in its folder.
-            lock: That of `locked`.
-            watch: Called twice a second with the meta-steps done.
+    Raises:
+        UserError: Another process has locked the folder.
+    """
+    if tradeoff.is_finished(cell):
+        print(f"{cell.name} is finished")
+        return
+    folder = tradeoff.run_folder(cell)
+    folder.mkdir(exist_ok=True)
+    log_file = folder / run_folder.LOG
+    if is_rank_zero():
+        tradeoff.lock_for_cell()  # the run locks the cell's own folder
+        print(f"{cell.name}: output in {printable(log_file)}", flush=True)
+    with log_file.open("a") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    os.execv(sys.executable, fit_command(tradeoff, cell))
 
-        Returns:
-            What went wrong, or `None`.
 
-        Raises:
-            Stopped: This process was asked to stop; the training has stopped in order.
-        """
-        folder = self.run_folder(cell)
-        folder.mkdir(exist_ok=True)
-        with (folder / run_folder.LOG).open("a+", errors="replace") as log:
-            earlier_attempts = log.seek(0, SEEK_END)
-            # Raised while the process starts, a stop would leave it behind.
-            signals.respond(Response.NOTE, announces=True)
-            # A W&B id that is given to this process is not that of each of its trainings.
-            environment = child_environment(WANDB_RUN_ID=None)
-            process = subprocess.Popen(
-                self.command(cell),
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
-            )
-            try:
-                while (status := _wait(process)) is None:
-                    signals.raise_if_requested()
-                    watch(meta_steps_done(folder))
+def fit_command(tradeoff: Tradeoff, cell: Cell) -> list[str]:
+    """Return the command that trains a cell, or resumes it."""
+    folder = tradeoff.run_folder(cell)
+    command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
+    for key, value in {**cell.settings, "run.dir": folder}.items():
+        command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+    if (folder / run_folder.LAST_CHECKPOINT).exists():
+        command += ["--ckpt_path", "last"]
+    return command
+
+
+def meta_steps_done(folder: Path) -> int:
+    """Return the number of meta-steps in a run's metrics table; 0 if there is none."""
+    row = read_last_row(folder / run_folder.METRICS)
+    return 0 if row is None else int(row["step"]) + 1
+
+
+def find_failures(tradeoff: Tradeoff) -> dict[Cell, str]:
+    """Return the cells that are not finished, each with the reason in its log."""
+    return {
+        cell: _logged_reason(tradeoff.run_folder(cell) / run_folder.LOG)
+        for cell in tradeoff.cells
+        if not tradeoff.is_finished(cell)
+    }
+
+
+def _train_cell(
+    tradeoff: Tradeoff, cell: Cell, descriptors: Sequence[int], watch: Callable[[int], None]
+) -> str | None:
+    """Train and test a cell in its own process, with its output in the cell's log.
+
+    Args:
+        tradeoff: The trade-off of the cell.
+        cell: What to train.
+        descriptors: Those that hold the lock of the folder; the process inherits them.
+        watch: Called twice a second with the number of meta-steps done.
+
+    Returns:
+        The reason for a failure, or `None`.
+
+    Raises:
+        Stopped: This process was asked to stop; the cell has saved its state.
+    """
+    folder = tradeoff.run_folder(cell)
+    folder.mkdir(exist_ok=True)
+    with (folder / run_folder.LOG).open("a+", errors="replace") as log:
+        earlier_attempts = log.seek(0, os.SEEK_END)
+        # A stop that was raised while the process starts would leave it running.
+        signals.respond(Response.NOTE, announces=True)
+        # A W&B id in the environment is for this process; each cell is a W&B run of its own.
+        environment = {key: value for key, value in os.environ.items() if key != WANDB_RUN_ID.name}
+        process = subprocess.Popen(
+            fit_command(tradeoff, cell),
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=descriptors,
+        )
+        try:
+            while (status := _wait(process)) is None:
                 signals.raise_if_requested()
-            except BaseException:
-                _end(process)
-                raise
-            finally:
-                signals.respond(Response.RAISE)
-            if status == 0 and self.is_finished(cell):
-                return None
-            log.seek(earlier_attempts)
-            return f"{_last_words(log.read())} (exit status {status}; {log.name})"
-
-    def write_summary(self, failures: dict[Cell, str]) -> None:
-        """Write `tradeoff.json`: every run with its figures, their comparison, and what failed."""
-        runs: list[Run] = []
-        if any(map(self.is_finished, self.cells)):
-            # Damaged cells do not end the trainings of others; the report names them.
-            with contextlib.suppress(UserError):
-                runs = find_runs([self.folder]).runs
-        summary = {
-            "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
-            "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
-            "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
-        }
-        write_atomically(self.folder / "tradeoff.json", json.dumps(summary, indent=1) + "\n")
+                watch(meta_steps_done(folder))
+            signals.raise_if_requested()
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            signals.respond(Response.RAISE)
+        if status == 0 and tradeoff.is_finished(cell):
+            return None
+        log.seek(earlier_attempts)
+        return f"{_error_message(log.read())} (exit status {status}; {log.name})"
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
     try:
-        return process.wait(SECONDS_BETWEEN_LOOKS)
+        return process.wait(POLL_SECONDS)
     except subprocess.TimeoutExpired:
         return None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Let a training stop after its current meta-step; a second Ctrl-C, or a long wait, kills it."""
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a run after its current meta-step; kill it on a second Ctrl-C or after a timeout."""
     process.terminate()
     try:
-        process.wait(SECONDS_TO_END)
+        process.wait(SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:
         pass
     finally:
@@ -215,14 +185,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _last_words(output: str) -> str:
-    """Return what a training said last: its own error where there is one."""
+def _logged_reason(log: Path) -> str:
+    if not log.exists():
+        return "it was never started"
+    return f"{_error_message(log.read_text(errors='replace'))} ({log})"
+
+
+def _error_message(output: str) -> str:
+    """Return the last error message of a run, or else its last line of output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("maml: error: ") for line in lines if line.startswith("maml: error: ")]
-    return [*lines[-1:], *errors[-1:]][-1] if lines else "it ended without a word"
-
-
-def meta_steps_done(folder: Path) -> int:
-    """Read how far a run is from the last row of its metrics; 0 where there is none."""
-    row = read_last_row(folder / run_folder.METRICS)
-    return 0 if row is None else int(row["step"]) + 1
+    return [*lines[-1:], *errors[-1:]][-1] if lines else "it failed with no error output"

@@ -1,4 +1,4 @@
-"""The grid of a trade-off: every gradient order with every number of inner steps and every seed."""
+"""The grid of a trade-off: each order or method with each number of inner steps and each seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,24 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.limits import MAX_INNER_STEPS, MAX_SEED
 from maml_pipeline.meta_gradient.order import Method
 
+VARIED_KEYS = {
+    "model.first_order": "orders",
+    "model.checkpoint_inner_steps": "orders",
+    "model.inner_steps": "inner_steps",
+    "seed_everything": "seeds",
+    "run.dir": "out",
+}
+"""Config keys that differ between the cells, each with the argument of the trade-off that sets it."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid.
+    """One run of the grid.
 
     Args:
         method: How the meta-gradient is computed.
-        inner_steps: Inner steps k while training.
-        seed: Of the initial parameters and of the training tasks.
+        inner_steps: Number of inner steps k during training.
+        seed: Seed for the initial parameters and the training tasks.
     """
 
     method: Method
@@ -26,12 +35,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of the cell's folder."""
         return f"{self.method}-k{self.inner_steps}-s{self.seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What sets it apart, by key of the configuration."""
+        """The settings that distinguish the cell, by config key."""
         return {
             "seed_everything": self.seed,
             "model.inner_steps": self.inner_steps,
@@ -40,30 +49,35 @@ class Cell:
         }
 
     @property
-    def weight(self) -> int:
-        """About how long a meta-step takes, for the time that is left: passes over the network.
+    def relative_cost(self) -> int:
+        """Approximate time of a meta-step, in passes over the network; for estimating the time left.
 
-        Every inner step and the query set take one; second order goes back over each inner step,
-        and checkpointed recomputes it before.
+        The query set and each inner step take one pass. Second order differentiates through each inner
+        step, which takes two more, or three if it recomputes the step from a checkpoint.
         """
-        back = {Method.FIRST_ORDER: 0, Method.UNROLLED: 2, Method.CHECKPOINTED: 3}[self.method]
-        return 1 + self.inner_steps * (1 + back)
+        extra = {Method.FIRST_ORDER: 0, Method.UNROLLED: 2, Method.CHECKPOINTED: 3}[self.method]
+        return 1 + self.inner_steps * (1 + extra)
 
 
 def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """Build the cells: seed by seed, so that a whole comparison is there as early as can be.
+    """Build the cells, ordered by seed, so that the first seed gives a whole comparison early.
+
+    Args:
+        orders: Names of methods: `first`, `second` or `checkpointed`.
+        inner_steps: Numbers of inner steps, 0 or more.
+        seeds: Seeds, 0 or more.
 
     Raises:
-        UserError: A value is none, or is there twice.
+        UserError: A value is invalid or repeated.
     """
     if wrong := [order for order in orders if order not in [*Method]]:
         raise UserError(
-            f"orders has {wrong[0] or 'an empty one'}; an order is one of {', '.join(Method)}"
+            f"orders has {wrong[0] or 'an empty value'}; an order is one of {', '.join(Method)}"
         )
     for name, values in (("orders", orders), ("inner_steps", inner_steps), ("seeds", seeds)):
         repeated = [value for value in values if [*values].count(value) > 1]
         if repeated:
-            raise UserError(f"{name} has {repeated[0]} more than once; name each once")
+            raise UserError(f"{name} has {repeated[0]} more than once; list each value once")
     for name, numbers, most in (
         ("inner_steps", inner_steps, MAX_INNER_STEPS),
         ("seeds", seeds, MAX_SEED),

@@ -1,4 +1,4 @@
-"""What a person sees while a grid is trained: the cell at hand, and the time left for all."""
+"""The progress of a grid: the current cell, and the time left for all cells."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell
 
 SECONDS_BETWEEN_LINES = 60.0
+UNKNOWN_TIME = "-:--:--"
 
 
 class GridProgress:
-    """A bar on a terminal; elsewhere a line for every event, and one a minute.
+    """Show a bar on a terminal; otherwise print a line for each event and one per minute.
 
     Args:
-        cells: Those that are still to be trained.
-        max_steps: Meta-steps of each.
+        cells: The cells to train, in order.
+        max_steps: Meta-steps of each cell.
         console: Where to write.
-        clock: Tells the time in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -37,70 +38,93 @@ class GridProgress:
         self.clock = clock
         self.last_line = clock()
         self.number = -1
-        self.took: list[tuple[int, float]] = []  # weight and seconds of cells trained from their start
+        self.durations: list[tuple[int, float]] = []
+        """Relative cost and seconds of each cell that was trained without interruption."""
         self.bars = Progress(
-            *(TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()),
-            TextColumn("{task.fields[left]} left for all", markup=False),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]} left", markup=False),
             console=console,
             disable=not console.is_terminal,
             transient=True,
+            expand=True,
         )
-        self.bar = self.bars.add_task("", total=len(cells), left="?")
+        self.bar = self.bars.add_task("", total=len(cells), left=UNKNOWN_TIME)
 
     @property
     def cell(self) -> Cell:
-        """The one that is trained now."""
+        """The current cell."""
         return self.cells[self.number]
 
     def start(self, meta_steps: int) -> None:
-        """Say that the next cell begins, or goes on from so many meta-steps."""
+        """Start the next cell, of which `meta_steps` meta-steps are done."""
         self.number += 1
-        self.began, self.first_steps, self.meta_steps = self.clock(), meta_steps, meta_steps
-        self._say(f"goes on after {meta_steps:,} meta-steps" if meta_steps else "started")
+        self.started_at, self.first_steps, self.meta_steps = self.clock(), meta_steps, meta_steps
+        self.first_seen: tuple[int, float] | None = None
+        self._print(f"resumes after {meta_steps:,} meta-steps" if meta_steps else "started")
 
-    def watch(self, meta_steps: int) -> None:
-        """Show how far the cell is."""
+    def update(self, meta_steps: int) -> None:
+        """Show that `meta_steps` meta-steps of the current cell are done."""
         self.meta_steps = min(max(self.meta_steps, meta_steps), self.max_steps)
-        done = f"{self.meta_steps:,} of {self.max_steps:,} meta-steps"
+        if self.first_seen is None and self.meta_steps > self.first_steps:
+            self.first_seen = (self.meta_steps, self.clock())
         self.bars.update(
             self.bar,
             completed=self.number + self.meta_steps / self.max_steps,
-            description=f"{self._place()} {self.cell.name}: {done}",
+            description=f"{self._place()} {self.cell.name} {self.meta_steps:,}/{self.max_steps:,}",
             left=self.time_left(),
         )
         if not self.console.is_terminal and self.clock() - self.last_line >= SECONDS_BETWEEN_LINES:
-            self._say(f"{done}, {self.time_left()} left for all")
+            done = f"{self.meta_steps:,} of {self.max_steps:,} meta-steps"
+            self._print(f"{done}; {self.time_left()} left for all cells")
 
     def end(self, failure: str | None) -> None:
-        """Say how the cell ended."""
-        took = self.clock() - self.began
+        """End the current cell, with the reason if it failed."""
+        seconds = self.clock() - self.started_at
         if failure is None and self.first_steps == 0:
-            self.took.append((self.cell.weight, took))
-        self._say(f"failed: {failure}" if failure else f"finished in {timedelta(seconds=round(took))}")
+            self.durations.append((self.cell.relative_cost, seconds))
+        self._print(f"failed: {failure}" if failure else f"finished in {_duration(seconds)}")
 
     def time_left(self) -> str:
-        """Estimate how long all cells still take, as `h:mm:ss`; `?` while nothing is known."""
-        done = (self.meta_steps - self.first_steps) / self.max_steps
-        elapsed = self.clock() - self.began
-        weights = [weight for weight, _ in self.took]
-        if len(set(weights)) > 1:
-            line = linear_regression(weights, [seconds for _, seconds in self.took])
-            slope, start = max(line.slope, 0.0), max(line.intercept, 0.0)
-        elif self.took:
-            slope, start = fmean(seconds for _, seconds in self.took) / weights[0], 0.0
-        elif done > 0:
-            slope, start = elapsed / done / self.cell.weight, 0.0
+        """Estimate the time left for all cells, as `h:mm:ss`; `-:--:--` while it is unknown.
+
+        A cell takes its start-up time and a time proportional to its relative cost. Both are estimated
+        from the finished cells, and before there are any from the current cell. There, the time until
+        its first meta-step, which includes compilation, counts as start-up.
+        """
+        later = [cell.relative_cost for cell in self.cells[self.number + 1 :]]
+        elapsed = self.clock() - self.started_at
+        if self.durations:
+            startup, seconds_per_cost = self._fit_durations()
+            fraction = 1 - self.first_steps / self.max_steps
+            current = fraction * (startup + seconds_per_cost * self.cell.relative_cost) - elapsed
+        elif self.first_seen is not None and self.meta_steps > self.first_seen[0]:
+            steps, seen_at = self.first_seen
+            seconds_per_step = (self.clock() - seen_at) / (self.meta_steps - steps)
+            startup = seen_at - self.started_at
+            seconds_per_cost = seconds_per_step * self.max_steps / self.cell.relative_cost
+            current = seconds_per_step * (self.max_steps - self.meta_steps)
         else:
-            return "?"
-        missing = 1 - self.first_steps / self.max_steps
-        this = max(0.0, missing * (start + slope * self.cell.weight) - elapsed)
-        later = sum(start + slope * cell.weight for cell in self.cells[self.number + 1 :])
-        return str(timedelta(seconds=round(this + later)))
+            return UNKNOWN_TIME
+        return _duration(max(0.0, current) + sum(startup + seconds_per_cost * cost for cost in later))
+
+    def _fit_durations(self) -> tuple[float, float]:
+        """Return the start-up time of a cell, and its further time per relative cost."""
+        costs, seconds = zip(*self.durations, strict=True)
+        if len(set(costs)) == 1:
+            return 0.0, fmean(seconds) / costs[0]
+        line = linear_regression(costs, seconds)
+        return max(line.intercept, 0.0), max(line.slope, 0.0)
 
     def _place(self) -> str:
         return f"[{self.number + 1}/{len(self.cells)}]"
 
-    def _say(self, what: str) -> None:
+    def _print(self, event: str) -> None:
         self.last_line = self.clock()
-        line = printable(f"{self._place()} {self.cell.name}: {what}")
+        line = printable(f"{self._place()} {self.cell.name}: {event}")
         self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""Lightning's metrics on their way to W&B: one row a meta-step, each once, whatever happens."""
+"""Logging metrics to W&B: one row per meta-step, each exactly once, also after a kill."""
 
 import logging
 import math
@@ -14,14 +14,8 @@ from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.metrics_csv import read_metrics
 from maml_pipeline.learner.tracking.description import describe, provenance
 from maml_pipeline.learner.tracking.logs import STEP_METRIC, last_logged_step
-from maml_pipeline.learner.tracking.session import (
-    choose_wandb_mode,
-    claim_wandb_id,
-    first_line,
-    new_wandb_id,
-    read_wandb_id,
-    start_wandb_run,
-)
+from maml_pipeline.learner.tracking.run_id import claim_wandb_id, new_wandb_id, read_wandb_id
+from maml_pipeline.learner.tracking.session import choose_wandb_mode, first_line, start_wandb_run
 
 if TYPE_CHECKING:
     import wandb
@@ -30,22 +24,28 @@ logger = logging.getLogger(__name__)
 
 
 class WandbTracker(Logger):
-    """Hands every metric to W&B against `meta_step`, and never fails a training.
+    """Log every metric to W&B against `meta_step`; an error of W&B never fails the run.
 
-    A resumed run goes on under the folder's id. What W&B has already is not logged again, and what
-    a killed process could not write is filled in from `metrics.csv`: meta-steps only ever increase.
+    A resumed run keeps its W&B id. Rows that W&B has are not logged again, and rows that a killed
+    process could not write are filled in from the metrics table, so meta-steps always increase.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, where W&B writes its files.
         config: The whole resolved config.
+        id_file: Keeps the id of the W&B run.
+        metrics_file: The run's metrics table.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], *, id_file: Path, metrics_file: Path
+    ) -> None:
         super().__init__()
         self.folder = folder
+        self.id_file = id_file
+        self.metrics_file = metrics_file
         self.config = config
         self.run: wandb.Run | None = None
-        self._has_begun = False
+        self._has_started = False
         self._logged_until = -1
         self._summaries: dict[str, str] = {}
         self._extremes: dict[str, dict[str, float]] = {}
@@ -59,69 +59,70 @@ class WandbTracker(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Log nothing: the config is there from the beginning."""
+        """Log nothing: W&B gets the config when the run starts."""
 
-    def begin(self, trainer: Trainer, learner: MetaLearner, goes_back: bool) -> None:
-        """Start the W&B run where training stands, or go on with it; only the first call does.
+    def start(self, trainer: Trainer, learner: MetaLearner, discards_later: bool) -> None:
+        """Start or resume the W&B run at the current meta-step; only the first call has an effect.
 
         Args:
-            trainer: It knows the devices and the meta-step.
-            learner: It knows the metrics.
-            goes_back: Whether what was trained after this meta-step is given up.
+            trainer: Gives the devices and the current meta-step.
+            learner: Gives the names of the metrics.
+            discards_later: Whether the run's meta-steps after the current one are discarded, as
+                when it resumes from its best checkpoint.
         """
-        if self._has_begun:
+        if self._has_started:
             return
-        self._has_begun = True
+        self._has_started = True
         try:
-            self._begin(trainer, learner, goes_back)
+            self._start(trainer, learner, discards_later)
         except Exception as error:
             self._give_up(error)
 
-    def _begin(self, trainer: Trainer, learner: MetaLearner, goes_back: bool) -> None:
+    def _start(self, trainer: Trainer, learner: MetaLearner, discards_later: bool) -> None:
         mode = choose_wandb_mode(self.folder)
         if mode == "disabled":
             return
-        run_id = read_wandb_id(self.folder)
+        run_id = read_wandb_id(self.id_file)
         known = -1 if run_id is None else last_logged_step(self.folder, run_id)
-        if run_id is None or (goes_back and known is not None and known >= trainer.global_step):
-            # W&B takes nothing back: what is trained again from an earlier meta-step is another run.
+        if run_id is None or (discards_later and known is not None and known >= trainer.global_step):
+            # W&B cannot remove rows: training again from an earlier meta-step is a new W&B run.
             run_id, known = new_wandb_id(earlier=run_id), -1
-        claim_wandb_id(self.folder, run_id)
+        claim_wandb_id(self.id_file, run_id)
         about = describe(self.config, trainer.world_size)
         made = provenance(trainer.strategy.root_device, trainer.world_size)
         self.run = start_wandb_run(self.folder, run_id, mode, about, {**self.config, "made_with": made})
-        if self.run.id != run_id:  # W&B's own settings decide in the end
-            claim_wandb_id(self.folder, self.run.id)
+        if self.run.id != run_id:  # W&B's settings take precedence
+            claim_wandb_id(self.id_file, self.run.id)
         self._summaries = _define_metrics(self.run, learner, self.config["run"])
-        if self.run.resumed:  # online; else what is on this disk is all there is
+        if self.run.resumed:  # online: the server knows
             known = self.run.starting_step - 1
-        # No log at all: the earlier ones were uploaded and cleaned away.
+        # No log: the earlier ones were uploaded and removed.
         self._logged_until = trainer.global_step - 1 if known is None else known
         self._fill_in(trainer.global_step)
 
     def _fill_in(self, before: int) -> None:
-        """Log the rows of `metrics.csv` that a killed process could not hand over."""
-        for row in read_metrics(self.folder / "metrics.csv"):
+        """Log the rows of the metrics table that a killed process did not log to W&B."""
+        for row in read_metrics(self.metrics_file):
             step = int(row.pop("step"))
             if step < before:
                 self.log_metrics(row, step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics of a meta-step; those that come together are one row."""
+        """Log metrics of a meta-step; calls for the same meta-step share one row."""
         if self.run is None or step is None:
             return
-        self._note_extremes(metrics)
+        self._update_extremes(metrics)
         if step <= self._logged_until:
             return
-        # One endless epoch: its number says nothing.
+        # There is one endless epoch.
         row = {key: value for key, value in metrics.items() if key != "epoch"}
         try:
-            # W&B's own step is the same number: left alone, it begins at 0 again in a resumed run.
+            # W&B's own step would restart at 0 in a resumed run.
             self.run.log({**row, STEP_METRIC: step}, step=step)
         except Exception as error:
             self._give_up(error)
 
-    def _note_extremes(self, metrics: Mapping[str, float]) -> None:
+    def _update_extremes(self, metrics: Mapping[str, float]) -> None:
         for name in self._summaries.keys() & metrics.keys():
             value, known = float(metrics[name]), self._extremes.setdefault(name, {})
             known["last"] = value
@@ -130,25 +131,25 @@ class WandbTracker(Logger):
                     known[kind] = better(value, known.get(kind, value))
 
     def finalize(self, status: str) -> None:
-        """Set the summaries of the whole run: offline, W&B's own are of this process alone."""
+        """Set the summaries of the whole run; W&B's own, offline, cover this process only."""
         if self.run is None or not self._extremes:
             return
         try:
-            self.run.log({}, commit=True)  # the row at hand, which would come after them otherwise
+            self.run.log({}, commit=True)  # write the current row before the summary
             self.run.summary.update(self._extremes)
         except Exception as error:
             self._give_up(error)
 
     def uploads_artifacts(self, asked: bool | None) -> bool:
-        """Tell whether files are attached: as asked, or where the run is online."""
+        """Tell whether artifacts are uploaded: as asked, or by default if the run is online."""
         return self.run is not None and (asked if asked is not None else not self.run.offline)
 
     def upload_artifact(self, kind: str, path: Path) -> None:
-        """Attach a file, or a folder with all that is in it, to the W&B run.
+        """Add a file, or a folder with its contents, to the W&B run as an artifact.
 
         Args:
-            kind: `model` or `report`: the artifact's type, and the beginning of its name.
-            path: It stays where it is; `maml sync` uploads it from there.
+            kind: The artifact's type and the prefix of its name: `model` or `report`.
+            path: The file or folder. Offline, `maml sync` uploads it from this path later.
         """
         import wandb
 
@@ -161,38 +162,48 @@ class WandbTracker(Logger):
                 artifact.add_file(str(path), policy="immutable")
             self.run.log_artifact(artifact)
         except Exception as error:
-            logger.warning("%s is not attached to the W&B run (%s)", path, first_line(error))
+            logger.warning("%s was not added to the W&B run (%s)", path, first_line(error))
 
     def _give_up(self, error: Exception) -> None:
         self.run = None
-        logger.warning("W&B gets no more of this run (%s); metrics.csv has all of it", first_line(error))
+        logger.warning(
+            "W&B logging stopped (%s); %s has all metrics", first_line(error), self.metrics_file
+        )
 
 
 class StartTracking(Callback):
-    """Starts W&B once the trainer knows its devices and where it stands."""
+    """Start W&B once the trainer knows its devices and the current meta-step.
+
+    Args:
+        best_checkpoint: Path of the run's best checkpoint. Resuming from it discards later meta-steps.
+    """
+
+    def __init__(self, best_checkpoint: Path) -> None:
+        self.best_checkpoint = best_checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start before the first meta-step."""
-        self._begin(trainer, pl_module, goes_back=Path(str(trainer.ckpt_path)).name == "best.ckpt")
+        is_best = Path(str(trainer.ckpt_path)).name == self.best_checkpoint.name
+        self._start(trainer, pl_module, discards_later=is_best)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start before the test of a run that had nothing left to train."""
-        self._begin(trainer, pl_module, goes_back=False)
+        """Start before the test of a run that was already trained."""
+        self._start(trainer, pl_module, discards_later=False)
 
-    def _begin(self, trainer: Trainer, learner: LightningModule, goes_back: bool) -> None:
+    def _start(self, trainer: Trainer, learner: LightningModule, discards_later: bool) -> None:
         assert isinstance(learner, MetaLearner)
         for tracker in trainer.loggers:
             if isinstance(tracker, WandbTracker):
-                tracker.begin(trainer, learner, goes_back)
+                tracker.start(trainer, learner, discards_later)
 
 
 def _define_metrics(
     run: "wandb.Run", learner: MetaLearner, settings: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Set every metric's axis, and what the summaries keep besides the last value.
+    """Define every metric's x-axis and summary.
 
     Returns:
-        The latter, by metric.
+        The summary by metric, such as `min,last`.
     """
     monitored = str(settings["monitor"]).partition("/")[2]
     names = [f"train/{measure}" for measure in learner.measures]
