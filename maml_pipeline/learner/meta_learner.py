@@ -268,12 +268,6 @@ class MetaLearner(LightningModule):
         for name, curve in curves.items():
             self._curves[name].append(curve.to(self._curves[name][0].dtype))
 
-    def evaluation_protocol(self) -> str:
-        """Say how query sets are predicted, to stand beside every result."""
-        if self.transductive:
-            return "transductive: each query set is predicted as one batch"
-        return "not transductive: each query point is predicted by itself, with the support set"
-
     def evaluation_names(self, split: str) -> list[str]:
         """Return the names under which an evaluation of `split` logs its results."""
         steps = [f"_step_{step}" for step in range(self.eval_inner.steps + 1)]
