@@ -17,7 +17,7 @@ import yaml
 from pytorch_lightning import Callback, Trainer
 
 from maml_pipeline.cli.terminal import configure_logging
-from maml_pipeline.cli.training import MamlCLI
+from maml_pipeline.cli.training import TrainingCommand
 
 EVERY = 10
 
@@ -37,7 +37,7 @@ def measure(config: Path, first_order: bool, probe_steps: int) -> None:
     """Train for so many probe steps and print a row."""
     clock = StepClock()
 
-    class Clocked(MamlCLI):
+    class Clocked(TrainingCommand):
         def after_fit(self) -> None:
             pass
 

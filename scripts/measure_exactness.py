@@ -1,4 +1,4 @@
-"""What it costs that an engine holds itself to plain autograd, for docs/performance.md.
+"""What it costs that an engine holds itself to plain autograd, for docs/engines.md.
 
 Processor time of one check, once a run, against one uncompiled meta-step of the same engine.
 """

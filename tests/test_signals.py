@@ -28,9 +28,9 @@ FIT = (
 )
 PLACES = {
     "importing": (cli, "import_module"),
-    "parsing": (training.MamlCLI, "parse_arguments"),
+    "parsing": (training.TrainingCommand, "parse_arguments"),
     "packing data": (TaskDataModule, "prepare_data"),
-    "opening the folder": (training.MamlCLI, "_open_folder"),
+    "opening the folder": (training.TrainingCommand, "_open_folder"),
     "setting up": (TaskDataModule, "setup"),
     "building the optimizer": (MetaLearner, "configure_optimizers"),
     "the first meta-step": (MetaLearner, "training_step"),
@@ -77,6 +77,7 @@ def exit_status(maml: Maml, *arguments: object) -> int:
 # From the first line to the last ----------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "importing"])
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_ends_a_fit_with_its_own_status_and_the_run_is_resumed(

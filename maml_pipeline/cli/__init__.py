@@ -7,7 +7,8 @@ from importlib import import_module
 from importlib.metadata import version
 
 from maml_pipeline import signals, slurm
-from maml_pipeline.cli import faults
+from maml_pipeline.cli import faults, training_help
+from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import check_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import Response, Stopped
@@ -15,15 +16,15 @@ from maml_pipeline.text import printable_lines
 
 COMMANDS = {
     "fit": "meta-train, then test the best checkpoint",
-    "validate": "measure a checkpoint on the validation tasks",
-    "test": "measure a checkpoint on the test tasks",
-    "tradeoff": "train with every gradient order, inner steps and seeds, and compare",
-    "submit": "put a training or a trade-off into the queue of a Slurm cluster",
-    "prepare": "download and pack a data set, before jobs read it where there is no network",
-    "report": "write a report comparing runs, finished or not",
-    "sync": "upload runs that were kept offline to W&B",
-    "dashboard": "make the comparison of the orders ready in W&B",
-    "derive": "work out both orders' meta-gradients on one task, and draw their graphs",
+    "validate": "evaluate a checkpoint on the validation tasks",
+    "test": "evaluate a checkpoint on the test tasks",
+    "tradeoff": "train with both gradient orders and compare them",
+    "submit": "submit a run or a trade-off to Slurm",
+    "prepare": "download a data set, for jobs without network access",
+    "report": "write a report comparing runs",
+    "sync": "upload offline runs to W&B",
+    "dashboard": "compare the gradient orders in a W&B workspace and report",
+    "derive": "derive both meta-gradients of a small task, step by step",
 }
 
 
@@ -57,14 +58,14 @@ def _run_to_its_end(argv: Sequence[str] | None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="maml",
-        usage="maml COMMAND --config FILE [--config OVERLAY] [--KEY VALUE ...]",
+        usage="maml COMMAND ...",
         description="Few-shot meta-training with first- and second-order MAML.",
+        examples=("maml fit --config configs/toy.yaml", "maml report runs/toy-second-s0"),
         epilog="commands:\n"
-        + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-        + "\n\n`maml COMMAND --help` lists every key; configs/ holds whole, commented configs.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        + "".join(f"  {name:<12}{text}\n" for name, text in COMMANDS.items())
+        + "\n`maml COMMAND --help` shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"maml {version('maml-pipeline')}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
@@ -73,10 +74,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    is_training = parsed.command in ("fit", "validate", "test")
-    # Late: Lightning takes seconds to import, `maml --help` must not.
+    command, arguments = parsed.command, parsed.arguments
+    is_training = command in ("fit", "validate", "test")
+    if is_training and training_help.is_asked_for(arguments):
+        training_help.run(command)
+    # Imported late: Lightning takes seconds to import, which help must not.
     check_environment()
-    module = import_module(f"maml_pipeline.cli.{'training' if is_training else parsed.command}")
+    module = import_module(f"maml_pipeline.cli.{'training' if is_training else command}")
     signals.respond(Response.RAISE)
     signals.raise_if_requested()
-    module.run(*([parsed.command] if is_training else []), parsed.arguments)
+    module.run(*([command] if is_training else []), arguments)

@@ -18,7 +18,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
     Raises:
         UserError: A file cannot be read, is no YAML, or is not a mapping of keys to values.
     """
-    for name in _config_files(arguments):
+    for name in config_files(arguments):
         if name.lstrip().startswith("{"):
             continue  # the configuration itself
         if not name.strip():
@@ -54,7 +54,8 @@ def read_config(path: Path, key: str) -> dict[str, Any]:
     return values
 
 
-def _config_files(arguments: Sequence[str]) -> Iterator[str]:
+def config_files(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the value of each `--config` among the arguments of a command."""
     for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-c"):

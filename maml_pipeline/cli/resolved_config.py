@@ -1,35 +1,33 @@
-"""A configuration resolved and checked, and not run."""
+"""The resolved and checked configuration of a training that is not run here."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning import Trainer
 
-from maml_pipeline.cli.training import MamlCLI
+from maml_pipeline.cli.checked_command import CheckedCommand
 
 
-class ResolvedConfig(MamlCLI):
-    """What `maml fit` would do with its arguments, after all checks that need no training.
+class ResolvedConfig(CheckedCommand):
+    """What `maml fit` would run with its arguments.
 
-    `values` is the configuration as plain values, which `maml fit --config` takes as YAML.
+    `values` is the configuration as plain values; as YAML, `maml fit --config` accepts it.
 
     Args:
-        arguments: Those after `maml fit`.
+        arguments: The arguments after `maml fit`.
         elsewhere: Whether the training will run on another machine.
 
     Raises:
-        UserError: The person can put it right.
+        UserError: A setting is invalid.
     """
 
     def __init__(self, arguments: Sequence[str], elsewhere: bool = False) -> None:
-        self.elsewhere = elsewhere
-        super().__init__("fit", arguments)
+        super().__init__("fit", arguments, elsewhere)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
-        """Check, and build none."""
-        self.prepare()
-        self.values = self.resolved_config
+        """Check the settings without building a trainer."""
+        self.locate_and_check()
         return None
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, command: str) -> None:
         """Run nothing."""

@@ -1,6 +1,5 @@
 """The parser of `maml fit | validate | test`."""
 
-import difflib
 import re
 import traceback
 import warnings
@@ -9,41 +8,47 @@ from enum import Enum
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 from maml_pipeline.cli.checks.blame import refusal
 from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.cli.config_files import check_config_files
+from maml_pipeline.cli.jsonargparse_internals import has_subcommands, parser_keys
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.cli.parser_messages import one_line
+from maml_pipeline.cli.suggestions import suggest
 from maml_pipeline.errors import UserError
+
+MAX_LISTED_CLASSES = 20
 
 
 class TrainingParser(Parser, LightningArgumentParser):
-    """Lightning's parser, with errors of one line, also where a class cannot be built."""
+    """Lightning's parser, with one-line errors that suggest a key for an unknown one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"formatter_class": DefaultHelpFormatter} | kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """Parse arguments whose configuration files can be read."""
-        check_config_files(args or [])
-        parsed: Namespace = _serializable(super().parse_args(args, **kwargs))
-        return parsed
+        """Parse arguments and configuration files.
 
-    def suggestion(self, message: str) -> str:
-        """Name the keys that come closest to one that does not exist."""
-        unknown = re.search(
-            r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'|Key '([\w.]+)' is not expected",
-            message,
-        )
-        if unknown is None:
-            return ""
-        key = unknown[1] or unknown[2] or unknown[3]
-        parsers = [self]
-        if self._subcommands_action is not None:
-            parsers += self._subcommands_action._name_parser_map.values()
-        keys = [action.dest for parser in parsers for action in parser._actions]
-        close = difflib.get_close_matches(key, keys, n=3)
-        return f"; did you mean {' or '.join(close)}?" if close else ""
+        Raises:
+            UserError: A file cannot be read, or a key or a value is invalid.
+        """
+        check_config_files(args or [])
+        try:
+            parsed = super().parse_args(args, **kwargs)
+        except UserError as error:
+            if not has_subcommands(self):
+                raise  # to the outermost parser, which has all arguments
+            raise UserError(f"{error}{suggest(str(error), parser_keys(self), args or [])}") from error
+        values: Namespace = _serializable(parsed)
+        return values
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Return the help without lists of hundreds of classes, such as every `nn.Module`."""
+        text = super().format_help(*args, **kwargs)
+        return re.sub(r",\s+known\s+subclasses:[^)]*", _shortened_classes, text)
 
     def instantiate_classes(self, cfg: Namespace, **kwargs: Any) -> Namespace:
         """Build the classes that the configuration names.
@@ -53,18 +58,22 @@ class TrainingParser(Parser, LightningArgumentParser):
         """
         try:
             with bounded_memory(), warnings.catch_warnings():
-                # An error follows, which says more.
+                # The error that follows says more.
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")
                 built: Namespace = super().instantiate_classes(cfg, **kwargs)
                 return built
         except UserError:
             raise
         except Exception as error:
-            raise UserError(_why_not_built(cfg, error)) from error
+            raise UserError(_construction_error(cfg, error)) from error
+
+
+def _shortened_classes(found: re.Match[str]) -> str:
+    return found[0] if found[0].count(",") <= MAX_LISTED_CLASSES else ""
 
 
 def _serializable(value: Any) -> Any:
-    """Write as text what YAML cannot hold: Timer's interval, an enumeration, and devices of PyTorch."""
+    """Convert what YAML cannot represent to text: Timer's interval, enumerations and PyTorch devices."""
     if isinstance(value, Namespace):
         for key, item in vars(value).items():
             setattr(value, key, _serializable(item))
@@ -75,8 +84,8 @@ def _serializable(value: Any) -> Any:
     return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 
-def _why_not_built(cfg: Namespace, error: Exception) -> str:
-    """Name the key of the class whose construction failed."""
+def _construction_error(cfg: Namespace, error: Exception) -> str:
+    """Return a message that names the key of the class whose construction failed."""
     failed = {
         type(frame.f_locals["self"]).__name__
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -85,6 +94,6 @@ def _why_not_built(cfg: Namespace, error: Exception) -> str:
     for key, value in cfg.items():
         if key.endswith("class_path") and str(value).rpartition(".")[2] in failed:
             key = key.removesuffix(".class_path")
-            # The command stands before it.
-            return refusal(key.partition(".")[2], cfg[key], error, lambda cls, **args: cls(**args))
+            key_in_command = key.partition(".")[2]
+            return refusal(key_in_command, cfg[key], error, lambda cls, **args: cls(**args))
     return one_line(str(error)) or type(error).__name__

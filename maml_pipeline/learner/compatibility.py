@@ -74,6 +74,27 @@ def check_compatibility(network: nn.Module, loss: Loss, metric: Loss | None, tas
                 _try_metric(metric, prediction.detach(), y.clone())
 
 
+def check_same_network(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Refuse the `state_dict` of another network.
+
+    Args:
+        saved: The `state_dict` of a checkpoint.
+        own: The `state_dict` to be replaced by it.
+
+    Raises:
+        UserError: A name or a shape differs; the message names the first.
+    """
+    for name in sorted(own.keys() | saved.keys()):
+        saved_shape, own_shape = (
+            tuple(state[name].shape) if name in state else "absent" for state in (saved, own)
+        )
+        if saved_shape != own_shape:
+            raise UserError(
+                f"the checkpoint is of another network: {name} is {saved_shape} there and "
+                f"{own_shape} here; use the config beside the checkpoint"
+            )
+
+
 def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -> Tensor:
     kinds = f"whose {name}_x is {_kind(x)} and {name}_y {_kind(y)} with values up to {_largest(y)}"
     try:

@@ -1,0 +1,138 @@
+"""Validation and testing: adapt to each task, then average its query measures over tasks and devices."""
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from maml_pipeline.learner.compatibility import measure_name
+from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss
+from maml_pipeline.meta_gradient.inner_loop import check_finite
+from maml_pipeline.tasks import TaskBatch
+
+
+class EvaluatedByAdaptation(LightningModule):
+    """A LightningModule that validates and tests a network by adapting it to each task.
+
+    Logs, for every measure m and split s, the mean over tasks after the last inner step as `s/m`, after
+    inner step k as `s/m_step_k`, and the half-width of its 95 % confidence interval as `..._ci95`.
+
+    Args:
+        network: Maps inputs `(S, ...)` to predictions `(S, ...)`.
+        loss: (prediction, target) -> scalar, minimised by the inner loop.
+        metric: A second measure, reported beside the loss.
+    """
+
+    engine: Engine
+    """Computes the curves of the measures."""
+    eval_inner: InnerLoop
+    """Inner steps and inner learning rate of an evaluation."""
+    transductive: bool
+    """Whether a query set is predicted as one batch."""
+
+    def __init__(self, network: nn.Module, loss: Loss, metric: Loss | None) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.metric = metric
+        self.measures: dict[str, Loss] = {"loss": loss}
+        if metric is not None:
+            self.measures[measure_name(metric)] = metric
+        self._curves: dict[str, list[Tensor]] = {}
+        self._evaluated: dict[str, float] = {}
+
+    # Lightning's hooks ---------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start with no task measured."""
+        self._clear_curves()
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to each task and keep its query measures after every inner step."""
+        self._evaluate(batch, "validation after")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean and confidence interval of every measure, and step ReduceLROnPlateau."""
+        self._log_curves("val")
+        self._step_plateau_schedulers()
+
+    def on_test_epoch_start(self) -> None:
+        """Start with no task measured."""
+        self._clear_curves()
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Adapt to each task and keep its query measures after every inner step."""
+        self._evaluate(batch, "test after")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean and confidence interval of every measure."""
+        self._log_curves("test")
+
+    # What is logged ------------------------------------------------------------------------------
+
+    def evaluation_names(self, split: str) -> list[str]:
+        """Return the names that an evaluation of `split` logs."""
+        steps = [f"_step_{step}" for step in range(self.eval_inner.steps + 1)]
+        measures = [f"{split}/{name}{step}" for name in self.measures for step in ("", *steps)]
+        return [f"{measure}{suffix}" for measure in measures for suffix in ("", "_ci95")]
+
+    def check_first_batch(self, batch: TaskBatch) -> None:
+        """Check the network and the measures on the first batch; `MetaLearner` does."""
+
+    def _clear_curves(self) -> None:
+        # A dtype that all devices choose alike, including devices without a task.
+        dtype = torch.promote_types(torch.float32, next(self.network.parameters()).dtype)
+        no_task = torch.empty(0, self.eval_inner.steps + 1, dtype=dtype, device=self.device)
+        self._curves = {name: [no_task] for name in self.measures}
+
+    def _evaluate(self, batch: TaskBatch, when: str) -> None:
+        if len(batch.support_x) == 0:
+            return  # fewer tasks than devices, and none for this one
+        self.check_first_batch(batch)
+        curves = self.engine.adaptation_curves(
+            self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
+        )
+        self._reset_metric()
+        check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")
+        for name, curve in curves.items():
+            self._curves[name].append(curve.to(self._curves[name][0].dtype))
+
+    def _reset_metric(self) -> None:
+        """Clear the state that a torchmetrics metric accumulates; the mean over tasks is taken here."""
+        if isinstance(self.metric, Metric):
+            self.metric.reset()
+
+    def _log_curves(self, split: str) -> None:
+        for name, batches in self._curves.items():
+            curves = _gather_tasks(torch.cat(batches))  # (T, k + 1)
+            mean = curves.mean(dim=0)
+            # Normal approximation; a single task has no spread.
+            ci95 = 1.96 * curves.std(dim=0) / len(curves) ** 0.5 if len(curves) > 1 else mean * 0
+            for step in range(len(mean)):
+                self._log_equal(f"{split}/{name}_step_{step}", mean[step])
+                self._log_equal(f"{split}/{name}_step_{step}_ci95", ci95[step])
+            self._log_equal(f"{split}/{name}", mean[-1], prog_bar=split == "val")
+            self._log_equal(f"{split}/{name}_ci95", ci95[-1])
+
+    def _log_equal(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        """Log a value that is already equal on every device; the maximum of equal values is exact."""
+        self._evaluated[name] = value.item()
+        self.log(name, value, prog_bar=prog_bar, reduce_fx="max", sync_dist=True)
+
+    def _step_plateau_schedulers(self) -> None:
+        """Step schedules that watch a validation result.
+
+        Before the state is saved: Lightning would step them after it, and a resumed run miss the step.
+        """
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor is not None:
+                config.scheduler.step(self._evaluated[config.monitor])  # type: ignore[arg-type]
+
+
+def _gather_tasks(curves: Tensor) -> Tensor:
+    """Concatenate the curves of all devices, which may have measured different numbers of tasks."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.cat(gather_all_tensors(curves)) if is_distributed else curves
