@@ -77,6 +77,8 @@ class EvaluatedByAdaptation(LightningModule):
         measures = [f"{split}/{name}{step}" for name in self.measures for step in ("", *steps)]
         return [f"{measure}{suffix}" for measure in measures for suffix in ("", "_ci95")]
 
+    # How -----------------------------------------------------------------------------------------
+
     def check_first_batch(self, batch: TaskBatch) -> None:
         """Check the network and the measures on the first batch; `MetaLearner` does."""
 
