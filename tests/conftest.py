@@ -30,9 +30,12 @@ _started: list[str] | None = None
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
-    # Every run asks Git for its commit.
-    if _started is not None and event in STARTS and arguments[:1] != ("git",):
-        _started.append(f"{event}{arguments[:2]}")
+    if _started is None or event not in STARTS:
+        return
+    call = f"{event}{arguments[:2]}"
+    # A run asks Git for its commit, and jsonargparse's typeshed_client asks Python for its path.
+    if arguments[:1] != ("git",) and "json.dumps(sys.path)" not in call:
+        _started.append(call)
 
 
 sys.addaudithook(_watch)

@@ -203,6 +203,7 @@ def test_processes_may_load_at_the_same_time(synthetic_omniglot: Path, tmp_path:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.exhaustive
 def test_missing_and_truncated_data_are_reported(synthetic_omniglot: Path, tmp_path: Path) -> None:
     root, cache = tmp_path / "root", tmp_path / "cache"
     shutil.copytree(synthetic_omniglot, root)
@@ -394,6 +395,7 @@ def real_images(real_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -
     return load_images(real_omniglot, tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.exhaustive
 def test_the_real_omniglot_is_complete(real_images: np.ndarray) -> None:
     images = real_images
     assert images.shape == (1623, 20, 28, 28)

@@ -118,7 +118,7 @@ def test_probes_change_nothing_that_is_trained(order: str, engine: Any, accumula
         learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, engine=engine, **ORDERS[order])
         train(
             *(learner, SineWaves(), settings),
-            steps=30,
+            steps=16,
             meta_batch_size=3,
             accumulate_grad_batches=accumulate,
         )

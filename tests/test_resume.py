@@ -64,6 +64,12 @@ def test_a_killed_fit_resumes_bit_for_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+STOPPED_RUN = (
+    *(*RUN, "--trainer.max_steps", 60, "--trainer.val_check_interval", 20),
+    *("--run.checkpoint_every", 15),
+)
+
+
 class SignalAt(Callback):
     """Sends this process a signal in the middle of a meta-step, or of its validation."""
 
@@ -93,7 +99,7 @@ def stop_at(
     resume = ("--ckpt_path", "last") if folder.exists() else ()
     settings = ("--trainer.accumulate_grad_batches", accumulate, "--run.dir", folder, *resume)
     with pytest.raises(SystemExit) as stopped:
-        maml(*RUN, *settings, f"--trainer.callbacks={spy}")
+        maml(*STOPPED_RUN, *settings, f"--trainer.callbacks={spy}")
     return int(stopped.value.code or 0)
 
 
@@ -102,14 +108,14 @@ def test_a_run_stopped_by_every_signal_ends_bit_for_bit_as_one_that_never_was(
     maml: Maml, tmp_path: Path, accumulate: int
 ) -> None:
     settings = ("--trainer.accumulate_grad_batches", accumulate)
-    maml(*RUN, *settings, "--run.dir", tmp_path / "whole")
+    maml(*STOPPED_RUN, *settings, "--run.dir", tmp_path / "whole")
     stopped = tmp_path / "stopped"
-    steps = sorted(random.Random(accumulate).sample(range(5, 290), len(SIGNALS)))
+    steps = sorted(random.Random(accumulate).sample(range(5, 55), len(SIGNALS)))
     for meta_step, signum in zip(steps, SIGNALS, strict=True):
         assert stop_at(maml, stopped, meta_step, signum, accumulate=accumulate) == 128 + signum
         assert checkpoint_tensors(stopped)["meta_step"] == meta_step
         assert last_step(stopped) <= meta_step
-    maml(*RUN, *settings, "--run.dir", stopped, "--ckpt_path", "last")
+    maml(*STOPPED_RUN, *settings, "--run.dir", stopped, "--ckpt_path", "last")
     assert_same_run(tmp_path / "whole", stopped)
 
 
@@ -117,24 +123,22 @@ def test_a_run_stopped_by_every_signal_ends_bit_for_bit_as_one_that_never_was(
 def test_a_stop_at_a_validation_keeps_what_the_validation_decided(
     maml: Maml, tmp_path: Path, hook: str
 ) -> None:
-    maml(*RUN, "--run.dir", tmp_path / "whole")
-    stop_at(maml, tmp_path / "stopped", 100, signal.SIGTERM, hook)
-    assert checkpoint_tensors(tmp_path / "stopped")["meta_step"] == 100
-    assert [row["step"] for row in untimed_metrics(tmp_path / "stopped") if row["val/loss"]] == [
-        "49",
-        "99",
-    ]
-    maml(*RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
+    maml(*STOPPED_RUN, "--run.dir", tmp_path / "whole")
+    stop_at(maml, tmp_path / "stopped", 40, signal.SIGTERM, hook)
+    assert checkpoint_tensors(tmp_path / "stopped")["meta_step"] == 40
+    rows = read_metrics(tmp_path / "stopped")
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [19, 39]
+    maml(*STOPPED_RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, tmp_path: Path) -> None:
-    maml(*RUN, "--run.dir", tmp_path / "whole")
+    maml(*STOPPED_RUN, "--run.dir", tmp_path / "whole")
     # The signal comes in the fit's last meta-step, so that the test is the first to find it.
-    assert stop_at(maml, tmp_path / "stopped", 300, signal.SIGTERM) == 143
+    assert stop_at(maml, tmp_path / "stopped", 60, signal.SIGTERM) == 143
     assert not (tmp_path / "stopped" / "test.json").exists()
     for _ in range(2):  # the second time there is nothing to train, and a test to be replaced
-        maml(*RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
+        maml(*STOPPED_RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
         assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
@@ -158,11 +162,11 @@ def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path
 
 
 def test_a_row_cut_short_by_a_kill_is_written_again(maml: Maml, tmp_path: Path) -> None:
-    maml(*RUN, "--run.dir", tmp_path / "whole")
-    stop_at(maml, tmp_path / "killed", 130, signal.SIGTERM)
+    maml(*STOPPED_RUN, "--run.dir", tmp_path / "whole")
+    stop_at(maml, tmp_path / "killed", 33, signal.SIGTERM)
     table = tmp_path / "killed" / "metrics.csv"
     table.write_text(table.read_text() + "0,,,,,,1")
-    maml(*RUN, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
+    maml(*STOPPED_RUN, "--run.dir", tmp_path / "killed", "--ckpt_path", "last")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -77,6 +77,7 @@ def exit_status(maml: Maml, *arguments: object) -> int:
 # From the first line to the last ----------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "importing"])
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_ends_a_fit_with_its_own_status_and_the_run_is_resumed(
