@@ -108,7 +108,7 @@ def test_a_report_that_cannot_be_written_is_one_line(
     maml_error: Callable[..., str], trained_runs: Path, tmp_path: Path
 ) -> None:
     run = trained_runs / "other"
-    assert "out /dev/null/report cannot be made" in maml_error(
+    assert "out /dev/null/report cannot be created" in maml_error(
         "report", run, "--out", "/dev/null/report"
     )
     assert "--out: it is empty" in maml_error("report", run, "--out", "")
