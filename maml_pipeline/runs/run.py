@@ -13,7 +13,8 @@ from maml_pipeline.learner.tracking import experiment_name, gradient_method
 from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.text import printable
 
-SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
+SERIES = ("train/loss", "order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
+"""Metrics of which a `tradeoff.json` keeps every value, beside the monitored one."""
 
 
 NOT_COMPARED = {
