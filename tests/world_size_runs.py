@@ -27,7 +27,6 @@ from tests.ranks import WORLD_SIZE_VARIABLE
 
 META_STEPS = 20
 META_BATCH = 8
-LOGGED_FOR_THE_BAR = 10  # the first meta-steps, whose losses are averaged over the ranks, too
 EVALUATED = (1, 2, 5, 8, 13)  # test tasks: fewer than ranks, not divisible, one batch, more than one
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -83,14 +82,12 @@ class Case:
 class Trained(NamedTuple):
     """The first meta-gradient, before it is clipped, the last weights, and how often ranks communicated.
 
-    `in_backward` has a number for every batch; `collectives` counts all of the meta-steps that nothing
-    is logged of.
+    `in_backward` is the number of collectives in the backward pass of each batch.
     """
 
     gradient: dict[str, Tensor]
     weights: dict[str, Tensor]
     in_backward: list[int]
-    collectives: int
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -151,7 +148,7 @@ def train(case: Case) -> Trained:
         learner, datamodule=TaskDataModule(tasks, case.meta_batch_size)
     )
     weights = learner.network.state_dict()
-    return Trained(recorder.gradient, weights, recorder.in_backward, recorder.collectives)
+    return Trained(recorder.gradient, weights, recorder.in_backward)
 
 
 def build(case: Case) -> MetaLearner:
@@ -183,10 +180,9 @@ def trainer(**settings: Any) -> Trainer:
 
 
 class Recorder(Callback):
-    """Keeps the first meta-gradient, and counts how often ranks communicate."""
+    """Keeps the first meta-gradient, and counts the collectives of every backward pass."""
 
     def __init__(self) -> None:
-        self.before_listening: int | None = None
         self.in_backward: list[int] = []
 
     def on_before_optimizer_step(self, trainer: Trainer, learner: Any, *args: Any) -> None:
@@ -195,23 +191,13 @@ class Recorder(Callback):
             named = learner.network.named_parameters()
             self.gradient = {name: p.grad.clone() for name, p in named if p.grad is not None}
 
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Begin to count once nothing is logged any more."""
-        if trainer.global_step == LOGGED_FOR_THE_BAR and self.before_listening is None:
-            self.before_listening = collectives()
-
     def on_before_backward(self, *args: Any) -> None:
-        """Begin to count those of one backward pass."""
+        """Start counting the collectives of a backward pass."""
         self.before_backward = collectives()
 
     def on_after_backward(self, *args: Any) -> None:
         """Count them."""
         self.in_backward.append(collectives() - self.before_backward)
-
-    def on_train_end(self, *args: Any) -> None:
-        """Count those of all the meta-steps that nothing is logged of."""
-        assert self.before_listening is not None
-        self.collectives = collectives() - self.before_listening
 
 
 def collectives() -> int:
