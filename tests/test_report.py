@@ -16,7 +16,6 @@ from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import escape_markdown, write_report
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.table import table_columns
-from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.runs.find import find_runs
 from tests.helpers import Maml
 
@@ -138,13 +137,6 @@ def test_a_full_disk_leaves_the_earlier_report(
     with pytest.raises(UserError):
         write_report(runs, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_many_experiments_fit_into_one_picture(trained_runs: Path) -> None:
-    runs = find_runs([trained_runs / "other"]).runs
-    rows = next(iter(compare(runs).values()))
-    figure = draw_overview({f"toy {number}": rows for number in range(9)})
-    assert len(figure.axes) == 9 and max(figure.get_size_inches()) < 20
 
 
 # In a browser -----------------------------------------------------------------------------------
