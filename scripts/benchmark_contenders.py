@@ -33,7 +33,20 @@ BASELINE = "plain"
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: tasks, network and inner loop."""
+    """One benchmark: tasks, network and inner loop.
+
+    Args:
+        name: Its heading in the report.
+        tasks: Task distribution.
+        network: Network with this project's layers.
+        loss: Loss of both loops.
+        inner: Inner learning rate, steps and method.
+        meta_batch_size: Tasks per meta-step.
+        log_every: Meta-steps between two logs, under the Trainer.
+        steps_per_turn: Meta-steps that a contender takes in one turn.
+        tasks_per_chunk: Tasks that the vectorized engine adapts at once; `None` for all.
+        metric: Metric to log, under the Trainer.
+    """
 
     name: str
     tasks: TaskDistribution
@@ -104,7 +117,7 @@ def meta_step_flops(case: Case) -> int:
 def _bare(
     step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting, check: bool
 ) -> TimeSteps:
-    """Time meta-steps without Lightning: tasks drawn, meta-gradient, and Adam."""
+    """Time meta-steps without Lightning: drawing tasks, meta-gradient and Adam step."""
     network = network.to(setting.device)
     if check:
         _check(step, case, network, draw(case, 0, setting.device))
@@ -201,7 +214,7 @@ def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], 
 
 
 def _engine_under_trainer(name: str) -> Callable[[Case, Setting], TimeSteps]:
-    """Time meta-steps with everything that `maml fit` does in each: drawing, logging, the bar."""
+    """Time meta-steps as in `maml fit`, including drawing tasks, logging and the progress bar."""
 
     def build(case: Case, setting: Setting) -> TimeSteps:
         learner = MetaLearner(
@@ -231,7 +244,7 @@ def _lightning_maml(case: Case, setting: Setting) -> TimeSteps:
 
 
 class StepTimer(Callback):
-    """Note when each meta-step ended."""
+    """Note when each meta-step ends."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -239,7 +252,7 @@ class StepTimer(Callback):
         self.meta_step = 0
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
-        """Note the time where the batch ended a meta-step."""
+        """Note the time if this batch completed a meta-step."""
         if trainer.global_step > self.meta_step:
             self.meta_step = trainer.global_step
             synchronize(self.device)
@@ -254,9 +267,9 @@ def _fit_seconds(
     accumulate: int = 1,
     **data: Any,
 ) -> list[float]:
-    """Train for some meta-steps, and return the time between the ends of each two.
+    """Train for a number of meta-steps and return the seconds of each.
 
-    Many short ones are measured after the first ten, which are logged for the progress bar.
+    Of more than ten meta-steps, the first ten are not timed: they log their loss for the progress bar.
     """
     before = 11 if steps > 10 else 1
     timer = StepTimer(setting.device)

@@ -167,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     limit_threads(arguments.threads)
     configure_logging()
-    peers.quiet()
+    peers.ignore_warnings()
     device = torch.device(arguments.device)
 
     report: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""MAML on the sine network as a user of JAX writes it: jit, vmap and optax, in float32."""
+"""MAML on the sine network in JAX, for `benchmark_engines.py`: jit, vmap and optax, in float32."""
 
 import os
 import time
@@ -15,7 +15,7 @@ Parameters = list[tuple[Any, Any]]
 
 
 def limit_threads(threads: int) -> None:
-    """Give JAX so many threads; before it is imported, which reads them from the environment."""
+    """Set the number of CPU threads of JAX; call it before JAX is imported."""
     os.environ["NPROC"] = str(threads)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if threads == 1:
@@ -23,12 +23,12 @@ def limit_threads(threads: int) -> None:
 
 
 class JaxMaml:
-    """Takes meta-steps: meta-gradient and Adam are one compiled function.
+    """Meta-steps in JAX; the meta-gradient and the Adam step are one compiled function.
 
     Args:
-        network: Linear layers with ReLU between; its parameters are the initial ones.
+        network: Linear layers with ReLU in between; supplies the initial parameters.
         inner: Inner learning rate, steps and gradient order; the loss is the mean squared error.
-        draw: Meta-step -> its tasks.
+        draw: Draws the tasks of a meta-step.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class JaxMaml:
         self._wait: Callable[[Any], Any] = jax.block_until_ready
 
     def take(self, steps: int) -> list[float]:
-        """Take meta-steps, and return the seconds of each: tasks drawn, meta-gradient, and Adam."""
+        """Take meta-steps and return the seconds of each: drawing tasks, meta-gradient and Adam step."""
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
@@ -87,7 +87,7 @@ class JaxMaml:
         return seconds
 
     def meta_gradient(self, batch: TaskBatch) -> Tensor:
-        """Compute the meta-gradient at the present parameters in float64, all in one vector."""
+        """Compute the meta-gradient at the current parameters in float64, flattened."""
         import jax
 
         with jax.enable_x64(True):

@@ -1,7 +1,7 @@
-"""Meta-steps as users of other libraries write them, for `benchmark_engines.py`.
+"""Meta-gradients with other libraries, as their users write them, for `benchmark_engines.py`.
 
-Each function takes (network, loss, batch, inner) and leaves the meta-gradient in `.grad`. Their
-networks are made of PyTorch's own layers, see `with_native_layers`.
+Each `*_loop` takes (network, loss, batch, inner) and adds the meta-gradient to `.grad`. The networks
+consist of PyTorch's own layers: see `with_native_layers`.
 """
 
 import copy
@@ -22,13 +22,13 @@ MetaStep = Callable[[nn.Module, Loss, TaskBatch, InnerLoop], None]
 
 
 def with_native_layers(network: nn.Module, convolutions: bool = True) -> nn.Module:
-    """Copy a network, with the layers that a user of PyTorch alone would have written.
+    """Copy a network and replace this project's layers by PyTorch's own.
 
-    They are also the fastest one task at a time: this project's are made for many tasks at once.
+    PyTorch's layers are faster for one task at a time; this project's are made for many tasks at once.
 
     Args:
-        network: One of this project's.
-        convolutions: Whether to replace its convolutions too, or normalisation alone.
+        network: A network of this project.
+        convolutions: Whether to replace convolutions, in addition to normalisation.
     """
     network = copy.deepcopy(network)
     for module in list(network.modules()):
@@ -45,7 +45,7 @@ def with_native_layers(network: nn.Module, convolutions: bool = True) -> nn.Modu
 
 
 def learn2learn_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
-    """Learn2learn's own example: clone, adapt, backward, for one task after another."""
+    """Follow learn2learn's own example: clone, adapt and backward for one task after another."""
     maml = learn2learn_maml()(network, lr=inner.lr, first_order=inner.first_order)
     for task in batch.tasks():
         learner = maml.clone()
@@ -56,7 +56,7 @@ def learn2learn_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: In
 
 
 def higher_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
-    """Run higher's `innerloop_ctx`; first order by the gradient at the adapted parameters."""
+    """Use higher's `innerloop_ctx`; first order takes the gradient at the adapted parameters."""
     import higher
 
     optimizer = torch.optim.SGD(network.parameters(), lr=inner.lr)
@@ -76,7 +76,7 @@ def higher_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLo
 
 
 def torchopt_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
-    """Run TorchOpt's `MetaSGD`, which knows second order alone."""
+    """Use TorchOpt's `MetaSGD`, which supports second order only."""
     import torchopt
 
     optimizer = torchopt.MetaSGD(network, lr=inner.lr)
@@ -94,11 +94,13 @@ def torchopt_loop(network: nn.Module, loss: Loss, batch: TaskBatch, inner: Inner
 def lightning_maml(
     network: nn.Module, loss: Loss, inner: InnerLoop
 ) -> "tuple[torch.nn.Module, Callable[[list[TaskBatch]], DataLoader[tuple[Tensor, Tensor]]]]":
-    """Build learn2learn's LightningMAML, second order alone, and how it takes its tasks.
+    """Build learn2learn's LightningMAML, which supports second order only.
 
-    It takes one task a batch, so that a meta-step of T tasks accumulates T batches.
+    Returns:
+        The module, and a function that builds its data loader. The loader yields one task per batch,
+        so a meta-step of T tasks accumulates the gradients of T batches.
     """
-    learn2learn_maml()  # takes away the banner of gym
+    learn2learn_maml()  # suppresses the banner of gym
     from learn2learn.algorithms import LightningMAML
 
     module = LightningMAML(
@@ -109,7 +111,7 @@ def lightning_maml(
     def loader(batches: list[TaskBatch]) -> DataLoader[tuple[Tensor, Tensor]]:
         shots, queries = batches[0].support_x.shape[1], batches[0].query_x.shape[1]
         module.train_shots, module.train_queries = shots, queries
-        # Support first and then query: "one way" of as many shots as the support set has points.
+        # LightningMAML splits a batch by shots: "one way" with all support, then all query points.
         tasks = [
             (torch.cat([task.support_x, task.query_x]), torch.cat([task.support_y, task.query_y]))
             for batch in batches
@@ -120,6 +122,6 @@ def lightning_maml(
     return module, loader
 
 
-def quiet() -> None:
-    """Silence what the peers' own code makes PyTorch warn of."""
+def ignore_warnings() -> None:
+    """Silence PyTorch's warnings about the other libraries' code."""
     warnings.filterwarnings("ignore", module="higher|torchopt|learn2learn")

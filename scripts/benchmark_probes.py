@@ -1,9 +1,12 @@
-"""What the probes cost: the excess time of probe steps, as a share of training.
+"""Measure what the probes cost, as a share of training time.
 
     python -m scripts.benchmark_probes configs/sine.yaml configs/omniglot/5way_1shot.yaml
 
-Trains each config with a probe step every tenth meta-step, and compares those with the others: what a
-probe step takes more, over the config's own `probes.every` meta-steps, is the share.
+What is measured: each config is trained with a probe step every tenth meta-step, and the median probe
+step is compared with the median of the other meta-steps.
+
+How to read the table: "extra" is the time that a probe step adds to a meta-step; "every" is the
+config's `probes.every`; "share" is the added time relative to that many meta-steps.
 """
 
 import argparse
@@ -23,18 +26,18 @@ EVERY = 10
 
 
 class StepClock(Callback):
-    """Takes the time from one meta-step's end to the next one's, callbacks and all."""
+    """Note when each meta-step ends; the time between two ends includes all callbacks."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Remember when."""
+        """Note the time."""
         self.ends.append(time.perf_counter())
 
 
 def measure(config: Path, first_order: bool, probe_steps: int) -> None:
-    """Train for so many probe steps and print a row."""
+    """Train a config for a number of probe steps and print a row of the table."""
     clock = StepClock()
 
     class Clocked(TrainingCommand):
@@ -61,7 +64,7 @@ def measure(config: Path, first_order: bool, probe_steps: int) -> None:
         Clocked("fit", ["--config", str(config), *overrides])
 
     spans = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    numbered = [*enumerate(spans, start=2)][2 * EVERY :]  # the first two probe steps warm up
+    numbered = [*enumerate(spans, start=2)][2 * EVERY :]  # without two probe steps of warm-up
     plain = statistics.median(span for number, span in numbered if number % EVERY)
     probed = statistics.median(span for number, span in numbered if number % EVERY == 0)
     every = yaml.safe_load(config.read_text())["probes"]["every"]
@@ -75,13 +78,13 @@ def measure(config: Path, first_order: bool, probe_steps: int) -> None:
 
 
 def main() -> None:
-    """Print a row for each config and order."""
-    parser = argparse.ArgumentParser(description="What the probes cost, as a share of training.")
-    parser.add_argument("configs", nargs="+", type=Path)
-    parser.add_argument("--probe_steps", type=int, default=20)
+    """Print the table: a row for each config and order."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("configs", nargs="+", type=Path, help="configs to train")
+    parser.add_argument("--probe_steps", type=int, default=20, help="probe steps (default: 20)")
     arguments = parser.parse_args()
     configure_logging()
-    print("| config | order | a meta-step | a probe step takes more | every | share |")
+    print("| config | order | meta-step | extra | every | share |")
     print("|---|---|---:|---:|---:|---:|")
     for config in arguments.configs:
         for first_order in (True, False):

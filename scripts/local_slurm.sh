@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A real Slurm of two nodes on this one machine, for tests and for trying job scripts out:
-#   bash scripts/local_slurm.sh up        # start it and print the `export` that its clients need
+# A real Slurm with two nodes on this machine, for tests and for trying job scripts:
+#   bash scripts/local_slurm.sh up        # start it and print the `export` that clients need
 #   bash scripts/local_slurm.sh status
-#   bash scripts/local_slurm.sh down      # cancel its jobs, end its daemons, remove its files
-# For root on Debian or Ubuntu; `up` installs slurm-wlm and munge where they are missing. All files lie
-# in MAML_LOCAL_SLURM (default: maml-local-slurm in TMPDIR), all ports from MAML_LOCAL_SLURM_PORT
-# (default: 17000) on the loopback interface. Nodes n1 and n2 have 16 CPUs and 2 GPUs each, in name.
-# A job of the partition `urgent` takes the nodes from jobs of `batch`, which are sent SIGTERM and
-# requeued after a grace time of 30 s.
+#   bash scripts/local_slurm.sh down      # cancel its jobs, stop its daemons, remove its files
+# Requires root on Debian or Ubuntu; `up` installs slurm-wlm and munge if they are missing. Files are in
+# MAML_LOCAL_SLURM (default: maml-local-slurm in TMPDIR); three ports are used on the loopback interface,
+# starting at MAML_LOCAL_SLURM_PORT (default: 17000). Nodes n1 and n2 claim 16 CPUs and 2 GPUs each.
+# A job in the partition `urgent` preempts jobs in `batch`, which receive SIGTERM and are requeued after a
+# grace time of 30 s.
 set -euo pipefail
 state=$(realpath -m "${MAML_LOCAL_SLURM:-${TMPDIR:-/tmp}/maml-local-slurm}")
 port=${MAML_LOCAL_SLURM_PORT:-17000}
@@ -19,23 +19,23 @@ fail() {
 }
 
 up() {
-    [ "$(id -u)" = 0 ] || fail "only root can start Slurm's daemons; run it as root"
-    [ ! -e "$state" ] || fail "$state is there already: Slurm is up, or take what is left down first"
-    ((${#state} < 80)) || fail "MAML_LOCAL_SLURM is $state; a socket's path must be shorter"
+    [ "$(id -u)" = 0 ] || fail "Slurm's daemons need root; run this script as root"
+    [ ! -e "$state" ] || fail "$state exists: Slurm is running, or remove its remains with: bash scripts/local_slurm.sh down"
+    ((${#state} < 80)) || fail "MAML_LOCAL_SLURM is $state; the path of a socket must be below 80 characters"
     [[ $port =~ ^[0-9]+$ ]] || fail "MAML_LOCAL_SLURM_PORT is $port; it must be a number"
     local each
     for each in "$port" $((port + 1)) $((port + 2)); do
         ! (: >"/dev/tcp/127.0.0.1/$each") 2>/dev/null ||
-            fail "port $each is in use; name three free ones with MAML_LOCAL_SLURM_PORT"
+            fail "port $each is in use; set MAML_LOCAL_SLURM_PORT to the first of three free ports"
     done
     install_packages
-    mkdir -p "$state"/{controller,spool-n1,spool-n2} || fail "MAML_LOCAL_SLURM $state cannot be made"
+    mkdir -p "$state"/{controller,spool-n1,spool-n2} || fail "MAML_LOCAL_SLURM: $state cannot be created"
     trap 'take_down; exit 1' ERR INT TERM
     choose_host
     configure
 
-    # A daemon that is started in the foreground keeps the pid that it was given.
-    # --force: that other users cannot reach the socket is what is wanted here.
+    # A daemon started in the foreground keeps its pid.
+    # --force: munged otherwise refuses a socket that other users cannot reach, which is intended here.
     start munged --foreground --force --socket="$state/munge.socket" --key-file="$state/munge.key" \
         --pid-file="$state/munged.pid" --seed-file="$state/munged.seed" \
         --log-file="$state/munged.log" --num-threads=2
@@ -51,8 +51,8 @@ up() {
 
 install_packages() {
     if command -v slurmctld slurmd munged munge srun >/dev/null; then return; fi
-    command -v apt-get >/dev/null || fail "slurm-wlm and munge are missing, and so is apt-get"
-    # Debian starts what it installs; these packages' own daemons must stay off.
+    command -v apt-get >/dev/null || fail "slurm-wlm and munge are not installed, and there is no apt-get to install them"
+    # Debian starts the services it installs; these must not start.
     local policy=/usr/sbin/policy-rc.d own=0
     if [ ! -e "$policy" ]; then
         own=1
@@ -67,12 +67,12 @@ install_packages() {
     local reason
     reason=$(tail -n 1 "$log")
     rm -f "$log"
-    [ "$done" = 1 ] || fail "slurm-wlm and munge cannot be installed: $reason"
+    [ "$done" = 1 ] || fail "installing slurm-wlm and munge failed: $reason"
 }
 
-# Daemons bind to the address of their host's name. In a UTS namespace it is `localhost`, whatever this
-# machine is called and whether or not that resolves; jobs inherit it, so that gloo finds the loopback
-# interface too. Where no namespace may be made, they bind to every address.
+# Daemons bind to the address of their host name. In a UTS namespace the name is `localhost`, even if this
+# machine's own name does not resolve; jobs inherit it, so gloo uses the loopback interface too. If a
+# namespace is not permitted, daemons bind to every address.
 choose_host() {
     if unshare --uts true 2>/dev/null; then
         host=localhost bind=NoCtldInAddrAny,NoInAddrAny
@@ -90,7 +90,7 @@ SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$port
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job waits for cred_expire, 120 s by default, before it starts again.
+# A requeued job starts again only after cred_expire, 120 s by default.
 AuthInfo=socket=$state/munge.socket,cred_expire=10
 ${bind:+CommunicationParameters=$bind}
 StateSaveLocation=$state/controller
@@ -111,7 +111,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-# More CPUs than this machine may have.
+# The nodes may claim more CPUs than this machine has.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=16 Gres=gpu:2
@@ -120,11 +120,11 @@ PartitionName=batch Nodes=n[1-2] Default=YES MaxTime=INFINITE PriorityTier=1 Gra
 PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 CONFIG
     echo "NodeName=n[1-2] Name=gpu File=/dev/null,/dev/zero" >"$state/gres.conf"
-    # Nothing here uses control groups, and version 1's plugin works where there are none.
+    # Control groups are not used; the plugin of version 1 also works without them.
     echo "CgroupPlugin=cgroup/v1" >"$state/cgroup.conf"
 }
 
-# Start a daemon away from this terminal, with a mark that its children inherit.
+# Start a daemon in its own session, with a variable in the environment that its children inherit.
 start() {
     local command=("$@")
     [ "$host" != localhost ] || command=(unshare --uts sh -c 'hostname localhost; exec "$@"' sh "$@")
@@ -140,7 +140,7 @@ wait_until() {
             local words
             words=$(cat "$state"/*.log | grep -iE 'error|fatal' | tail -n 1)
             take_down
-            fail "$what did not start within $seconds s: ${words:-nothing in the logs says why}"
+            fail "$what did not start within $seconds s: ${words:-the logs show no error}"
         fi
         sleep 0.2
     done
@@ -159,8 +159,8 @@ idle() {
 }
 
 status() {
-    [ -e "$SLURM_CONF" ] || fail "no Slurm in $state; start it with: bash scripts/local_slurm.sh up"
-    timeout 20 scontrol ping || fail "Slurm in $state does not answer; take it down"
+    [ -e "$SLURM_CONF" ] || fail "no Slurm in $state; start one with: bash scripts/local_slurm.sh up"
+    timeout 20 scontrol ping || fail "Slurm in $state does not respond; stop it with: bash scripts/local_slurm.sh down"
     timeout 20 sinfo
     timeout 20 squeue
 }
@@ -168,7 +168,7 @@ status() {
 down() {
     [ -e "$state" ] || fail "no Slurm in $state"
     [ -e "$SLURM_CONF" ] || [ -e "$state/munge.key" ] || [ -d "$state/controller" ] ||
-        fail "MAML_LOCAL_SLURM is $state, which holds no Slurm of this script; nothing was removed"
+        fail "MAML_LOCAL_SLURM is $state, which was not created by this script; nothing was removed"
     take_down
 }
 
@@ -183,16 +183,16 @@ take_down() {
     for signal in TERM KILL; do
         end=$((SECONDS + 15))
         while [ -n "$(processes)" ] && ((SECONDS < end)); do
-            # Some end between the look and the kill.
+            # Some exit between listing and killing.
             processes | xargs --no-run-if-empty kill -s "$signal" 2>/dev/null || true
             sleep 0.3
         done
     done
-    [ -z "$(processes)" ] || fail "these processes do not end: $(processes | tr '\n' ' ')"
+    [ -z "$(processes)" ] || fail "these processes cannot be killed: $(processes | tr '\n' ' ')"
     rm -rf "$state"
 }
 
-# The pids of daemons and job managers, which bear the mark, and of what runs in their jobs.
+# Print the pids of the daemons and job managers, and of the processes in their jobs.
 processes() {
     local environment
     for environment in /proc/[0-9]*/environ; do

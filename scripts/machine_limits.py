@@ -1,4 +1,4 @@
-"""What the machine itself can do, for benchmarks: the rate of matrix products and of memory."""
+"""Measure the limits of the machine, for benchmarks: FLOP/s of matrix products, bytes/s of memory."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import torch
 
 
 class Limits(NamedTuple):
-    """Rates with the threads that PyTorch has now: matrix products in FLOP/s, copies in bytes/s."""
+    """Rates with PyTorch's current number of threads: matrix products in FLOP/s, copies in bytes/s."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -22,7 +22,12 @@ class Limits(NamedTuple):
 
 
 def machine_limits(device: torch.device, repeats: int = 9) -> Limits:
-    """Measure the limits; takes a second or two."""
+    """Measure the limits, which takes a few seconds.
+
+    Args:
+        device: CPU or CUDA device.
+        repeats: Timed repeats, of which the median counts.
+    """
     a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
     product = torch.empty_like(a)
     source = torch.ones(64 * 2**20, device=device)  # 256 MB, beyond any cache
@@ -34,7 +39,7 @@ def machine_limits(device: torch.device, repeats: int = 9) -> Limits:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, where it works ahead of the host."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,6 +1,12 @@
-"""What it costs that an engine holds itself to plain autograd, for docs/engines.md.
+"""Measure the cost of the exactness check, in which an engine is compared with plain autograd.
 
-Processor time of one check, once a run, against one uncompiled meta-step of the same engine.
+    python -m scripts.measure_exactness
+
+What is measured: processor time of the check, which runs once per run, against one uncompiled meta-step
+of the same engine.
+
+How to read the table: config, order, one meta-step, the training check, the check divided by the
+meta-step, and the evaluation check.
 """
 
 import argparse
@@ -20,7 +26,7 @@ Case = tuple[nn.Module, Loss, TaskBatch, int]
 
 
 def cases() -> dict[str, Callable[[], Case]]:
-    """Return the network, loss, meta-batch and inner steps of each config, by name."""
+    """Return a function per config that builds its network, loss, meta-batch and inner steps."""
 
     def omniglot(ways: int, tasks: int, steps: int) -> Case:
         batch = Omniglot(ways=ways, shots=1).batch(0, "train", range(tasks))
@@ -34,17 +40,17 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Measure the processor time of a call."""
+    """Measure the processor time of a call in seconds."""
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def row(name: str, case: Case, engine: Engine, first_order: bool) -> str:
-    """Measure one row of the table."""
+    """Measure and format one row of the table."""
     network, loss, batch, steps = case
     inner = InnerLoop(0.01, steps, first_order)
-    engine.check(copy.deepcopy(network), loss, batch, inner)  # a first call fills caches
+    engine.check(copy.deepcopy(network), loss, batch, inner)  # fills caches
     check = seconds(lambda: engine.check(network, loss, batch, inner))
     another = copy.deepcopy(network)
     evaluation = seconds(lambda: engine.check_evaluation(another, loss, batch, inner))
@@ -57,10 +63,12 @@ def row(name: str, case: Case, engine: Engine, first_order: bool) -> str:
 
 
 def main() -> None:
-    """Print a row of the table for each case, engine and order."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table: a row for each case and order."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", default="vectorized", choices=["vectorized", "learn2learn"])
     arguments = parser.parse_args()
+    print("| config | order | meta-step | check | ratio | evaluation check |")
+    print("|---|---|---:|---:|---:|---:|")
     for name, make in cases().items():
         torch.manual_seed(0)
         case = make()

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from maml_pipeline import MetaLearner
+from maml_pipeline.learner.metrics_csv import MetricsRow
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.runs.run import Run
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -171,3 +174,55 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert untimed_metrics(one) == untimed_metrics(other)
     assert (one / "test.json").read_text() == (other / "test.json").read_text()
+
+
+# Runs that were never trained -------------------------------------------------------------------
+
+
+def make_run(
+    method: Method,
+    inner_steps: int,
+    seed: int = 0,
+    *,
+    result: float = 0.5,
+    ci95: float = 0.01,
+    peak_bytes: float = 1e6,
+    experiment: str = "sine",
+    measure: str = "loss",
+    history: Sequence[MetricsRow] = (),
+) -> Run:
+    """Return a tested run with the given result and peak memory, and with no files.
+
+    Args:
+        method: Its gradient order, and whether inner steps are checkpointed.
+        inner_steps: In training and at test.
+        seed: Its seed.
+        result: The measure on the test tasks.
+        ci95: Half the width of its confidence interval.
+        peak_bytes: What a meta-step adds at its peak.
+        experiment: Its experiment.
+        measure: `loss`, of which lower is better, or another, of which higher is.
+        history: What else was logged, in order of the meta-steps.
+    """
+    model = {
+        "first_order": method is Method.FIRST_ORDER,
+        "checkpoint_inner_steps": method is Method.CHECKPOINTED,
+        "inner_steps": inner_steps,
+    }
+    config = {
+        "seed_everything": seed,
+        "model": model,
+        "data": {},
+        "trainer": {"max_steps": 100, "precision": None},
+        "run": {
+            "experiment": experiment,
+            "monitor": f"val/{measure}",
+            "mode": "min" if measure == "loss" else "max",
+        },
+    }
+    costs = {"memory/meta_step_peak_bytes": peak_bytes, "speed/meta_step_ms": 10 * peak_bytes / 1e6}
+    test = {f"test/{measure}": result, f"test/{measure}_ci95": ci95}
+    for step in range(inner_steps + 1):
+        test |= {f"test/{measure}_step_{step}": result, f"test/{measure}_step_{step}_ci95": ci95}
+    name = f"{method}-k{inner_steps}-s{seed}"
+    return Run(Path(experiment) / name, config, [*history, {"step": 99, **costs}], test)

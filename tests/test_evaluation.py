@@ -15,6 +15,7 @@ from maml_pipeline.learner import accuracy
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.runs.results import points_interact
 from maml_pipeline.tasks import SineWaves
 from tests.helpers import CONFIGS, make_trainer
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, batch_norm_network, case
@@ -131,12 +132,26 @@ def test_training_stays_as_it_is() -> None:
     assert torch.equal(*weights)
 
 
-def test_the_table_says_how_query_sets_were_predicted(maml: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*BATCH_NORMALISED, *INDEPENDENT])
+def test_points_interact_in_batch_normalisation_alone(name: str) -> None:
+    network, _, batch = case(name, (BATCH_NORMALISED | INDEPENDENT)[name], tasks=1)
+    interact = points_interact(network, batch.query_x[0], batch.support_x[0])
+    assert interact == (name in BATCH_NORMALISED)
+
+
+def test_the_table_names_the_protocol_where_query_points_interact(
+    maml: Callable[..., str], tmp_path: Path
+) -> None:
     short = [
         *("fit", "--config", CONFIGS / "toy.yaml", "--trainer.max_steps", 1, "--data.test_tasks", 2),
         *("--trainer.enable_progress_bar", "false"),
     ]
-    default = " ".join(maml(*short, "--run.dir", "a").split())
+    network = [
+        *("--model.network", "torch.nn.BatchNorm1d", "--model.network.num_features", 1),
+        *("--model.network.track_running_stats", "false"),
+    ]
+    assert "transductive" not in maml(*short, "--run.dir", "toy")
+    default = " ".join(maml(*short, *network, "--run.dir", "a").split())
     assert "transductive: each query set is predicted as one batch" in default
-    single = " ".join(maml(*short, "--run.dir", "b", "--model.transductive", "false").split())
-    assert "not transductive: each query point is predicted by itself" in single
+    single = maml(*short, *network, "--run.dir", "b", "--model.transductive", "false")
+    assert "not transductive: each query point is predicted by itself" in " ".join(single.split())

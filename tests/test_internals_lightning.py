@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, Timer
+from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -237,6 +237,18 @@ def test_checks_every_step() -> None:
     with still_holds("checks_every_step"):
         assert lightning_internals.checks_every_step(Timer(interval="step"))
         assert not lightning_internals.checks_every_step(Timer(interval="epoch"))
+
+
+def test_close_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with still_holds("close_progress_bars"):
+        progress = TQDMProgressBar()
+        lightning_internals.close_progress_bars(progress)  # none is open
+        trainer(max_steps=1, enable_progress_bar=True, callbacks=[progress]).fit(
+            Regression(), data(), data(2)
+        )
+        progress.train_progress_bar.disable = False
+        lightning_internals.close_progress_bars(progress)
+        assert progress.train_progress_bar.disable
 
 
 def test_every_function_has_a_canary() -> None:

@@ -54,13 +54,13 @@ def test_gradient_is_the_mean_over_tasks() -> None:
     tasks = random_linear_tasks(4, 2, torch.Generator().manual_seed(0))
     network, inner = nn.Linear(2, 1).double(), InnerLoop(0.1, 2)
     together = Learn2LearnEngine().meta_gradient(network, mse_loss, TaskBatch.stack(tasks), inner)
-    alone = [
+    separate = [
         Learn2LearnEngine().meta_gradient(network, mse_loss, TaskBatch.stack([t]), inner) for t in tasks
     ]
     for name, gradient in together.gradient.items():
-        mean = torch.stack([a.gradient[name] for a in alone]).mean(0)
+        mean = torch.stack([s.gradient[name] for s in separate]).mean(0)
         torch.testing.assert_close(gradient, mean, rtol=1e-13, atol=1e-15)
-    assert together.loss.item() == pytest.approx(sum(a.loss.item() for a in alone) / 4)
+    assert together.loss.item() == pytest.approx(sum(s.loss.item() for s in separate) / 4)
 
 
 @pytest.mark.parametrize("first_order", [True, False])

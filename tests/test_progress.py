@@ -1,12 +1,17 @@
-"""What a person sees while training goes on."""
+"""The progress bar: meta-steps, rate and time left."""
 
 from collections.abc import Callable
+from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pytorch_lightning import LightningModule, Trainer
+from torch.nn.functional import mse_loss
 
-from maml_pipeline.learner.progress import MetaStepProgressBar
+from maml_pipeline import MetaLearner
+from maml_pipeline.learner.progress import COMPILING, MetaStepProgressBar
+from maml_pipeline.networks import MLP
 from tests.helpers import CONFIGS
 
 
@@ -26,8 +31,113 @@ def test_a_log_shows_the_meta_step_of_every_validation(
     assert shown == [20, 40, 60]
 
 
+class FakeTime:
+    """Time that passes only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal:
+    """A trainer, a learner and a bar of a terminal of some width, without training."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, columns: int, max_steps: int, step: int = 0
+    ) -> None:
+        self.time = FakeTime()
+        self.first_order = False
+        self.bar = MetaStepProgressBar(self.time)
+        self.bar.seconds_between = 0.0
+        self.learner = MetaLearner(MLP(hidden_features=[2]), loss=mse_loss, inner_lr=0.1)
+        self.trainer: Any = SimpleNamespace(global_step=step, max_steps=max_steps)
+        self.metrics: dict[str, float] = {}
+        monkeypatch.setattr(MetaStepProgressBar, "trainer", self.trainer)
+        monkeypatch.setattr(self.bar, "get_metrics", lambda *_: self.metrics)
+        monkeypatch.setattr(MetaLearner, "takes_first_order", lambda _: self.first_order)
+        self.screen = StringIO()
+        monkeypatch.setattr("sys.stdout", self.screen)
+        self.bar.train_progress_bar = self.bar.init_train_tqdm()
+        tqdm: Any = self.bar.train_progress_bar
+        tqdm.dynamic_ncols = lambda _: (columns, 24)
+
+    def meta_step(self, seconds: float) -> None:
+        self.bar.on_train_batch_start(self.trainer, self.learner, None, 0)
+        self.time.now += seconds
+        self.trainer.global_step += 1
+        self.bar.on_train_batch_end(self.trainer, self.learner, None, None, 0)
+
+    def line(self) -> str:
+        return str(self.bar.train_progress_bar)
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (80, ["10/s", "33:18 left", "loss 0.312", "val/loss 0.298"]),
+        (120, ["10/s", "33:18 left", "loss 0.312", "val/loss 0.298", "val/accuracy 0.953"]),
+    ],
+)
+def test_the_bar_is_readable_in_a_terminal(
+    columns: int, shown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(monkeypatch, columns, max_steps=20000)
+    terminal.metrics = {
+        "train/loss": 0.31234567,
+        "val/loss": 0.29841,
+        "val/accuracy": 0.95312,
+    }
+    for _ in range(20):
+        terminal.meta_step(0.1)
+    line = terminal.line()
+    count, bar, text = line.split("|")
+    assert count == "Meta-step 20/20000 "
+    assert len(bar) >= 8 and len(line) == columns
+    assert text.strip().split(", ") == shown
+
+
+def test_rate_and_time_left_leave_out_the_first_meta_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, 120, max_steps=120, step=100)  # resumed
+    terminal.meta_step(35.0)
+    assert "left" not in terminal.line()
+    for _ in range(10):
+        terminal.meta_step(0.5)
+    assert terminal.line().endswith("| 2/s, 00:04 left")
+
+
+def test_a_new_gradient_order_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(monkeypatch, 120, max_steps=100)
+    terminal.first_order = True
+    for _ in range(50):
+        terminal.meta_step(0.25)
+    terminal.first_order = False
+    for seconds in (60.0, *[2.0] * 9):
+        terminal.meta_step(seconds)
+    assert terminal.line().endswith("| 2 s each, 01:20 left")
+
+
+def test_compiling_is_announced_before_the_first_meta_step_of_each_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal(monkeypatch, 120, max_steps=100)
+    terminal.learner.compiles = True
+    for first_order in (True, False):
+        terminal.first_order = first_order
+        terminal.screen.truncate(0)
+        terminal.bar.on_train_batch_start(terminal.trainer, terminal.learner, None, 0)
+        assert COMPILING in terminal.screen.getvalue()
+        terminal.meta_step(1.0)
+        assert COMPILING not in terminal.line()
+        terminal.meta_step(1.0)
+        terminal.screen.truncate(0)
+        terminal.bar.on_train_batch_start(terminal.trainer, terminal.learner, None, 0)
+        assert COMPILING not in terminal.screen.getvalue()
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_bar_of_a_resumed_run_has_its_total_and_its_own_rate(
+def test_the_bar_of_a_resumed_run_starts_at_its_meta_step(
     maml: Callable[..., str], monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     shown: list[Any] = []
@@ -47,6 +157,4 @@ def test_the_bar_of_a_resumed_run_has_its_total_and_its_own_rate(
     maml(*run, "--trainer.max_steps", 60, "--ckpt_path", "last")
     assert len(shown) == 40 * accumulate
     for batches, bar in enumerate(shown, 1):
-        # tqdm's rate is (n - initial) / elapsed, and the time left (total - n) / rate.
-        assert (bar["prefix"], bar["unit"]) == ("Meta-training", " meta-steps")
         assert (bar["initial"], bar["n"], bar["total"]) == (20, 20 + batches // accumulate, 60)

@@ -153,6 +153,7 @@ def test_the_python_example_runs() -> None:
     assert gradient.keys() == {"weight", "bias"}
 
 
+@pytest.mark.integration  # jsonargparse starts a process to find a module's stubs
 def test_your_own_tasks_and_network_plug_in_by_class_path(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

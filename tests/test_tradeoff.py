@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from maml_pipeline.runs.lock import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
-from maml_pipeline.tradeoff.progress import GridProgress
+from maml_pipeline.tradeoff.progress import UNKNOWN_TIME, GridProgress
 from tests.helpers import CONFIGS, ROOT, Maml, locked_by_another_process, maml_command
 
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")
@@ -212,3 +213,36 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
     hours, minutes, rest = map(int, progress.time_left().split(":"))
     assert 3600 * hours + 60 * minutes + rest == round(left)
     assert "[3/4] first-k5-s0: started" in out.getvalue()
+
+
+def test_the_time_left_does_not_count_startup_as_training() -> None:
+    grid = make_grid(["first", "second"], [1], [0])
+    now = 0.0
+    progress = GridProgress(grid, 100, Console(file=StringIO()), clock=lambda: now)
+    progress.start(0)
+    assert progress.time_left() == UNKNOWN_TIME
+    now = 35.0  # compiling
+    progress.update(1)
+    assert progress.time_left() == UNKNOWN_TIME
+    now = 45.0
+    progress.update(11)
+    first, second = 89, 35 + 100 * grid[1].relative_cost / grid[0].relative_cost
+    assert progress.time_left() == str(timedelta(seconds=round(first + second)))
+    now = 47.0  # it counts down between two updates
+    progress.update(11)
+    assert progress.time_left() == str(timedelta(seconds=round(first - 2 + second)))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bar_fits_on_one_line(width: int) -> None:
+    cells = make_grid(["checkpointed"], [10], list(range(100, 112)))
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    progress = GridProgress(cells, 60_000, console)
+    progress.start(0)
+    progress.update(59_999)
+    console.print(progress.bars)
+    line = out.getvalue().splitlines()[-1]
+    assert len(line) == width
+    assert line.startswith("[1/12] checkpointed-k10-s100 59,999/60,000 ━")
+    assert line.endswith(f"8% {UNKNOWN_TIME} left")

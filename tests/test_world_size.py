@@ -55,7 +55,7 @@ def check_case(worlds: Worlds, name: str) -> None:
             trained: runs.Trained = found[name]
             assert difference(trained.gradient, alone.gradient) < 1e-12
             assert difference(trained.weights, alone.weights) < 1e-9
-            # One reduction a meta-step: the networks fit into one bucket of DDP's.
+            # One all-reduce per meta-step: the networks fit into one DDP bucket.
             by_batch = [0, 1] if "accumulated" in name else [1]
             assert trained.reductions == by_batch * runs.META_STEPS
 

@@ -1,4 +1,4 @@
-"""`maml sync`: upload runs that were kept offline, with W&B's own `wandb sync`."""
+"""`maml sync`: upload offline runs with `wandb sync`."""
 
 import subprocess
 import sys
@@ -18,17 +18,17 @@ from maml_pipeline.text import printable
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Upload what has not been uploaded, the parts of a resumed run in order.
+    """Upload the logs that are not uploaded yet, those of a resumed run in order.
 
     Args:
         arguments: Those after `maml sync`.
 
     Raises:
-        UserError: The person can put it right.
+        UserError: A path holds no W&B run, there is no API key, or W&B fails to upload a log.
     """
     parser = Parser(
         prog="maml sync",
-        description="Upload runs that were kept offline to W&B. What was uploaded already is left out.",
+        description="Upload offline runs to W&B. Runs that are already uploaded are skipped.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -37,14 +37,14 @@ def run(arguments: Sequence[str]) -> None:
         metavar="RUN_DIR",
         nargs="+",
         type=path_argument,
-        help="a run's folder, or a folder of them",
+        help="a run's folder, or a folder that contains runs",
     )
     add("--entity", help="team or user (default: yours)")
-    add("--project", help="project (default: the one that the run was made for)")
+    add("--project", help="project (default: the project set when the run was logged)")
     settings = parser.parse_args(arguments)
     rounds = _rounds(settings.runs)
     if not rounds:
-        print("Nothing to upload: every run has been uploaded, or was online")
+        print("Nothing to upload: every run is already uploaded, or was online")
         return
     if not logged_in():
         raise UserError("W&B has no API key here; run `wandb login`, or set WANDB_API_KEY")
@@ -55,23 +55,27 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
-    """Return the logs to upload: the first part of every run, then every second part, and so on."""
+    """Return the logs to upload: first the first log of every run, then every second log, and so on."""
     runs: dict[str, list[Path]] = {}
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path} does not exist; give a run's folder, or one that holds runs")
+            raise UserError(
+                f"{path} does not exist; give a run's folder, or a folder that contains runs"
+            )
         found = find_wandb_logs(path)
         if not found:
-            raise UserError(f"{path} holds no W&B run; give a run's folder, or one that holds runs")
+            raise UserError(
+                f"{path} holds no W&B run; give a run's folder, or a folder that contains runs"
+            )
         runs |= found
     waiting: list[list[Path | None]] = []
     for logs in runs.values():
         folder = logs[0].parent.parent.parent
         if is_locked(folder / WANDB_ID):
-            print(f"{printable(folder)} is still being trained: upload it once that has ended")
+            print(f"{printable(folder)} is still being trained: upload it later")
             continue
         logs = [log for log in logs if not is_empty(log)]
-        # A part that is uploaded keeps its place, for only the first part begins the run.
+        # An uploaded log keeps its place: only the first log of a run creates it on the server.
         waiting.append([None if is_synced(log) or not is_offline(log) else log for log in logs])
     rounds = [[log for log in part if log is not None] for part in zip_longest(*waiting)]
     while rounds and not rounds[-1]:
@@ -83,12 +87,12 @@ def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None
     if not logs:
         return
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(log.parent) for log in logs)]
-    # W&B asks the server where the run ends, and goes on from there (compare wandb#5865).
+    # W&B asks the server for the last step and continues from it (compare wandb#5865).
     environment = child_environment(WANDB_RESUME="allow") if resumes else None
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     failed = next((log for log in logs if not is_synced(log)), None)
     if failed is not None or done.returncode:
         lines = [line.removeprefix("wandb: ").strip() for line in done.stderr.splitlines()]
-        words = [line for line in lines if line] or ["no reason"]
+        words = [line for line in lines if line] or ["no reason given"]
         reason = next((line for line in reversed(words) if "ERROR" in line), words[-1])
         raise UserError(f"{(failed or logs[0]).parent} was not uploaded: {reason}")

@@ -77,12 +77,6 @@ class EvaluatedByAdaptation(LightningModule):
         measures = [f"{split}/{name}{step}" for name in self.measures for step in ("", *steps)]
         return [f"{measure}{suffix}" for measure in measures for suffix in ("", "_ci95")]
 
-    def evaluation_protocol(self) -> str:
-        """Describe how query sets are predicted, to print beside results."""
-        if self.transductive:
-            return "transductive: each query set is predicted as one batch"
-        return "not transductive: each query point is predicted by itself, with the support set"
-
     # How -----------------------------------------------------------------------------------------
 
     def check_first_batch(self, batch: TaskBatch) -> None:

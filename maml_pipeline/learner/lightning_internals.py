@@ -8,7 +8,7 @@ from subprocess import Popen
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import EarlyStopping, Timer
+from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 
 # The training loop ------------------------------------------------------------------------------
 
@@ -105,3 +105,14 @@ def check_after_validation(callback: EarlyStopping) -> None:
 def checks_every_step(timer: Timer) -> bool:
     """Tell whether a Timer's `interval` is `step`, which has no getter."""
     return timer._interval == "step"
+
+
+def close_progress_bars(progress: TQDMProgressBar) -> None:
+    """Close the bars that were opened; the public properties raise for those that were not."""
+    for bar in (
+        progress._train_progress_bar,
+        progress._val_progress_bar,
+        progress._test_progress_bar,
+    ):
+        if bar is not None:
+            bar.close()

@@ -1,7 +1,8 @@
-"""The progress bar of a training."""
+"""The progress bar of a training: meta-steps done, rate, time left and the latest measures."""
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -9,26 +10,41 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from maml_pipeline.learner import lightning_internals
+from maml_pipeline.learner.meta_learner import MetaLearner
+
+COMPILING = "compiling the meta-gradient (once, about a minute)..."
+NARROWEST_BAR = 8
+"""Measures that would make the bar narrower than so many columns are left out."""
+
 
 class MetaStepProgressBar(TQDMProgressBar):
     """Show the meta-steps done, their rate, the time left and the latest measures.
 
-    Redrawn by the clock and not by the step: reading a measure off a GPU waits for the GPU, and a
-    Slurm log keeps every line that a terminal would overwrite.
+    The rate is that of this process, and leaves out the first meta-step of each gradient order, in which
+    `torch.compile` runs and caches fill. It includes validations.
+
+    Redrawn by the clock, not in every step: reading a measure from a GPU waits for the GPU, and a Slurm
+    log keeps every line that a terminal would overwrite.
+
+    Args:
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
+        self.clock = clock
         self.on_terminal = sys.stdout.isatty()
         self.seconds_between = 0.2 if self.on_terminal else 30.0
-        self.drawn_at = 0.0
+        self.drawn_at = float("-inf")
+        self._measured_from: tuple[int, float] | None = None
+        self._orders_seen: set[bool] = set()
+        self._first_step = 0
 
     def init_train_tqdm(self) -> Tqdm:
-        """Count in meta-steps, from where a resumed run starts: its rate and time left are its own."""
+        """Build the bar; it starts at the meta-step from which a run is resumed."""
         steps = self.trainer.max_steps
         return Tqdm(
-            desc="Meta-training",
-            unit=" meta-steps",
             initial=self.trainer.global_step,
             total=steps if steps > 0 else None,
             position=2 * self.process_position,
@@ -36,8 +52,9 @@ class MetaStepProgressBar(TQDMProgressBar):
             leave=True,
             dynamic_ncols=True,
             file=sys.stdout,
-            smoothing=0,
-            bar_format=self.BAR_FORMAT,
+            bar_format="Meta-step {n_fmt}/{total_fmt} |{bar}| {desc}"
+            if steps > 0
+            else "Meta-step {n_fmt} {desc}",
         )
 
     def init_validation_tqdm(self) -> Tqdm:
@@ -49,7 +66,19 @@ class MetaStepProgressBar(TQDMProgressBar):
         return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
-        """Leave the bar as it is: Lightning's restarts it, and not in a run that is resumed."""
+        """Keep the bar: Lightning would restart it, though not in a resumed run."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Announce compiling, and start measuring the rate again, where the gradient order is new."""
+        first_order = isinstance(pl_module, MetaLearner) and pl_module.takes_first_order()
+        if first_order in self._orders_seen:
+            return
+        self._orders_seen.add(first_order)
+        self._measured_from, self._first_step = None, trainer.global_step
+        if isinstance(pl_module, MetaLearner) and pl_module.compiles:
+            self.train_progress_bar.set_description_str(COMPILING)
 
     def on_train_batch_end(
         self,
@@ -60,20 +89,69 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         """Redraw when it is time, and at the end."""
-        self.train_progress_bar.n = trainer.global_step  # which validation's redrawing shows, too
-        now = time.monotonic()
+        now = self.clock()
+        self.train_progress_bar.n = trainer.global_step
+        if self._measured_from is None and trainer.global_step > self._first_step:
+            self._measured_from = (trainer.global_step, now)
         if now - self.drawn_at >= self.seconds_between or trainer.global_step == trainer.max_steps:
             self.drawn_at = now
-            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+            self._draw(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, *args: object) -> None:
-        """End the bar's line, so that the error stands on one of its own."""
-        for bar in (self._train_progress_bar, self._val_progress_bar, self._test_progress_bar):
-            if bar is not None:
-                bar.close()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what the validation measured."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+
+    def on_exception(self, *args: object) -> None:
+        """End the bar's line, so that the error is printed on its own line."""
+        lightning_internals.close_progress_bars(self)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Leave out the logger's version number, which says nothing about training."""
+        """Leave out the logger's version number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        bar = self.train_progress_bar
+        if bar.disable:
+            return
+        speed = self._speed(trainer)
+        values = self.get_metrics(trainer, pl_module).items()
+        measures = [f"{name.removeprefix('train/')} {float(value):.3g}" for name, value in values]
+        width = bar.format_dict["ncols"]
+        counts = len(f"Meta-step {bar.n}/{bar.total} || ")
+        room = None if width is None else width - counts - NARROWEST_BAR
+        bar.set_description_str(_joined(speed, measures, room))
+
+    def _speed(self, trainer: Trainer) -> list[str]:
+        """Return the rate and the time left, once they are known."""
+        if self._measured_from is None:
+            return []
+        step, start = self._measured_from
+        steps, seconds = trainer.global_step - step, self.clock() - start
+        if steps == 0 or seconds <= 0:
+            return []
+        rate = steps / seconds
+        shown = [f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"]
+        if trainer.max_steps > 0:
+            left = (trainer.max_steps - trainer.global_step) / rate
+            shown.append(f"{Tqdm.format_interval(left)} left")
+        return shown
+
+
+def _joined(speed: list[str], measures: list[str], room: int | None) -> str:
+    """Join the rate, the time left and as many measures as fit.
+
+    Args:
+        speed: Always shown.
+        measures: In order; those that do not fit are left out.
+        room: Columns; `None` for any number.
+    """
+    text = ", ".join(speed)
+    for measure in measures:
+        longer = f"{text}, {measure}" if text else measure
+        if room is None or len(longer) <= room:
+            text = longer
+    return text

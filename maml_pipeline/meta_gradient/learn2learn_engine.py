@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 class Learn2LearnEngine(Engine):
     """Adapt one task after another, each on learn2learn's differentiable clone of the network.
 
-    The reference, and the engine that supports most modules. A task's graph is freed before the next
-    task adapts, so memory does not depend on the number of tasks; time is proportional to it.
+    Time: T times that of the method for one task. Memory: that of one task, independent of T, since a
+    task's graph is freed before the next task adapts.
 
-    Two cases do not go through learn2learn, and call the network with each step's parameters instead:
-    the checkpointed method, since a clone keeps its graph, and networks whose layers a clone does not
-    replace everywhere, such as layers that are also in a plain list.
+    When to use: as the reference, and for networks that `VectorizedEngine` rejects.
+
+    Weakness: slow for small networks, whose kernels are launched for each task.
+
+    Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
+    since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
+    as layers that are also in a plain list.
     """
 
     def meta_gradient(

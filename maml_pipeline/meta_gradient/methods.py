@@ -4,9 +4,10 @@ Each returns, summed over the T tasks of a chunk, the derivative of the query lo
 
     d L_query(theta_k) / d theta_0   with   theta_{t+1} = theta_t - alpha grad L_support(theta_t);
 
-`first_order` takes d theta_k / d theta_0 for the identity, the other two are exact. In the costs below,
-k is the number of inner steps, P the size of the parameters, A that of the activations of one forward
-pass over a task, and a gradient is one forward and one backward pass. All sizes count once per task.
+`first_order` replaces d theta_k / d theta_0 by the identity; the other two are exact.
+
+In the costs below, k is the number of inner steps, P the size of the parameters, A the size of the
+activations of one forward pass, and a gradient is one forward and one backward pass. Costs are per task.
 """
 
 from collections.abc import Callable
@@ -64,15 +65,16 @@ def chunk_gradient(
 def first_order(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
 ) -> ChunkGradient:
-    """Take the query gradient at the adapted parameters for the meta-gradient.
+    """Return the query gradient at the adapted parameters, ignoring how they depend on theta.
 
-    Time is k + 1 gradients. Memory is A and a few P, whatever k.
+    Time: k + 1 gradients. Memory: A and a few P, independent of k.
 
-    Take it if second order is too slow or PyTorch has no second derivative of a layer. It is biased: it
-    leaves out the product of the factors I - alpha H(theta_t), which matters most for large alpha and
-    strong curvature. Compare both orders with the gradient-gap probe.
+    When to use: second order is too slow, or a layer has no second derivative in PyTorch.
 
-    Also known as FOMAML; with `torch.autograd.grad` it is `create_graph=False`.
+    Weakness: biased. It omits the product of the factors I - alpha H(theta_t), which matters most for
+    large alpha, many steps and strong curvature. The order gap probe measures the difference.
+
+    Also known as FOMAML, or `create_graph=False`.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
@@ -96,13 +98,14 @@ def unrolled(
 ) -> ChunkGradient:
     """Differentiate through the whole inner loop, whose graph is kept.
 
-    Time is k + 1 gradients and a backward pass through all of them. Memory is k times several A, and P.
+    Time: k + 1 gradients and a backward pass through all of them. Memory: several A and P for each step.
 
-    The default for second order, and the fastest where it fits into memory, which it does not for many
-    inner steps or large networks: then take `checkpointed`.
+    When to use: by default. It is the fastest method for second order, if it fits into memory.
 
-    Also known as (plain) MAML, backpropagation through the unrolled inner loop, or, for differential
-    equations, discretise-then-optimise; with `torch.autograd.grad` it is `create_graph=True`.
+    Weakness: memory is proportional to k. For many inner steps or large networks use `checkpointed`.
+
+    Also known as (plain) MAML, backpropagation through the unrolled inner loop, or `create_graph=True`;
+    for differential equations, discretise-then-optimise.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
@@ -126,15 +129,18 @@ def checkpointed(
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back step by step from parameter checkpoints.
 
-    Time is up to 2 k + 1 gradients and k Hessian-vector products. Memory is that of one Hessian-vector
-    product, several A, and about sqrt(2 k) P: at k = 10, a fifth of unrolled's on the 5-way ConvNet.
+    Time: at most 2 k + 1 gradients, and k Hessian-vector products. Memory: several A for one
+    Hessian-vector product, and about sqrt(2 k) P. At k = 10 it needs a fifth of the memory of `unrolled`
+    on the 5-way ConvNet (`tests/test_engine_memory.py`).
 
-    Take it if unrolled does not fit into memory. It is slower, and inner steps must repeat exactly: a
-    network that draws random numbers, as dropout does, is rejected.
+    When to use: `unrolled` does not fit into memory.
+
+    Weaknesses: slower than `unrolled`. Inner steps must repeat exactly, so networks that draw random
+    numbers, as dropout does, are rejected.
 
     Also known as the (discrete) adjoint method, reverse sweep, gradient checkpointing or
-    rematerialisation. Treeverse, revolve and binomial checkpointing are its relatives that recompute a
-    step several times and hold about log k states; here each step is recomputed at most once.
+    rematerialisation. Related: treeverse, revolve and binomial checkpointing, which recompute steps
+    several times to hold only about log k states; here each step is recomputed at most once.
 
     References:
         See `maml_pipeline/meta_gradient/checkpointed.py`, which has the derivation.

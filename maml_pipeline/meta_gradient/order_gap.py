@@ -1,4 +1,4 @@
-"""The gradient gap: how far the first-order meta-gradient is from the second-order one."""
+"""The order gap: how far the first-order meta-gradient is from the second-order one."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

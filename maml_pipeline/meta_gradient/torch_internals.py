@@ -27,7 +27,7 @@ MODULE_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class Allocation(NamedTuple):
-    """An allocation on the CPU, or a deallocation, whose size is not positive."""
+    """An allocation on the CPU; a deallocation has a size that is not positive."""
 
     time: int
     address: int
@@ -65,8 +65,8 @@ def flatten(arguments: Any) -> tuple[list[Any], Callable[[list[Any]], Any], str]
 def trace_with_fake_tensors(function: Callable[..., Any], tensors: list[Tensor]) -> nn.Module:
     """Trace a function with its derivatives and vmap to a graph of tensor operations, without data.
 
-    `torch.compile` alone does not trace through `torch.autograd.grad`. The network's frozen parameters
-    and buffers are not fake tensors: the graph refers to them, so it sees changes of their values.
+    `torch.compile` then sees tensor operations only. Frozen parameters and buffers are not fake
+    tensors: the graph refers to them, so it sees changes of their values.
     """
     graph: nn.Module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     return graph

@@ -33,10 +33,18 @@ SHARE_OF_MEMORY = 0.8
 class VectorizedEngine(Engine):
     """Adapt the tasks of a chunk at once: `torch.func.vmap` maps the network over tasks.
 
-    The fastest engine for small networks, where a kernel launch costs more than its arithmetic. Only
-    vmap comes from functorch; all derivatives are autograd's. (PyTorch's native batch normalisation has
-    a wrong second derivative under functorch's `grad`.) Rejects what vmap does not support: random
-    numbers, control flow that depends on data, recurrent layers.
+    Time: the kernel launches of one task per chunk, and the arithmetic of T tasks. Memory: that of the
+    method times the number of tasks per chunk.
+
+    When to use: by default. The gain is largest for small networks, where launching a kernel takes
+    longer than running it, and for GPUs.
+
+    Weakness: rejects what vmap does not support, such as random numbers, control flow that depends on
+    data and recurrent layers.
+
+    Also known as batched or vmapped MAML. Only vmap comes from functorch; all derivatives are
+    autograd's, since PyTorch's native batch normalisation has a wrong second derivative under
+    functorch's `grad`.
 
     Args:
         tasks_per_chunk: Number of tasks that adapt at once; memory is proportional to it. `None` for

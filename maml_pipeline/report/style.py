@@ -125,7 +125,7 @@ def log_x_axis(ax: Axes) -> None:
     """Make the x axis logarithmic, with labels such as 0.5, 1, 2, 500 and 1,000."""
     ax.set_xscale("log")
     low, high = ax.get_xlim()
-    for steps in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = [t for t in LogLocator(subs=steps).tick_values(low, high) if low <= t <= high]
         if len(ticks) >= 3:
             break

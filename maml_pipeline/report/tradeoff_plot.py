@@ -22,7 +22,7 @@ from maml_pipeline.text import shortened, wrapped
 
 COLUMNS = 3
 """Experiments side by side in the overview."""
-PANEL = (3.6, 3.1)
+PANEL = (3.1, 3.1)
 """Inches of one experiment in the overview."""
 
 
@@ -39,7 +39,7 @@ def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for ax, (title, rows) in zip(axes, experiments.items(), strict=False):
             draw_tradeoff(ax, rows)
-            ax.set_title(wrapped(title, 40))
+            ax.set_title(wrapped(title, 30))
         for ax in axes[len(experiments) :]:
             ax.remove()
         add_legend(figure, "order; k is the number of inner steps in training")

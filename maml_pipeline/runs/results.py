@@ -1,4 +1,4 @@
-"""The results of a run: its own, and whatever else was measured of it."""
+"""Print and save the results of tests and validations of a run."""
 
 import hashlib
 import json
@@ -6,50 +6,80 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.runs.compatibility import Difference
 from maml_pipeline.runs.folder import TEST, VALIDATION
+from maml_pipeline.tasks import TaskBatch
 
 RESULT_FILES = {"test": TEST, "validate": VALIDATION}
 """The file of a run's own result, by command."""
 
+PROTOCOLS = {
+    True: "transductive: each query set is predicted as one batch",
+    False: "not transductive: each query point is predicted by itself, with the support set",
+}
+"""What `model.transductive` means, printed below a result to which it makes a difference."""
+
 
 class ResultTable(Callback):
-    """Print the result of a test or validation as a table, one row an inner step, and keep it.
+    """Print the result of a test or validation as a table, one row an inner step, and save it.
 
-    `test.json` and `val.json` hold the run's own result: that of its best state under its own settings.
-    Any other measurement has a file of its own, such as `test-1f0c63ab.json`, which says in what it
-    differs.
+    `test.json` and `val.json` hold the run's own result: that of its best checkpoint with the run's own
+    settings. Any other measurement is saved to a separate file, such as `test-1f0c63ab.json`, together
+    with the settings that differ.
 
     Args:
-        folder: The run's folder; `None` to keep nothing.
-        differences: What tells this measurement from the run's own.
+        folder: The run's folder; `None` to save nothing.
+        differences: The settings of this measurement that differ from the run's own.
     """
 
     def __init__(self, folder: Path | None, differences: Sequence[Difference] = ()) -> None:
         self.folder = folder
         self.differences = differences
         self._has_trained = False
+        self._points_interact: bool | None = None
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Remove the results of a run that trains on: they are of an earlier state."""
+        """Remove the results of a run that resumes training: they belong to an earlier state."""
         if self.folder is not None and trainer.is_global_zero and not self._has_trained:
             for file in RESULT_FILES.values():
                 (self.folder / file).unlink(missing_ok=True)
         self._has_trained = True
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Find out, once, whether query points influence each other's predictions."""
+        self._check_interaction(pl_module, batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Find out the same, unless training continues after this validation."""
+        if trainer.state.fn == "validate":
+            self._check_interaction(pl_module, batch)
+
+    @rank_zero_only
+    def _check_interaction(self, learner: LightningModule, batch: TaskBatch) -> None:
+        assert isinstance(learner, MetaLearner)
+        if self._points_interact is None:
+            task = (batch.query_x[0], batch.support_x[0])
+            self._points_interact = points_interact(learner.network, *task)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the result over the test tasks."""
         self._show(trainer, pl_module, "test", TEST)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the result over the validation tasks, unless training goes on after it."""
+        """Show the result over the validation tasks, unless training continues after it."""
         if trainer.state.fn == "validate":
             self._show(trainer, pl_module, "val", RESULT_FILES["validate"])
 
@@ -61,10 +91,10 @@ class ResultTable(Callback):
         trained = learner.loaded_meta_step if trainer.ckpt_path else trainer.global_step
         result["meta_step"] = trained
 
-        table = Table(caption=learner.evaluation_protocol())
+        table = Table(caption=PROTOCOLS[learner.transductive] if self._points_interact else None)
         table.add_column("inner steps", justify="right")
         for name in learner.measures:
-            table.add_column(f"{name} ± 95 % CI", justify="right")
+            table.add_column(f"{name} ± 95 % CI", justify="right", overflow="fold")
         for step in range(learner.eval_inner.steps + 1):
             cells = (f"{split}/{name}_step_{step}" for name in learner.measures)
             table.add_row(str(step), *(f"{result[c]:.4f} ± {result[f'{c}_ci95']:.4f}" for c in cells))
@@ -86,3 +116,19 @@ class ResultTable(Callback):
         print(f"Not the run's own result, which is {file}: kept as {path}")
         for key, here, there in self.differences:
             print(f"  {key}: {here} here, {there} in the run")
+
+
+def points_interact(network: nn.Module, query_x: Tensor, support_x: Tensor) -> bool:
+    """Return whether the prediction of a query point depends on what it is predicted together with.
+
+    That is so with batch normalisation by batch statistics.
+
+    Args:
+        network: In the mode in which it is evaluated.
+        query_x: The inputs of one task's query set, `(Q, ...)`.
+        support_x: The inputs of the same task's support set, `(S, ...)`.
+    """
+    with torch.no_grad(), torch.random.fork_rng([query_x.device] if query_x.is_cuda else []):
+        alone = network(query_x)
+        together = network(torch.cat([query_x, support_x[:1]]))[: len(query_x)]
+    return not torch.allclose(alone, together, rtol=1e-3, atol=1e-5, equal_nan=True)

@@ -50,7 +50,7 @@ class GridProgress:
             transient=True,
             expand=True,
         )
-        self.bar = self.bars.add_task("", total=len(cells), left=UNKNOWN_TIME)
+        self.bar = self.bars.add_task("", total=len(cells), visible=False, left=UNKNOWN_TIME)
 
     @property
     def cell(self) -> Cell:
@@ -61,20 +61,18 @@ class GridProgress:
         """Start the next cell, of which `meta_steps` meta-steps are done."""
         self.number += 1
         self.started_at, self.first_steps, self.meta_steps = self.clock(), meta_steps, meta_steps
-        self.first_seen: tuple[int, float] | None = None
+        self.seen: list[tuple[int, float]] = []
+        """The first and the last number of meta-steps that the cell itself reached, and when."""
         self._print(f"resumes after {meta_steps:,} meta-steps" if meta_steps else "started")
+        self._draw()
 
     def update(self, meta_steps: int) -> None:
-        """Show that `meta_steps` meta-steps of the current cell are done."""
-        self.meta_steps = min(max(self.meta_steps, meta_steps), self.max_steps)
-        if self.first_seen is None and self.meta_steps > self.first_steps:
-            self.first_seen = (self.meta_steps, self.clock())
-        self.bars.update(
-            self.bar,
-            completed=self.number + self.meta_steps / self.max_steps,
-            description=f"{self._place()} {self.cell.name} {self.meta_steps:,}/{self.max_steps:,}",
-            left=self.time_left(),
-        )
+        """Report that `meta_steps` meta-steps of the current cell are done."""
+        meta_steps = min(meta_steps, self.max_steps)
+        if meta_steps > self.meta_steps:
+            self.meta_steps = meta_steps
+            self.seen = [*self.seen[:1], (meta_steps, self.clock())]
+        self._draw()
         if not self.console.is_terminal and self.clock() - self.last_line >= SECONDS_BETWEEN_LINES:
             done = f"{self.meta_steps:,} of {self.max_steps:,} meta-steps"
             self._print(f"{done}; {self.time_left()} left for all cells")
@@ -99,12 +97,12 @@ class GridProgress:
             startup, seconds_per_cost = self._fit_durations()
             fraction = 1 - self.first_steps / self.max_steps
             current = fraction * (startup + seconds_per_cost * self.cell.relative_cost) - elapsed
-        elif self.first_seen is not None and self.meta_steps > self.first_seen[0]:
-            steps, seen_at = self.first_seen
-            seconds_per_step = (self.clock() - seen_at) / (self.meta_steps - steps)
-            startup = seen_at - self.started_at
+        elif len(self.seen) == 2:
+            (first_steps, first_time), (last_steps, last_time) = self.seen
+            seconds_per_step = (last_time - first_time) / (last_steps - first_steps)
+            startup = first_time - self.started_at
             seconds_per_cost = seconds_per_step * self.max_steps / self.cell.relative_cost
-            current = seconds_per_step * (self.max_steps - self.meta_steps)
+            current = seconds_per_step * (self.max_steps - last_steps) - (self.clock() - last_time)
         else:
             return UNKNOWN_TIME
         return _duration(max(0.0, current) + sum(startup + seconds_per_cost * cost for cost in later))
@@ -116,6 +114,15 @@ class GridProgress:
             return 0.0, fmean(seconds) / costs[0]
         line = linear_regression(costs, seconds)
         return max(line.intercept, 0.0), max(line.slope, 0.0)
+
+    def _draw(self) -> None:
+        self.bars.update(
+            self.bar,
+            completed=self.number + self.meta_steps / self.max_steps,
+            description=f"{self._place()} {self.cell.name} {self.meta_steps:,}/{self.max_steps:,}",
+            left=self.time_left(),
+            visible=True,
+        )
 
     def _place(self) -> str:
         return f"[{self.number + 1}/{len(self.cells)}]"

@@ -10,13 +10,14 @@ finite differences of first ones.
 The comparison runs once per run and costs about as much as one or two meta-steps; docs/engines.md
 has figures. The modules, from the entry point down:
 
-    verification     decide which workarounds make an engine exact, or raise a `UserError`
-    inspection       what one call of a network does besides predicting
-    comparison       compare one computation of an engine with plain autograd
-    plain_autograd   the reference: meta-gradients with the network's parameters changed in place
-    state, storage, layers   networks that are rejected by name
-    workarounds      how an engine calls a network that needs special treatment
-    preservation     run a network and restore its parameters, attributes and the random state
+    verification              decide which workarounds make an engine exact, or raise a `UserError`
+    inspection                what one call of a network does besides predicting
+    comparison                compare one computation of an engine with plain autograd
+    plain_autograd            the reference: meta-gradients with parameters changed in place
+    second_derivative         Hessian-vector products against finite differences
+    state, storage, layers    networks that are rejected by name
+    workarounds               how an engine calls a network that needs special treatment
+    preservation              restore parameters, attributes and the random state after a call
 """
 
 from maml_pipeline.meta_gradient.exactness.comparison import Computation

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.exactness.plain_autograd import LossesAndGradient, PlainAutograd
 from maml_pipeline.meta_gradient.exactness.preservation import RandomState
+from maml_pipeline.meta_gradient.exactness.second_derivative import second_derivative_is_wrong
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
 from maml_pipeline.tasks import TaskBatch
@@ -73,6 +74,7 @@ class Comparison:
         workarounds: Workarounds,
     ) -> None:
         self.computation, self.network, self.loss, self.tasks = computation, network, loss, tasks
+        self.support = tasks.support_x[0], tasks.support_y[0]
         plain = Workarounds(copy_inputs=True, math_attention=workarounds.math_attention)
         self.plain_autograd = PlainAutograd(network, loss, plain)
         theta = {name: p.detach().clone() for name, p in self.plain_autograd.parameters.items()}
@@ -111,45 +113,24 @@ class Comparison:
         return mismatch
 
     def second_derivative_is_wrong(self) -> bool:
-        """Compare Hessian-vector products with finite differences of the gradient, at two points.
-
-        Returns:
-            Whether they differ at both points.
-        """
+        """Tell whether Hessian-vector products differ from finite differences at both of two points."""
         if self.computation.is_evaluation or self.inner.first_order or self.inner.steps == 0:
             return False
-        return all(self._second_derivative_is_wrong(theta) for theta in self.points)
 
-    def _second_derivative_is_wrong(self, theta: Parameters) -> bool:
-        """Compare u^T J d for random u and d, with J the derivative of the gradient.
-
-        d is zero where the gradient is zero: parameters excluded from learning, such as the padding row
-        of an embedding, may still influence the loss.
-        """
-        support = self.tasks.support_x[0], self.tasks.support_y[0]
-
-        def slope(distance: float) -> Parameters:
+        def slope(theta: Parameters) -> Parameters:
             self.random_state.restore()
-            shifted = {name: p + distance * d[name] for name, p in theta.items()}
-            return self.plain_autograd.gradient(shifted, *support)[1]
+            return self.plain_autograd.gradient(theta, *self.support)[1]
 
-        u, d = self._direction(theta), self._direction(theta)
-        at_theta = slope(0)
-        d = {name: torch.where(g == 0, torch.zeros_like(g), d[name]) for name, g in at_theta.items()}
-        self.random_state.restore()
-        product = self.plain_autograd.hessian_vector_product(theta, *support, u)
-        by_autograd = sum(_inner_products(product, d))
-        negligible = 1e-3 * sum(map(abs, _inner_products(u, at_theta)))
+        def product(theta: Parameters, vector: Parameters) -> Parameters:
+            self.random_state.restore()
+            return self.plain_autograd.hessian_vector_product(theta, *self.support, vector)
 
-        for h in (1e-5, 1e-7, 1e-3):
-            by_differences, scale = _central_difference(slope, u, h)
-            error, scale = abs(by_differences - by_autograd), scale + negligible
-            if not error > 1e-4 * scale:
-                return False
-            again, _ = _central_difference(slope, u, h / 2)
-            if error > 1e-3 * scale and abs(again - by_differences) < 0.1 * error:
-                return True
-        return False  # kinks or rounding make the differences inconclusive
+        return all(
+            second_derivative_is_wrong(
+                slope, product, theta, self._direction(theta), self._direction(theta)
+            )
+            for theta in self.points
+        )
 
     def _near(self, theta: Parameters, distance: float) -> Parameters:
         return {name: theta[name] + distance * d for name, d in self._direction(theta).items()}
@@ -167,8 +148,7 @@ class Comparison:
         """Choose at most two inner steps, large enough to matter and small enough not to diverge."""
         theta = self.points[0]
         self.random_state.restore()
-        support = self.tasks.support_x[0], self.tasks.support_y[0]
-        _, slope = self.plain_autograd.gradient(theta, *support)
+        _, slope = self.plain_autograd.gradient(theta, *self.support)
         length, steepness = _norm(theta), _norm(slope)
         lr = min(10 * inner.lr, 0.05 * length / steepness) if steepness > 0 else inner.lr
         steps = min(inner.steps, _STEPS)
@@ -184,19 +164,6 @@ class Comparison:
 def first_sentence(error: Exception) -> str:
     """Return the first sentence of an error message, which may be a page long."""
     return (str(error).strip() or repr(error)).splitlines()[0].split(". ")[0].rstrip(".")
-
-
-def _central_difference(
-    slope: Callable[[float], Parameters], u: Parameters, h: float
-) -> tuple[float, float]:
-    """Return u^T J d and the sum of the magnitudes of its terms."""
-    plus, minus = slope(h), slope(-h)
-    terms = _inner_products({name: (plus[name] - minus[name]) / (2 * h) for name in plus}, u)
-    return sum(terms), sum(map(abs, terms))
-
-
-def _inner_products(first: Parameters, second: Parameters) -> list[float]:
-    return torch.stack([(first[name] * second[name]).sum() for name in first]).tolist()
 
 
 def _norm(parameters: Parameters) -> float:

@@ -1,7 +1,7 @@
 """The reference that engines are compared with: one task at a time, plain autograd.
 
-The network is called with its own parameters, which are set to theta_t in place. Whatever it does with
-them (layers in lists, closures, activation checkpointing) then works as in ordinary training.
+The network is called with its own parameters, which are set to theta_t in place, so that layers in
+lists, closures and activation checkpointing work as in ordinary training.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,274 @@
+"""Plots of a report: readable at any number of experiments, without colour, with labels apart."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, groupby, pairwise
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.report.comparison import ComparisonRow, compare
+from maml_pipeline.report.curves import MOST_POINTS, series_over_seeds
+from maml_pipeline.report.page import render_figure
+from maml_pipeline.report.plots import draw_plots
+from maml_pipeline.report.style import METHOD_STYLES, plain_number, plot_style
+from maml_pipeline.report.tradeoff_plot import draw_overview
+from maml_pipeline.runs.run import Run
+from tests.helpers import make_run
+
+FIRST, SECOND, CHECKPOINTED = Method.FIRST_ORDER, Method.UNROLLED, Method.CHECKPOINTED
+
+# (method, inner steps): (result, half its interval, peak memory in MB), as measured.
+TWENTY_WAY = {
+    (FIRST, 1): (0.368, 0.006, 112.0),
+    (SECOND, 1): (0.496, 0.007, 228.0),
+    (CHECKPOINTED, 1): (0.495, 0.007, 190.0),
+    (FIRST, 5): (0.533, 0.007, 112.1),
+    (SECOND, 5): (0.689, 0.007, 695.0),
+    (CHECKPOINTED, 5): (0.692, 0.007, 203.0),
+}
+FIVE_WAY = {
+    (FIRST, 1): (0.859, 0.011, 74.1),
+    (SECOND, 1): (0.909, 0.009, 147.0),
+    (CHECKPOINTED, 1): (0.905, 0.009, 118.0),
+    (FIRST, 3): (0.882, 0.009, 74.1),
+    (SECOND, 3): (0.917, 0.009, 282.0),
+    (CHECKPOINTED, 3): (0.907, 0.009, 130.0),
+}
+SINE = {
+    (FIRST, 1): (0.165, 0.020, 0.434),
+    (SECOND, 1): (0.154, 0.021, 0.660),
+    (CHECKPOINTED, 1): (0.174, 0.029, 0.675),
+    (FIRST, 2): (0.301, 0.030, 0.513),
+    (SECOND, 2): (0.093, 0.013, 1.00),
+    (CHECKPOINTED, 2): (0.096, 0.012, 0.853),
+    (FIRST, 5): (0.295, 0.043, 0.513),
+    (SECOND, 5): (0.079, 0.011, 1.81),
+    (CHECKPOINTED, 5): (0.077, 0.011, 1.03),
+}
+# The worst case: every mark in one place.
+COINCIDING = dict.fromkeys(SINE, (0.5, 0.1, 1.0))
+
+
+def rows(
+    results: dict[tuple[Method, int], tuple[float, float, float]],
+    experiment: str = "sine",
+    measure: str = "loss",
+    seeds: Sequence[int] = (0,),
+) -> list[ComparisonRow]:
+    runs = [
+        make_run(
+            method,
+            k,
+            seed,
+            result=result * (1 + 0.1 * seed),
+            ci95=ci95,
+            peak_bytes=1e6 * megabytes,
+            experiment=experiment,
+            measure=measure,
+        )
+        for (method, k), (result, ci95, megabytes) in results.items()
+        for seed in seeds
+    ]
+    return next(iter(compare(runs).values()))
+
+
+EXPERIMENTS = {
+    "omniglot-20w1s": rows(TWENTY_WAY, "omniglot-20w1s", "accuracy"),
+    "omniglot-5w1s": rows(FIVE_WAY, "omniglot-5w1s", "accuracy"),
+    "sine-10shot": rows(SINE, "sine-10shot", "loss", seeds=(0, 1)),
+    "coinciding": rows(COINCIDING),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+# Labels -----------------------------------------------------------------------------------------
+
+
+def draw(figure: Figure, dpi: float = 96) -> None:
+    figure.set_dpi(dpi)
+    with plot_style():
+        FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+
+
+def labels_of(ax: Axes) -> list[Annotation]:
+    return [text for text in ax.texts if isinstance(text, Annotation)]
+
+
+def label_boxes(ax: Axes) -> list[Bbox]:
+    """Return the boxes of the labels in pixels, without the lines that join them to their marks."""
+    return [Text.get_window_extent(label) for label in labels_of(ax)]
+
+
+def overview_and_plots() -> list[Figure]:
+    plots = [plot for shown in EXPERIMENTS.values() for plot in draw_plots(shown)]
+    return [draw_overview(EXPERIMENTS), *(p.figure for p in plots if p.name == "tradeoff")]
+
+
+@pytest.mark.parametrize("dpi", [96, 200])
+def test_no_label_covers_another_or_leaves_its_panel(dpi: int) -> None:
+    labels = 0
+    for figure in overview_and_plots():
+        draw(figure, dpi)
+        for ax in figure.axes:
+            boxes = label_boxes(ax)
+            labels += len(boxes)
+            for one, other in combinations(boxes, 2):
+                assert not one.overlaps(other)
+            panel = ax.get_window_extent()
+            assert all(panel.contains(x, y) for box in boxes for x, y in (box.min, box.max))
+    assert labels == 2 * (6 + 6 + 9 + 9)
+
+
+def test_a_label_lies_beside_its_mark() -> None:
+    figure = draw_overview({"20-way": EXPERIMENTS["omniglot-20w1s"]})
+    draw(figure)
+    (ax,) = figure.axes
+    for box, label in zip(label_boxes(ax), labels_of(ax), strict=True):
+        x, y = ax.transData.transform(label.xy)
+        assert not box.contains(x, y)
+        gap = max(box.x0 - x, x - box.x1, box.y0 - y, y - box.y1)
+        assert gap < 30  # pixels
+
+
+def test_the_same_rows_give_the_same_picture() -> None:
+    one, other = (render_figure(draw_overview(EXPERIMENTS), "png") for _ in range(2))
+    assert one == other
+
+
+# Axes -------------------------------------------------------------------------------------------
+
+
+def tick_labels(ax: Axes, which: str) -> list[str]:
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = sorted(axis.get_view_interval())
+    ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+    return [label.get_text() for place, label in ticks if low <= place <= high]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0, "0"), (0.05, "0.05"), (0.5, "0.5"), (2.5, "2.5"), (20, "20"), (500, "500")),
+        *((999.9999999, "1,000"), (1000, "1,000"), (20_000, "20,000"), (1e9, "1e+09")),
+    ],
+)
+def test_a_tick_is_a_plain_number(value: float, text: str) -> None:
+    assert plain_number(value) == text
+
+
+@pytest.mark.parametrize("unit", [1, 40, 700])
+@pytest.mark.parametrize("spread", [1, 1.3, 8, 300])
+def test_memory_ticks_are_few_plain_and_different(unit: float, spread: float) -> None:
+    shown = rows({(FIRST, 1): (0.5, 0.1, unit), (SECOND, 1): (0.4, 0.1, unit * spread)})
+    figure = draw_overview({"experiment": shown})
+    draw(figure)
+    (ax,) = figure.axes
+    labels = tick_labels(ax, "x")
+    assert 1 <= len(labels) <= 9 and len({*labels}) == len(labels)
+    assert not any("e" in label for label in labels)
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def probe(step: int, cosine: float) -> dict[str, float]:
+    return {"step": step - 1, "order_gap/cosine": cosine}
+
+
+def test_a_single_probe_is_a_visible_mark_on_an_axis_with_different_ticks() -> None:
+    runs = [make_run(method, 1, history=[probe(10, 0.9)]) for method in (FIRST, SECOND)]
+    (shown,) = compare(runs).values()
+    (plot,) = [plot for plot in draw_plots(shown) if plot.name == "order-gap-k1"]
+    draw(plot.figure)
+    (ax,) = plot.figure.axes
+    labels = tick_labels(ax, "x")
+    assert len({*labels}) == len(labels) >= 2
+    for line in ax.lines:
+        assert line.get_marker() not in ("", "None", None)
+        ((x, y),) = np.asarray(line.get_xydata())
+        assert ax.get_xlim()[0] < x <= ax.get_xlim()[1] and ax.get_ylim()[0] < y < ax.get_ylim()[1]
+
+
+# Without colour, and at any number of experiments -----------------------------------------------
+
+
+def test_methods_differ_without_colour() -> None:
+    styles = [METHOD_STYLES[method] for method in Method]
+    for one, other in combinations(styles, 2):
+        assert one.marker != other.marker and one.line != other.line and one.label != other.label
+    assert len({style.fill for style in styles[:2]}) == 2
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 9, 30])
+def test_many_experiments_are_a_grid_of_readable_panels(number: int) -> None:
+    titles = [f"experiment {n}, model.inner_lr 0.{n} and other settings" for n in range(number)]
+    figure = draw_overview(dict.fromkeys(titles, EXPERIMENTS["sine-10shot"]))
+    assert len(figure.axes) == number
+    width, _ = figure.get_size_inches()
+    assert width <= 11
+    draw(figure)
+    panels = [ax.get_tightbbox() for ax in figure.axes]
+    assert all(not one.overlaps(other) for one, other in combinations(filter(None, panels), 2))
+    assert all(ax.get_window_extent().width / figure.dpi > 1.8 for ax in figure.axes)
+
+
+def test_every_text_of_a_plot_lies_inside_it() -> None:
+    for shown in EXPERIMENTS.values():
+        for plot in draw_plots(shown):
+            draw(plot.figure)
+            drawn = plot.figure.get_tightbbox()
+            width, height = plot.figure.get_size_inches()
+            assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= width and drawn.y1 <= height
+
+
+# Curves -----------------------------------------------------------------------------------------
+
+
+def test_the_training_loss_is_drawn() -> None:
+    history = [{"step": step, "train/loss": 1 / (1 + step)} for step in range(0, 50, 10)]
+    (shown,) = compare([make_run(FIRST, 1, history=history)]).values()
+    (plot,) = [plot for plot in draw_plots(shown) if plot.name == "training-loss-k1"]
+    (line,) = plot.figure.axes[0].lines
+    assert np.asarray(line.get_ydata()).tolist() == [record["train/loss"] for record in history]
+
+
+def logged(run: Run, values: Sequence[float], every: int) -> Run:
+    history = [{"step": every * (n + 1) - 1, "a": value} for n, value in enumerate(values)]
+    return replace(run, history=history)
+
+
+def test_a_short_series_is_drawn_as_it_was_logged() -> None:
+    runs = [logged(make_run(FIRST, 1, seed), [1 + seed, 2 + seed], 5) for seed in (0, 2)]
+    series = series_over_seeds(runs, "a")
+    assert series == ([5, 10], [2, 3], [1, 2], [3, 4])
+
+
+@pytest.mark.parametrize("length", [MOST_POINTS + 1, 1000, 12_345])
+def test_a_long_series_is_averaged_over_equal_stretches(length: int) -> None:
+    runs = [logged(make_run(FIRST, 1, seed), [seed + 1.0] * length, 10) for seed in (0, 1)]
+    series = series_over_seeds(runs, "a")
+    assert MOST_POINTS / 2 <= len(series.steps) <= MOST_POINTS
+    assert series.means == pytest.approx([1.5] * len(series.steps))
+    assert (min(series.lowest), max(series.highest)) == pytest.approx((1, 2))
+    assert all(one < other for one, other in pairwise(series.steps))
+    gaps = [other - one for one, other in pairwise(series.steps[:-1])]
+    assert max(gaps) - min(gaps) <= 10  # one logged step more or less
+
+
+def test_plots_are_named_by_what_they_show() -> None:
+    names = [plot.name for plot in draw_plots(EXPERIMENTS["sine-10shot"])]
+    assert names == ["tradeoff", "memory", "time", *(f"adaptation-k{k}" for k in (1, 2, 5))]
+    assert [k for k, _ in groupby(EXPERIMENTS["sine-10shot"], lambda row: row.inner_steps)] == [1, 2, 5]
