@@ -23,6 +23,7 @@ def essence(run: Run) -> dict[str, object]:
         "result": run.result,
         "curve": run.series(run.monitor),
         "gap": run.series("order_gap/cosine"),
+        "training": run.series("train/loss"),
         "is_finished": run.is_finished,
         "meta_steps": run.meta_steps,
     }

@@ -13,7 +13,7 @@ from maml_pipeline.learner.tracking import experiment_name, gradient_method
 from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.text import printable
 
-SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
+SERIES = ("train/loss", "order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
 """Metrics of which `Run.to_json` keeps the whole series, besides the monitored one."""
 
 NOT_COMPARED = {
