@@ -180,8 +180,6 @@ def test_lightning_installs_no_signal_handler(maml: Maml, monkeypatch: pytest.Mo
     maml(*FIT)
     assert seen[0].__module__ == "maml_pipeline.signals"
     assert signal.getsignal(signal.SIGTERM) is before
-    # What is replaced has not been renamed.
-    assert hasattr(Trainer(logger=False)._signal_connector, "register_signal_handlers")
 
 
 def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:

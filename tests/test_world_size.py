@@ -57,7 +57,7 @@ def check_case(worlds: Worlds, name: str) -> None:
             assert difference(trained.weights, alone.weights) < 1e-9
             # One all-reduce per meta-step: the networks fit into one DDP bucket.
             by_batch = [0, 1] if "accumulated" in name else [1]
-            assert trained.in_backward == by_batch * runs.META_STEPS
+            assert trained.reductions == by_batch * runs.META_STEPS
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)

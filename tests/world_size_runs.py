@@ -10,7 +10,10 @@ from unittest import mock
 import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.parallel import DistributedDataParallel
 
 from maml_pipeline import MetaLearner, Task, TaskDataModule, TaskDistribution
 from maml_pipeline.errors import UserError
@@ -80,14 +83,17 @@ class Case:
 
 
 class Trained(NamedTuple):
-    """The first meta-gradient, before it is clipped, the last weights, and how often ranks communicated.
+    """What a training produced.
 
-    `in_backward` is the number of collectives in the backward pass of each batch.
+    Args:
+        gradient: The first meta-gradient, before clipping.
+        weights: The final weights.
+        reductions: The number of gradient reductions in the backward pass of each batch.
     """
 
     gradient: dict[str, Tensor]
     weights: dict[str, Tensor]
-    in_backward: list[int]
+    reductions: list[int]
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -148,7 +154,7 @@ def train(case: Case) -> Trained:
         learner, datamodule=TaskDataModule(tasks, case.meta_batch_size)
     )
     weights = learner.network.state_dict()
-    return Trained(recorder.gradient, weights, recorder.in_backward)
+    return Trained(recorder.gradient, weights, recorder.reductions)
 
 
 def build(case: Case) -> MetaLearner:
@@ -180,30 +186,31 @@ def trainer(**settings: Any) -> Trainer:
 
 
 class Recorder(Callback):
-    """Keeps the first meta-gradient, and counts the collectives of every backward pass."""
+    """Keeps the first meta-gradient, and counts DDP's gradient reductions in each backward pass."""
 
     def __init__(self) -> None:
-        self.in_backward: list[int] = []
+        self.reductions: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, learner: Any) -> None:
+        """Count reductions, where there are other ranks."""
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.register_comm_hook(self, Recorder.reduce)
+
+    def reduce(self, bucket: Any) -> Future[Tensor]:
+        """Reduce a bucket of gradients as DDP does by default."""
+        self.reductions[-1] += 1
+        group: Any = torch.distributed.group.WORLD
+        return allreduce_hook(group, bucket)
+
+    def on_before_backward(self, *args: Any) -> None:
+        """Begin to count."""
+        self.reductions.append(0)
 
     def on_before_optimizer_step(self, trainer: Trainer, learner: Any, *args: Any) -> None:
         """Remember the gradient, which is not clipped yet."""
         if trainer.global_step == 0:
             named = learner.network.named_parameters()
             self.gradient = {name: p.grad.clone() for name, p in named if p.grad is not None}
-
-    def on_before_backward(self, *args: Any) -> None:
-        """Start counting the collectives of a backward pass."""
-        self.before_backward = collectives()
-
-    def on_after_backward(self, *args: Any) -> None:
-        """Count them."""
-        self.in_backward.append(collectives() - self.before_backward)
-
-
-def collectives() -> int:
-    """Return how many collectives this rank has taken part in: reductions, barriers and others."""
-    group: Any = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
-    return int(group._get_sequence_number_for_group()) if group else 0
 
 
 def evaluate(engine: str, tasks: int) -> tuple[dict[str, Tensor], list[float]]:

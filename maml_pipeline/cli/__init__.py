@@ -37,16 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     # In a Slurm job a signal waits until the code that requeues the job is imported.
     with signals.listening(Response.NOTE if slurm.job_id() else Response.EXIT):
         try:
-            _run_to_its_end(argv)
-        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one into the other
+            _run_and_report_errors(argv)
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns one into the other
             signals.exit_if_interrupted()
             raise
 
 
-def _run_to_its_end(argv: Sequence[str] | None) -> None:
+def _run_and_report_errors(argv: Sequence[str] | None) -> None:
     try:
         _run(_parse(argv))
-        signals.raise_if_requested()  # where something on the way has swallowed the exception
+        signals.raise_if_requested()  # if something has swallowed the exception
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"maml: error: {printable_lines(error)}")
