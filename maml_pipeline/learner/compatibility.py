@@ -1,4 +1,4 @@
-"""Whether network, loss and metric fit the tasks: tried on one task, before training."""
+"""Check on one task, before training, that network, loss and metric fit the tasks."""
 
 import copy
 import warnings
@@ -16,12 +16,12 @@ from maml_pipeline.tasks.task import type_name
 
 
 def measure_name(measure: Loss) -> str:
-    """Return the name under which a loss or metric is logged: a function's own, or its class's."""
+    """Return the name under which a loss or metric is logged: that of the function or class."""
     return getattr(measure, "__name__", type(measure).__name__.lower())
 
 
 def check_measures(loss: Loss, metric: Loss | None) -> None:
-    """Refuse what cannot be a loss or a metric, whatever the tasks.
+    """Refuse what cannot be a loss or a metric for any task.
 
     Raises:
         UserError: It is not callable, learns parameters of its own, or cannot be logged by name.
@@ -49,7 +49,7 @@ def check_measures(loss: Loss, metric: Loss | None) -> None:
 
 
 def check_compatibility(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
-    """Try the network, the loss and the metric on both sets of one task, and leave them as they were.
+    """Run network, loss and metric on both sets of one task, without changing their state.
 
     Raises:
         UserError: The network fails or does not return a tensor; the loss or metric fails or is not a
@@ -132,7 +132,7 @@ def _try_metric(metric: Loss, prediction: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def _throwaway(network: nn.Module) -> Iterator[nn.Module]:
-    """Lend a copy, or the network itself where it cannot be copied, with its buffers put back."""
+    """Yield a copy, or if it cannot be copied, the network itself, and restore its buffers."""
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         copied = copy.deepcopy(network)

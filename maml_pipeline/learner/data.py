@@ -1,4 +1,4 @@
-"""Tasks as a LightningDataModule: which tasks a meta-step sees, and which share a device takes."""
+"""Tasks as a LightningDataModule: the tasks of each meta-step, and each device's share."""
 
 import ctypes
 import os
@@ -73,11 +73,11 @@ class TaskDataModule(LightningDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Let the tasks fetch or convert what they need, once per node."""
+        """Download or convert data, once per node."""
         self.tasks.prepare()
 
     def setup(self, stage: str) -> None:
-        """Refuse devices that do not divide the meta-batch, and what would cut a meta-step in two.
+        """Refuse devices that do not divide the meta-batch, and intervals that split a meta-step.
 
         Raises:
             UserError: The trainer's settings do not fit.
@@ -132,7 +132,7 @@ class TaskDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:
-        """Draw tasks without end, from where training stands whenever Lightning starts to iterate."""
+        """Draw tasks endlessly, from the current meta-step whenever Lightning starts to iterate."""
         return self._loader("train", self.seed, self._next_training_task)
 
     def _next_training_task(self) -> int:
@@ -177,9 +177,10 @@ class TaskDataModule(LightningDataModule):
 
 
 def _outlive_signals(worker: int) -> None:
-    """Let a worker serve the meta-step at hand when a signal asks the run to stop.
+    """Keep a worker running for the current meta-step when a signal asks the run to stop.
 
-    Slurm sends it to all processes. SIGTERM is how a parent ends a worker, too, so that it does, later.
+    Slurm sends signals to all processes. A parent also ends its workers by SIGTERM, so SIGTERM ends them
+    after a delay.
     """
     for signum in SIGNALS:
         signal.signal(signum, _end_later if signum == signal.SIGTERM else signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The random numbers that a network draws, such as dropout's: a pure function of the meta-step."""
+"""Random numbers of the network, such as those of dropout, as a pure function of the meta-step."""
 
 import random
 from typing import Any
@@ -12,7 +12,7 @@ from maml_pipeline.tasks.task import SPLITS
 
 
 class SeedRandomNumbers(Callback):
-    """Seed every generator anew for each batch and each evaluation.
+    """Seed every generator for each batch and each evaluation.
 
     As a task is a pure function of (seed, split, index), the random numbers of a batch are one of
     (seed, split, meta-step, batch of the meta-step, rank). A resumed run draws what one that never
@@ -52,7 +52,7 @@ def seed_generators(*key: int) -> None:
     """Seed the generators of Python, NumPy and PyTorch, on the CPU and the current GPU.
 
     Args:
-        key: What the random numbers are to be a function of: integers from 0 to 2^64 - 1.
+        key: Integers from 0 to 2^64 - 1 that determine the random numbers.
     """
     # Python mixes all bits of an integer, however long; the others take 32 or 64 bits.
     random.seed(sum(part << (64 * place) for place, part in enumerate(key)))
