@@ -1,4 +1,4 @@
-"""ZIP archives, such as `torch.save` and `numpy.savez` write, with a checksum of the whole file."""
+"""SHA-256 checksums of ZIP archives, such as those of `torch.save` and `numpy.savez`."""
 
 import hashlib
 import io
@@ -12,12 +12,12 @@ COMMENT_LENGTH = struct.pack("<H", COMMENT_BYTES)
 
 
 def add_checksum(archive: bytes) -> bytes:
-    """Return the archive with its SHA-256 in its comment, which every reader of ZIP files skips.
+    """Add the SHA-256 of an archive as its comment, which ZIP readers skip.
 
-    Neither `torch.load` nor a ZIP reader's CRC-32, where it is checked at all, covers the headers.
+    `torch.load` checks nothing, and the CRC-32 of ZIP does not cover the headers.
 
     Args:
-        archive: A whole archive without a comment: its last two bytes are the comment's length, 0.
+        archive: A complete archive without a comment; its last two bytes are the comment's length, 0.
     """
     assert archive.endswith(NO_COMMENT)
     body = archive.removesuffix(NO_COMMENT)
@@ -25,17 +25,17 @@ def add_checksum(archive: bytes) -> bytes:
 
 
 def has_valid_checksum(archive: bytes) -> bool:
-    """Tell whether `add_checksum` returned this archive, and no bit of it has changed since."""
+    """Tell whether an archive has the checksum of `add_checksum`, and it matches."""
     body = archive[: -COMMENT_BYTES - len(COMMENT_LENGTH)]
     return archive == body + COMMENT_LENGTH + _comment(body)
 
 
 def has_valid_members(archive: bytes) -> bool:
-    """Tell whether this is an archive without a comment, as other programs write, with whole members."""
+    """Tell whether an archive of another program, without a comment, has intact members."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as members:
             return archive.endswith(NO_COMMENT) and not members.comment and members.testzip() is None
-    except Exception:  # what a ZIP reader raises on damaged headers is of many kinds
+    except Exception:  # ZIP readers raise many kinds of errors on damaged headers
         return False
 
 

@@ -1,29 +1,29 @@
-"""The one error that is shown to a person without a traceback."""
+"""The error that is shown to the user without a traceback."""
 
 import traceback
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 SPEAKING = (RuntimeError, ValueError, TypeError, IndexError, Warning)
-"""Errors whose text says enough without their name."""
+"""Errors whose text is clear without the name of their class."""
 
 
 class UserError(ValueError):
-    """Something that a person can put right: the text names the key, the value and the remedy."""
+    """An error that the user can fix; the text names the key, the value and what is right."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_without_worker_traceback(message))
 
 
 def _without_worker_traceback(message: str) -> str:
-    """Undo what PyTorch's DataLoader does to a worker's error: its text becomes the whole traceback."""
+    """Strip the traceback that PyTorch's DataLoader adds to the text of a worker's error."""
     if not message.startswith("Caught UserError in "):
         return message
     return message.rpartition("UserError: ")[2].strip()
 
 
 def describe(error: BaseException) -> str:
-    """Put an error into one line: its type, its first line, and where in the user's own code it rose."""
+    """Describe an error in one line: type, first line of text, and line of the user's code."""
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else ""
     if not isinstance(error, SPEAKING) or not reason:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes, and folders that the user names."""
 
 import contextlib
 import os
@@ -9,24 +9,24 @@ from pathlib import Path
 from maml_pipeline.errors import UserError
 
 UNFINISHED = ".unfinished"
-"""What the name of a file ends in while it is written; only a process that was killed leaves one."""
+"""Suffix of a file while it is written; only a killed process leaves one behind."""
 
 
 def make_folder(path: Path, key: str) -> None:
-    """Make a folder, and those that it lies in, unless it is there.
+    """Create a folder and its parents, unless it exists.
 
     Args:
         path: Its path.
-        key: What a person named it by, for the message.
+        key: Key or option with which the user named it, for the message.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: It cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{key} {path} cannot be made ({error.strerror}); name a writable folder"
+            f"{key} {path} cannot be created ({error.strerror}); name a writable folder"
         ) from error
 
 
@@ -35,10 +35,10 @@ def expand_home(path: Path, key: str) -> Path:
 
     Args:
         path: As the user wrote it.
-        key: What they named it by, for the message.
+        key: Key or option with which the user named it, for the message.
 
     Raises:
-        UserError: There is no such home folder.
+        UserError: The home folder does not exist.
     """
     try:
         return path.expanduser()
@@ -47,16 +47,16 @@ def expand_home(path: Path, key: str) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, a kill or a power cut never finds half of it.
+    """Write a file atomically: readers, a kill or a power cut never leave half of it.
 
     Args:
-        path: Where to; an earlier file of that name is replaced in one step.
-        content: Text, as UTF-8, or bytes.
+        path: Path of the file; an existing file is replaced.
+        content: Text, written as UTF-8, or bytes.
 
     Raises:
-        OSError: It cannot be written; its `filename` is the path, and an earlier file is as it was.
+        OSError: Writing failed. Its `filename` is the path, and an existing file is unchanged.
     """
-    # A name of its own, because two processes may write the same file at the same time.
+    # A random name, because two processes may write the same file at the same time.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
@@ -64,7 +64,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except OSError as error:  # a failed write does not say of which file
+    except OSError as error:  # the error of a failed write names no file
         error.filename, error.filename2 = str(path), None
         raise
     finally:
@@ -73,10 +73,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the files that a killed process was writing in a folder, or in the folders in it.
+    """Remove unfinished files of killed processes from a folder and its subfolders.
 
     Args:
-        folder: No other process writes in it.
+        folder: Must not be written to by another process.
     """
     for pattern in (f".*{UNFINISHED}", f"*/.*{UNFINISHED}"):
         for unfinished in folder.glob(pattern):

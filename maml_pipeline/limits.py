@@ -1,4 +1,4 @@
-"""The largest values that settings take: beyond them lies a slip of the keyboard."""
+"""Upper bounds of settings, which catch typing errors."""
 
 MAX_SEED = 2**32 - 1  # of NumPy's global generator, which Lightning seeds too
 MAX_INNER_STEPS = 10_000  # each is a column of metrics.csv

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: noted at once, and answered when nothing is lost by it."""
+"""Handling of signals that ask a command to stop; learner/preemption.py has the whole sequence."""
 
 import contextlib
 import os
@@ -11,25 +11,25 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""A time limit that is near (`sbatch --signal=SIGUSR1@120`), a preemption, Ctrl-C, a closed terminal."""
+"""A time limit in 2 minutes (`sbatch --signal=SIGUSR1@120`), preemption, Ctrl-C, a closed terminal."""
 
 SECONDS_TO_INTERRUPT = 1.0
 
 
 Handlers = dict[signal.Signals, Any]
-"""Signal handlers, in any form that `signal.signal` takes."""
+"""Signal handlers, in any form that `signal.signal` accepts."""
 
 
 class Stopped(BaseException):
-    """A command was asked to stop, and has.
+    """A command has stopped because it was asked to.
 
-    Not an `Exception`, which a library on the way might take for a failure of its own.
+    Not an `Exception`, so that no library handles it as a failure.
 
     Args:
-        signum: The signal that asked; `None` where another rank got it.
-        meta_steps: Meta-steps done by a training that was stopped between two of them, its state saved.
+        signum: The signal; `None` if only another rank got one.
+        meta_steps: Meta-steps done by a training whose state is saved.
         by_all: Whether all ranks have agreed to stop here.
-        remark: What else the user should know.
+        remark: Further information for the user.
     """
 
     def __init__(
@@ -45,24 +45,24 @@ class Stopped(BaseException):
         self.by_all = by_all
         self.remark = remark
         self.resume_command: str | None = None
-        """Prints as the hint how to resume; known to whoever knows the run folder."""
+        """How to resume; set by the command, which knows the run folder."""
 
     @property
     def exit_status(self) -> int:
-        """The status that a shell gives a process which the signal has ended."""
+        """The exit status that shells report for a process ended by the signal."""
         return 128 + (self.signum or signal.SIGTERM)
 
 
 class Response(Enum):
-    """What the first signal does. A second Ctrl-C interrupts at once."""
+    """What the first signal does. A second Ctrl-C interrupts immediately."""
 
     EXIT = "end the process: nothing has been done yet"
-    RAISE = "raise `Stopped` where the program is"
-    NOTE = "note it; training asks between two meta-steps"
+    RAISE = "raise `Stopped` immediately"
+    NOTE = "note the signal; training checks for it between meta-steps"
 
 
 class _State:
-    """Of this process, as its signal handlers are."""
+    """State of this process, like its signal handlers."""
 
     is_listening = False
     requested: signal.Signals | None = None
@@ -96,7 +96,7 @@ def listening(first: Response) -> Iterator[None]:
 def install() -> Handlers:
     """Install the handlers, unless `listening` has.
 
-    A signal that `nohup` or a shell's background job has switched off stays so.
+    A signal that is ignored, such as by `nohup`, stays ignored.
 
     Returns:
         The handlers that were replaced, for `restore`.
@@ -113,7 +113,7 @@ def install() -> Handlers:
 
 
 def restore(replaced: Handlers) -> None:
-    """Put back the handlers that `install` has replaced."""
+    """Restore the handlers that `install` replaced."""
     if not replaced:
         return
     for signum, handler in replaced.items():
@@ -126,42 +126,42 @@ def respond(response: Response, announces: bool = False, meta_steps: int | None 
     """Set what a signal does from now on.
 
     Args:
-        response: What it does.
-        announces: Whether `Response.NOTE` says at once, on stderr, that the signal has come.
+        response: The response to the first signal.
+        announces: Whether `Response.NOTE` immediately acknowledges a signal on stderr.
         meta_steps: Meta-steps of a training whose state is saved, for `Stopped`.
     """
     _State.response, _State.announces, _State.meta_steps = response, announces, meta_steps
 
 
 def requested() -> signal.Signals | None:
-    """Return the first signal that came, if any."""
+    """Return the first signal received, if any."""
     return _State.requested
 
 
 def raise_if_requested() -> None:
-    """Stop here if a signal has come.
+    """Stop here if a signal was received.
 
     Raises:
-        Stopped: One has.
+        Stopped: A signal was received.
     """
     if _State.requested is not None:
         raise Stopped(_State.requested, _State.meta_steps)
 
 
 def was_interrupted() -> bool:
-    """Tell whether a second Ctrl-C has come: nothing that may take time should be begun."""
+    """Tell whether a second Ctrl-C was received: start nothing that may take time."""
     return _State.interrupted.is_set()
 
 
 def exit_if_interrupted() -> None:
-    """End this process after a second Ctrl-C, and wait for none of its libraries' farewells."""
+    """End this process after a second Ctrl-C, without waiting for exit handlers of libraries."""
     if was_interrupted():
         _exit("maml: interrupted", 128 + signal.SIGINT)
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _State.requested is not None:
-        # Signals that Slurm repeats do not disturb how the first one is answered.
+        # Signals that Slurm repeats do not change the response to the first one.
         if signum == signal.SIGINT:
             _State.interrupted.set()
             raise KeyboardInterrupt
@@ -174,7 +174,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-    """End this process without an exception, which C code may swallow, or abort at."""
+    """End this process without an exception, which C code may swallow or abort on."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -184,14 +184,14 @@ def _exit(message: str, status: int) -> NoReturn:
 
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that was closed
-        # A terminal may show a progress bar in this line.
+        # The current line of a terminal may hold a progress bar.
         before = "\n" if os.isatty(2) else ""
         os.write(2, f"{before}{message}\n".encode())
 
 
 @contextlib.contextmanager
 def _acknowledging() -> Iterator[None]:
-    """Answer a user from a thread, because Python's own handlers wait for C code to return."""
+    """Acknowledge signals from a thread, because Python's handlers wait for C code to return."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     thread = threading.Thread(target=_acknowledge, args=[read_end], name="signals", daemon=True)

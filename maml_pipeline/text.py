@@ -1,4 +1,4 @@
-"""Text from outside this program, such as names and paths, made safe to show."""
+"""Make text from outside, such as names and paths, safe to print."""
 
 import textwrap
 import unicodedata
@@ -21,12 +21,12 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: object) -> str:
-    """Escape as `printable` does, but keep the ends of lines."""
+    """Escape as `printable` does, but keep line breaks."""
     return "\n".join(map(printable, str(text).split("\n")))
 
 
 def shortened(text: object, width: int) -> str:
-    """Return printable text of at most `width` characters; what is longer ends in dots.
+    """Return printable text of at most `width` characters, truncated with dots.
 
     Args:
         text: Any text.
@@ -37,11 +37,11 @@ def shortened(text: object, width: int) -> str:
 
 
 def wrapped(text: object, width: int, lines: int = 2) -> str:
-    """Return printable text in lines of at most `width` characters; what is longer ends in dots.
+    """Wrap printable text to lines of at most `width` characters, truncated with dots.
 
     Args:
         text: Any text.
-        width: Characters of a line, at least 4.
-        lines: The most lines.
+        width: Characters per line, at least 4.
+        lines: Maximum number of lines.
     """
     return textwrap.fill(printable(text), width, max_lines=lines, placeholder="...")

@@ -12,41 +12,32 @@ config's `probes.every`; "share" is the added time relative to that many meta-st
 import argparse
 import statistics
 import tempfile
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.cli.training import TrainingCommand
+from scripts.benchmark_contenders import StepTimer
 
 EVERY = 10
 
 
-class StepClock(Callback):
-    """Note when each meta-step ends; the time between two ends includes all callbacks."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Note the time."""
-        self.ends.append(time.perf_counter())
-
-
 def measure(config: Path, first_order: bool, probe_steps: int) -> None:
     """Train a config for a number of probe steps and print a row of the table."""
-    clock = StepClock()
+    timer = StepTimer(torch.device("cpu"))
 
-    class Clocked(TrainingCommand):
+    class TimedCLI(TrainingCommand):
         def after_fit(self) -> None:
             pass
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.append(clock)  # type: ignore[attr-defined]
+            trainer.callbacks.append(timer)  # type: ignore[attr-defined]
             return trainer
 
     steps = EVERY * (probe_steps + 2)
@@ -61,9 +52,9 @@ def measure(config: Path, first_order: bool, probe_steps: int) -> None:
             "trainer.enable_progress_bar": "false",
         }
         overrides = [str(text) for key, value in settings.items() for text in (f"--{key}", value)]
-        Clocked("fit", ["--config", str(config), *overrides])
+        TimedCLI("fit", ["--config", str(config), *overrides])
 
-    spans = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
+    spans = [end - start for start, end in pairwise(timer.ends)]
     numbered = [*enumerate(spans, start=2)][2 * EVERY :]  # without two probe steps of warm-up
     plain = statistics.median(span for number, span in numbered if number % EVERY)
     probed = statistics.median(span for number, span in numbered if number % EVERY == 0)

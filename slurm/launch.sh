@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the job scripts share. They source it in the repository's folder.
+# Shared by the job scripts, which source it.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 repository=${MAML_REPOSITORY:-$SLURM_SUBMIT_DIR}
@@ -13,8 +13,8 @@ fail() {
     exit 2
 }
 
-# Set `devices` to the flags that make `maml` use the whole allocation. A config that says something
-# else has the last word, and `maml` refuses it.
+# Set `devices` to the flags that make `maml` use the whole allocation. Flags of the user override them,
+# and `maml` refuses those that differ from the allocation.
 take_allocation() {
     local tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-}
     if [ -n "$gpus" ] && [ "$gpus" != "$tasks" ]; then
@@ -25,13 +25,13 @@ take_allocation() {
     devices=(--trainer.devices "$tasks" --trainer.num_nodes "$SLURM_NNODES")
 }
 
-# Run `maml ARGUMENTS` once for every device, and let Slurm start the job again where a process was
-# killed: by the kernel for its memory, by a dying GPU, by a person. A program that ends by itself,
-# also with an error, is not started again.
+# Run `maml ARGUMENTS` once for every device. If a process was killed (by the kernel for its memory, by a
+# failing GPU, by hand), requeue the job: the process could not do so itself. If `maml` was asked to stop, it
+# requeues the job itself, after saving: maml_pipeline/learner/preemption.py has the whole sequence.
 launch() {
     local first status=0
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    # The address that Slurm itself uses: names need not resolve, and nodes may share a machine.
+    # The address that Slurm uses: node names may not resolve, and nodes may share a machine.
     MASTER_ADDR=$(scontrol --oneliner show node "$first" | sed 's/.* NodeAddr=\([^ ]*\).*/\1/')
     MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
     export MASTER_ADDR MASTER_PORT
@@ -42,13 +42,13 @@ launch() {
     # shellcheck disable=SC2016,SC2086  # of its task; several words each
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
         bash -c "$TASK" task ${MAML_COMMAND:-"$repository/.venv/bin/maml"} "$@" || status=$?
-    # 143 alone: a process ended with an error by itself, and srun the others by SIGTERM.
+    # 143: a process ended with an error, and srun ended the others by SIGTERM.
     if ((status > 128 && status != 143)); then requeue; fi
     exit "$status"
 }
 
-# One process of maml. srun returns the largest status of all, so that the one that was killed must have
-# it: more than the 143 of those that srun ends for it. Slurm's signals reach this shell too, which waits.
+# One process of maml. srun returns the largest status, so that of a killed process must exceed the 143 of
+# those that srun then ends. Slurm's signals reach this shell too; it ignores them and waits.
 # shellcheck disable=SC2016  # expanded by the task's own shell
 TASK='trap : USR1 TERM
 "$@"
@@ -61,10 +61,10 @@ exit $status'
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0}
-    # A cancelled job, or one past its time limit, is not to come back.
+    # A job that was cancelled, or reached its time limit, must not be requeued.
     [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || return 0
     if ((restarts >= MAX_RESTARTS)); then
-        echo "slurm: a process was killed after $restarts restarts; not again" >&2
+        echo "slurm: a process was killed after $restarts restarts; the job is not requeued" >&2
     else
         echo "slurm: a process was killed; the job is requeued, restart $((restarts + 1))" >&2
         scontrol requeue "$SLURM_JOB_ID"

@@ -292,7 +292,7 @@ REPORTED: dict[str, Damage] = {
     "endless": config("trainer.max_steps", -1),
     "no-name": config("run.experiment", None),
 }
-"""Odd, but sound: reported without a word."""
+"""Unusual but valid: reported without a remark."""
 
 
 def damaged(run: Path, folder: Path, damage: Damage, seed: int = 17) -> Path:

@@ -79,7 +79,9 @@ class PlainLoop:
         loss = self.loss(self.network(x.clone()), y.clone())
         gradients = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
         named = zip(self.parameters.items(), gradients, strict=True)
-        return {name: torch.zeros_like(p) if g is None else g for (name, p), g in named}
+        return {  # dense, since a sparse embedding has sparse gradients
+            name: torch.zeros_like(p) if g is None else g.to_dense() for (name, p), g in named
+        }
 
     def _set(self, theta: Parameters) -> None:
         with torch.no_grad():

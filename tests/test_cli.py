@@ -128,7 +128,7 @@ def test_omniglot_trains_from_its_config(
         (["--run.checkpoint_every", 0], "checkpoint_every is 0"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path nowhere.ckpt does not exist"),
         (["--ckpt_path", "last"], "there is no runs/toy-second-s0/checkpoints/last.ckpt"),
-        (["--run.dir", "/dev/null/run"], "run.dir /dev/null/run cannot be made"),
+        (["--run.dir", "/dev/null/run"], "run.dir /dev/null/run cannot be created"),
         (["--model.network.init_args.out_features", 3], "network Linear"),
         (["--seed_everything", -1], "seed_everything"),
         (["--trainer.val_check_interval", 0.5], "val_check_interval"),

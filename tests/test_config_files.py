@@ -22,7 +22,7 @@ def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path: Path) -> N
     config = tmp_path / "config.yaml"
     config.write_text("model:\n  inner_lr: 1\n  inner_lr: 2\n")
     for arguments in (["--config", str(config)], [f"--config={config}"], ["-c", str(config)]):
-        with pytest.raises(UserError, match=r"line 3: the key inner_lr is there twice"):
+        with pytest.raises(UserError, match=r"line 3: duplicate key inner_lr"):
             check_config_files(["--run.mode", "min", *arguments])
 
 

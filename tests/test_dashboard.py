@@ -1,4 +1,4 @@
-"""`maml dashboard`: what W&B's real client sends, panel by panel, and sends again."""
+"""`maml dashboard`: the requests of the real W&B client, panel by panel, and on a second call."""
 
 import json
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def assert_panels(shown: list[tuple[str, dict[str, Any]]]) -> None:
         assert panel["config"] | config == panel["config"], section
 
 
-def test_a_workspace_and_a_report_are_made_once_and_brought_up_to_date() -> None:
+def test_a_workspace_and_a_report_are_created_once_and_then_updated() -> None:
     with stand_in() as server:
         first = maml_process("dashboard", *PROJECT, "--inner_steps", 2, **at(server))
         made = {view["id"]: view["spec"] for view in server.views}
@@ -94,7 +94,7 @@ def test_a_workspace_and_a_report_are_made_once_and_brought_up_to_date() -> None
     assert "val/loss" in of_loss[0]["spec"] and "val/loss" in of_loss[1]["spec"]
 
 
-def test_what_is_missing_is_said_in_a_line() -> None:
+def test_a_missing_project_is_a_user_error() -> None:
     with stand_in() as server:
         stranger = maml_process("dashboard", "--entity", ENTITY, "--project", "unheard_of", **at(server))
         assert server.views == []
@@ -102,7 +102,7 @@ def test_what_is_missing_is_said_in_a_line() -> None:
     assert "there is no project someone/unheard_of" in stranger.stderr.strip().splitlines()[-1]
 
 
-def test_without_an_account_or_a_network_a_line_says_so(
+def test_a_missing_account_or_network_is_a_user_error(
     maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -62,7 +62,7 @@ def test_a_run_whose_disk_fails_ends_in_two_lines_and_is_resumed(
         error = maml_error(*FIT)
     assert f"{file}: {os.strerror(getattr(errno, number))}; " in error
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert last.exists() == ("The state saved last, run/checkpoints/last.ckpt, is whole" in error)
+    assert last.exists() == ("The last checkpoint, run/checkpoints/last.ckpt, is intact" in error)
     assert not [*(tmp_path / "run").rglob(".*unfinished")]
     if last.exists():
         torch.load(last, weights_only=True)

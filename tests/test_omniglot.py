@@ -386,7 +386,7 @@ def test_a_download_is_found(
 
 def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cache_dir .*file/cache cannot be made"):
+    with pytest.raises(UserError, match=r"cache_dir .*file/cache cannot be created"):
         write_cache(tmp_path / "file" / "cache" / "omniglot-0.npz", np.ones(1, dtype=np.uint8))
 
 

@@ -16,7 +16,6 @@ from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import escape_markdown, write_report
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.table import table_columns
-from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.runs.find import find_runs
 from tests.helpers import Maml
 
@@ -108,7 +107,7 @@ def test_a_report_that_cannot_be_written_is_one_line(
     maml_error: Callable[..., str], trained_runs: Path, tmp_path: Path
 ) -> None:
     run = trained_runs / "other"
-    assert "out /dev/null/report cannot be made" in maml_error(
+    assert "out /dev/null/report cannot be created" in maml_error(
         "report", run, "--out", "/dev/null/report"
     )
     assert "--out: it is empty" in maml_error("report", run, "--out", "")
@@ -138,13 +137,6 @@ def test_a_full_disk_leaves_the_earlier_report(
     with pytest.raises(UserError):
         write_report(runs, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_many_experiments_fit_into_one_picture(trained_runs: Path) -> None:
-    runs = find_runs([trained_runs / "other"]).runs
-    rows = next(iter(compare(runs).values()))
-    figure = draw_overview({f"toy {number}": rows for number in range(9)})
-    assert len(figure.axes) == 9 and max(figure.get_size_inches()) < 20
 
 
 # In a browser -----------------------------------------------------------------------------------

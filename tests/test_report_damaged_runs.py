@@ -1,4 +1,4 @@
-"""`maml report` reports what is sound, and says of all else in a line what it left out and why."""
+"""`maml report` reports valid runs, and gives one line with the reason for each skipped one."""
 
 import json
 import os
@@ -43,9 +43,7 @@ def sound(trained_runs: Path) -> list[Path]:
         for name in LEFT_OUT
     ],
 )
-def test_what_cannot_be_reported_is_left_out_with_a_line(
-    name: str, sound: list[Path], tmp_path: Path
-) -> None:
+def test_a_damaged_run_is_skipped_with_a_reason(name: str, sound: list[Path], tmp_path: Path) -> None:
     damage, reason = LEFT_OUT[name]
     damaged(sound[0], tmp_path / name, damage)
     found = find_runs([*sound, tmp_path])
@@ -58,7 +56,7 @@ def test_what_cannot_be_reported_is_left_out_with_a_line(
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_what_is_odd_but_sound_is_reported(name: str, sound: list[Path], tmp_path: Path) -> None:
+def test_an_unusual_but_valid_run_is_reported(name: str, sound: list[Path], tmp_path: Path) -> None:
     odd = damaged(sound[0], tmp_path / name, REPORTED[name])
     found = find_runs([*sound, tmp_path])
     assert {run.source for run in found.runs} == {*sound, odd} and found.skipped == []
@@ -96,7 +94,7 @@ def test_one_report_of_all_of_them(
 
 
 @pytest.mark.integration
-def test_a_run_that_is_there_twice_is_one(sound: list[Path], tmp_path: Path) -> None:
+def test_a_copy_of_a_run_is_skipped(sound: list[Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(sound[0], run)
     shutil.copytree(run, tmp_path / "copy")
@@ -120,7 +118,7 @@ def test_a_run_that_is_there_twice_is_one(sound: list[Path], tmp_path: Path) -> 
         assert len(find_runs(paths).runs) == 1
 
 
-def test_a_training_that_is_repeated_is_no_further_seed(sound: list[Path], tmp_path: Path) -> None:
+def test_a_repeated_run_is_not_another_seed(sound: list[Path], tmp_path: Path) -> None:
     again = tmp_path / "again"
     shutil.copytree(sound[0], again)
     metric(2, "speed/meta_step_ms", "1.5")(again)  # another training takes other times
@@ -131,7 +129,7 @@ def test_a_training_that_is_repeated_is_no_further_seed(sound: list[Path], tmp_p
     assert all(len(row.runs) == 1 and row.seed_range is None for rows in groups.values() for row in rows)
 
 
-def test_a_killed_run_is_no_seed_of_the_result(sound: list[Path], tmp_path: Path) -> None:
+def test_a_killed_run_does_not_count_as_a_seed(sound: list[Path], tmp_path: Path) -> None:
     damaged(sound[0], tmp_path / "second-seed", lambda run: None, seed=1)
     damaged(sound[0], tmp_path / "killed", remove("test.json"), seed=2)
     (row,) = compare(find_runs([sound[0], tmp_path]).runs)["toy"]
@@ -215,7 +213,7 @@ def test_a_path_that_is_no_run_does_not_hide_the_others(
     assert str(sound[0]) in maml("report", "nowhere", sound[0], "/proc/self/mem")
 
 
-def test_folders_that_lie_deep_or_cannot_be_read_end(tmp_path: Path, sound: list[Path]) -> None:
+def test_deep_or_unreadable_folders_are_skipped(tmp_path: Path, sound: list[Path]) -> None:
     deep = tmp_path.joinpath(*["d"] * 200)
     deep.mkdir(parents=True)
     found = find_runs([tmp_path, sound[0]])

@@ -97,7 +97,7 @@ def test_names_are_shown_as_they_are(
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", markdown)
     assert all(link.endswith((".png", "/config.yaml")) and ":" not in link for link in links)
     assert all(f"## {escape_markdown(name)}".strip() in markdown for name in NAMES)
-    # Nothing lies elsewhere, and every picture that is linked is there.
+    # Nothing lies elsewhere, and every plot that is linked exists.
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     linked = set(re.findall(r"\]\(([^)]+\.png)\)", markdown))
     assert linked == {path.name for path in folder.glob("*.png")} and len(linked) == 1 + 3 * len(NAMES)

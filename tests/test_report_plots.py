@@ -144,7 +144,7 @@ def test_a_label_lies_beside_its_mark() -> None:
         assert gap < 30  # pixels
 
 
-def test_the_same_rows_give_the_same_picture() -> None:
+def test_the_same_rows_give_the_same_plot() -> None:
     one, other = (render_figure(draw_overview(EXPERIMENTS), "png") for _ in range(2))
     assert one == other
 

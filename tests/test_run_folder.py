@@ -1,4 +1,4 @@
-"""A run's folder: what it is called, and that nothing is left of a run that never began."""
+"""A run's folder: its name, its lock, and that a refused run leaves nothing behind."""
 
 import ast
 import fcntl
@@ -22,7 +22,7 @@ from tests.helpers import CONFIGS, SHORT, Maml
 
 
 class Parabolas(TaskDistribution):
-    """As somebody else's tasks are: without a name of their own, and without `super().__init__()`."""
+    """Tasks of a user, without a name and without `super().__init__()`."""
 
     def __init__(self, shots: int = 5) -> None:
         self.shots = shots
@@ -54,7 +54,7 @@ class Named(Parabolas):
         (Named(), "a name of my own"),
     ],
 )
-def test_tasks_are_called_after_their_settings(tasks: TaskDistribution, name: str) -> None:
+def test_the_name_of_tasks_includes_their_settings(tasks: TaskDistribution, name: str) -> None:
     assert tasks.name == name
 
 
@@ -69,7 +69,7 @@ def test_tasks_are_called_after_their_settings(tasks: TaskDistribution, name: st
         (["--model.first_order", "true"], "toy-first-s0"),
     ],
 )
-def test_a_run_is_called_after_its_tasks_or_as_its_user_says(
+def test_a_run_is_named_after_its_tasks_or_run_experiment(
     arguments: list[object], name: str, maml: Maml
 ) -> None:
     maml("fit", *SHORT, *arguments)
@@ -87,7 +87,7 @@ def test_other_tasks_with_the_config_of_a_run_have_their_own_name(maml: Maml) ->
     assert os.listdir("runs") == ["sine-4shot-second-s0"]
 
 
-def test_a_tradeoff_is_called_after_its_tasks(maml: Maml) -> None:
+def test_a_tradeoff_is_named_after_its_tasks(maml: Maml) -> None:
     tasks = ("--data.tasks", "SineWaves", "--data.tasks.shots", 3)
     printed = maml("tradeoff", "--config", CONFIGS / "toy.yaml", *tasks, "--dry_run")
     assert printed.startswith("runs/sine-3shot-tradeoff/first-k1-s0")
@@ -96,13 +96,15 @@ def test_a_tradeoff_is_called_after_its_tasks(maml: Maml) -> None:
 @pytest.mark.parametrize(
     "name", ["../../esc", "a/b", "a\\b", "..", ".", "", " ", "a\nb", "\x1b[31mred", "x" * 400, "ä" * 99]
 )
-def test_a_name_is_one_part_of_a_path(name: str, maml_error: Callable[..., str], tmp_path: Path) -> None:
+def test_run_experiment_must_be_a_single_path_component(
+    name: str, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
     error = maml_error("fit", *SHORT, f"--run.experiment={name}")
     assert "run.experiment" in error and "\x1b" not in error
     assert not list(tmp_path.iterdir()) and not (tmp_path.parent / "esc").exists()
 
 
-def test_the_tasks_own_name_is_one_part_of_a_path_too(
+def test_the_name_of_tasks_must_be_a_single_path_component(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     named = ("--data.tasks", "tests.test_run_folder.Named", "--data.tasks.name", "../mine")
@@ -146,7 +148,7 @@ def test_a_new_run_never_takes_a_number_that_was_used(
 
 @pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), SystemExit(3), OSError("no")])
 @pytest.mark.parametrize("given", [(), ("--run.dir", "deep/er/mine")])
-def test_whatever_ends_a_run_before_it_trains_leaves_nothing_behind(
+def test_a_run_that_ends_before_training_leaves_no_folder(
     error: BaseException,
     given: tuple[str, ...],
     maml: Maml,
@@ -163,7 +165,7 @@ def test_whatever_ends_a_run_before_it_trains_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_was_there_before_stays_with_what_was_in_it(
+def test_an_existing_folder_keeps_its_files_after_a_refusal(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -183,7 +185,7 @@ def test_a_folder_that_was_there_before_stays_with_what_was_in_it(
     assert (tmp_path / "trained" / "metrics.csv").exists()
 
 
-def test_what_was_trained_stays_whatever_the_error(
+def test_a_trained_run_is_kept_after_an_error(
     maml: Maml, maml_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -206,7 +208,7 @@ def test_a_folder_of_other_settings_that_was_never_trained_is_not_taken(
     assert (tmp_path / "mine" / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_config_that_is_not_a_runs_is_never_written_over(
+def test_a_config_that_is_not_of_a_run_is_never_overwritten(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "grid").mkdir()
@@ -232,7 +234,7 @@ def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_system_without_locks_is_said_once_and_goes_by_the_slurm_job(
+def test_without_file_locks_the_slurm_job_decides_and_one_warning_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unsupported(*_: object) -> None:
@@ -252,7 +254,7 @@ def test_a_file_system_without_locks_is_said_once_and_goes_by_the_slurm_job(
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()  # permissions would not keep root out
     with (
         pytest.raises(UserError, match=r"cannot be written \(Is a directory"),
@@ -310,8 +312,8 @@ def test_file_names_of_a_run_are_spelled_in_one_module() -> None:
         for file in package.rglob("*.py")
         if file != Path(run_folder.__file__)
         for node in ast.walk(ast.parse(file.read_text()))
-        # Prose, such as an error message, may mention a file; a path may not.
+        # Prose, such as an error message or an example, may mention a file; a path may not.
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if node.value.rpartition("/")[2] in names
+        if node.value.rpartition("/")[2] in names and " " not in node.value
     }
     assert not spelled

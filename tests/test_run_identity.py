@@ -112,7 +112,7 @@ def test_no_run_with_these_settings_is_an_error_that_names_the_key(
         ["--trainer.devices", "auto"],
     ],
 )
-def test_what_may_differ_does_not_hinder_resuming(
+def test_a_run_resumes_with_settings_that_may_change(
     arguments: list[object], maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop(maml, capsys, 6, *SHORT)
@@ -124,7 +124,7 @@ def test_what_may_differ_does_not_hinder_resuming(
     )
 
 
-def test_what_may_differ_is_of_the_config_and_has_a_reason(maml: Maml) -> None:
+def test_every_setting_that_may_change_is_a_config_key_with_a_reason(maml: Maml) -> None:
     maml("fit", *SHORT)
     known = read_config(Path("runs", SHORT_NAME))
     for key, reason in {**MAY_CHANGE_ON_RESUME, **MAY_CHANGE_ON_EVALUATION}.items():
@@ -324,7 +324,7 @@ def test_an_unfinished_run_has_no_result(maml: Maml, capsys: pytest.CaptureFixtu
     assert not (folder / "test.json").exists() and len([*folder.glob("test-*.json")]) == 1
 
 
-def test_a_run_that_trains_on_has_no_result_until_it_ends(
+def test_a_resumed_run_has_no_result_until_it_ends(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     maml("fit", *SHORT)

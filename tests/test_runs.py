@@ -1,4 +1,4 @@
-"""Runs are read alike from wherever they lie, finished or not, and compared seed by seed."""
+"""A run reads the same from its folder, its W&B log or a summary, and runs compare seed by seed."""
 
 import json
 import math
@@ -23,24 +23,27 @@ def essence(run: Run) -> dict[str, object]:
         "result": run.result,
         "curve": run.series(run.monitor),
         "gap": run.series("order_gap/cosine"),
+        "training": run.series("train/loss"),
         "is_finished": run.is_finished,
         "meta_steps": run.meta_steps,
     }
 
 
-def test_folders_are_read_in_the_order_of_the_comparison(trained_runs: Path) -> None:
+def test_runs_are_sorted_by_experiment_inner_steps_method_and_seed(trained_runs: Path) -> None:
     orders = ("first", "second", "checkpointed")
     grid = [("toy", f"{o}-k{k}-s{s}") for k in (1, 2) for o in orders for s in (0, 1)]
     found = [(run.experiment, run.name) for run in find_runs([trained_runs]).runs]
     assert found == [("other", "second-k1-s0"), *grid]
 
 
-def test_a_path_named_twice_is_one_run(trained_runs: Path) -> None:
+def test_a_path_given_twice_is_one_run(trained_runs: Path) -> None:
     folder = trained_runs / "other"
     assert len(find_runs([folder, folder / "alone", folder]).runs) == 1
 
 
-def test_wandbs_files_alone_say_the_same_as_the_folder(trained_runs: Path, tmp_path: Path) -> None:
+def test_a_run_read_from_its_wandb_log_equals_the_one_read_from_its_folder(
+    trained_runs: Path, tmp_path: Path
+) -> None:
     folder = trained_runs / "lines" / "second-k2-s1"
     shutil.copytree(folder / "wandb", tmp_path / "wandb")
     (ours,), (theirs,) = find_runs([folder]).runs, find_runs([tmp_path]).runs
@@ -48,7 +51,9 @@ def test_wandbs_files_alone_say_the_same_as_the_folder(trained_runs: Path, tmp_p
     assert essence(theirs) == essence(ours)
 
 
-def test_a_tradeoff_json_alone_says_the_same_as_the_folder(trained_runs: Path, tmp_path: Path) -> None:
+def test_runs_read_from_a_summary_equal_those_read_from_their_folders(
+    trained_runs: Path, tmp_path: Path
+) -> None:
     runs = find_runs([trained_runs / "lines"]).runs
     file = tmp_path / "tradeoff.json"
     file.write_text(json.dumps({"cells": [run.to_json() for run in runs]}))
@@ -56,7 +61,7 @@ def test_a_tradeoff_json_alone_says_the_same_as_the_folder(trained_runs: Path, t
         assert essence(theirs) == essence(ours)
 
 
-def test_an_unfinished_run_has_its_latest_validation_for_a_result(
+def test_the_result_of_an_unfinished_run_is_its_latest_validation(
     trained_runs: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "unfinished"
@@ -72,7 +77,7 @@ def test_an_unfinished_run_has_its_latest_validation_for_a_result(
     assert run.meta_steps == 30
 
 
-def test_wandbs_file_of_a_run_that_goes_on_is_read_as_far_as_it_is_written(
+def test_the_wandb_log_of_an_active_run_is_read_up_to_its_last_record(
     trained_runs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained_runs / "other" / "alone" / "wandb", tmp_path / "wandb")

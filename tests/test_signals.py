@@ -4,10 +4,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -40,6 +41,24 @@ PLACES = {
     "artifacts": (training, "attach_artifacts"),
     "ending W&B": (training, "finish_tracking"),
 }
+
+
+class CallbackOrder(Checkpoint):
+    """Keeps the names of the callbacks in the order in which Lightning calls them."""
+
+    names: ClassVar[list[str]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self.names[:] = [type(callback).__name__ for callback in callbacks]
+
+
+def test_the_last_state_is_saved_after_every_other_callback(maml: Maml) -> None:
+    # Also after a `Checkpoint` of the user's own.
+    maml(*FIT, "--trainer.callbacks=tests.test_signals.CallbackOrder")
+    names = CallbackOrder.names
+    assert names.index("StopOnSignal") < names.index("CallbackOrder")
+    assert names[-3:] == ["EndEarly", "BestCheckpoint", "LastCheckpoint"]
 
 
 class Spy:
@@ -161,8 +180,6 @@ def test_lightning_installs_no_signal_handler(maml: Maml, monkeypatch: pytest.Mo
     maml(*FIT)
     assert seen[0].__module__ == "maml_pipeline.signals"
     assert signal.getsignal(signal.SIGTERM) is before
-    # What is replaced has not been renamed.
-    assert hasattr(Trainer(logger=False)._signal_connector, "register_signal_handlers")
 
 
 def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:

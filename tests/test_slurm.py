@@ -148,7 +148,7 @@ def test_a_job_that_is_killed_again_and_again_stays_away_at_last(
     job = cluster.train(tmp_path, [], MAML_COMMAND=dies, SLURM_RESTART_COUNT="5")
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("FAILED", "0")
-    assert "killed after 5 restarts; not again" in log(tmp_path, job)
+    assert "killed after 5 restarts; the job is not requeued" in log(tmp_path, job)
 
 
 @pytest.mark.parametrize(

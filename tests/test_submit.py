@@ -14,6 +14,8 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.tasks.omniglot_images import load_images
 from tests.helpers import CONFIGS, Maml
 
+pytestmark = pytest.mark.integration
+
 TOY = ("--config", CONFIGS / "toy.yaml")
 SINE = ("--config", CONFIGS / "sine.yaml")
 SLURM = CONFIGS.parent / "slurm"
@@ -134,8 +136,8 @@ def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
         ((*TOY, "--", "--gres=gpu:4"), "--gres follows from trainer.devices"),
         ((*TOY, "--", "partition"), "partition stands after --"),
         ((*TOY, "--", "--array=0-3"), "--array is what `maml submit --tradeoff` sets itself"),
-        (("--tradeoff", *TOY, "--cell", 1), "--cell has no place here"),
-        (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' is not a number"),
+        (("--tradeoff", *TOY, "--cell", 1), "--cell is set by `maml submit` for each job"),
+        (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' is not a whole number"),
     ],
 )
 def test_what_could_never_run_is_not_submitted(

@@ -1,4 +1,4 @@
-"""W&B: what a run is called and compared by, each meta-step once, and no training that waits for it."""
+"""W&B: descriptions, each meta-step logged once, and errors that never fail a run."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def files_with(key: str, folder: Path) -> list[Path]:
 
 
 @pytest.mark.integration
-def test_an_offline_run_is_described_measured_and_summed_up(
+def test_an_offline_run_has_description_metrics_and_summary(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
     folder = tmp_path / "run"
@@ -144,7 +144,7 @@ def test_group_and_order_set_runs_apart(
 
 
 @pytest.mark.integration
-def test_the_commit_is_known_where_there_is_one(tmp_path: Path) -> None:
+def test_the_git_commit_is_recorded_if_there_is_one(tmp_path: Path) -> None:
     assert git_state(tmp_path) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     (tmp_path / "file").write_text("one")
@@ -156,7 +156,7 @@ def test_the_commit_is_known_where_there_is_one(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"commit": state["commit"], "dirty": True}
 
 
-def test_slurms_ids_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_ids_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "slurm" not in provenance(torch.device("cpu"), 1)
     for name, value in (("JOB_ID", "7"), ("ARRAY_JOB_ID", "5"), ("ARRAY_TASK_ID", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -212,7 +212,9 @@ def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
 
 
 @pytest.mark.integration
-def test_to_go_back_to_the_best_begins_another_run(maml: Maml, tmp_path: Path, offline: None) -> None:
+def test_resuming_from_the_best_checkpoint_starts_a_new_wandb_run(
+    maml: Maml, tmp_path: Path, offline: None
+) -> None:
     folder = tmp_path / "run"
     # The worst is called the best, so that it is not the last.
     worst = (*SHORT, "--run.dir", folder, "--run.mode", "max")
@@ -251,7 +253,7 @@ def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"a\nb\n", b"a b\n", b"a/b\n", b"\xff\x00\n", b"x" * 200]
 )
-def test_what_is_no_id_is_not_taken_for_one(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_id_is_ignored(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "wandb_id.txt"
     file.write_bytes(content)
     assert read_wandb_id(file) is None
@@ -304,7 +306,7 @@ def test_two_ranks_write_one_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_online_a_run_is_live_and_goes_on_under_its_id(tmp_path: Path, server: StandIn) -> None:
+def test_an_online_run_resumes_with_its_id(tmp_path: Path, server: StandIn) -> None:
     folder = ("--run.dir", tmp_path / "run")
     assert maml_process(*SHORT, *folder, **at(server)).returncode == 0
     longer = ("--trainer.max_steps", 40, "--ckpt_path", "last")
@@ -336,7 +338,7 @@ def test_an_offline_run_keeps_artifacts_where_asked_and_no_key(tmp_path: Path, s
 
 @pytest.mark.integration
 @pytest.mark.parametrize("trouble", ["no network", pytest.param("another key", marks=pytest.mark.slow)])
-def test_where_wandb_cannot_be_used_the_run_is_offline_and_says_so_once(
+def test_without_wandb_access_the_run_is_offline_with_one_warning(
     trouble: str, tmp_path: Path, server: StandIn
 ) -> None:
     key = API_KEY if trouble == "no network" else API_KEY[::-1]
@@ -354,7 +356,7 @@ def test_where_wandb_cannot_be_used_the_run_is_offline_and_says_so_once(
     assert [row["meta_step"] for row in run.history] == table_steps(tmp_path / "run")
 
 
-def test_a_failing_log_call_ends_tracking_and_nothing_else(
+def test_a_failing_log_call_ends_only_the_tracking(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
@@ -373,7 +375,7 @@ def test_a_failing_log_call_ends_tracking_and_nothing_else(
 
 
 @pytest.mark.integration
-def test_sync_says_what_is_missing(
+def test_sync_refuses_missing_runs_and_keys(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

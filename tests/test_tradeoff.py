@@ -1,4 +1,4 @@
-"""`maml tradeoff`: every cell once, whatever happens on the way."""
+"""`maml tradeoff`: every cell is trained once, also after kills, stops and failures."""
 
 import json
 import os
@@ -169,7 +169,7 @@ def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str],
 
 
 @pytest.mark.integration
-def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time_trains_a_cell(tmp_path: Path) -> None:
     cell = tmp_path / "grid" / "first-k1-s0"
     cell.mkdir(parents=True)
     one_cell = ("--orders", "first", "--out", tmp_path / "grid", "--cell", 0)

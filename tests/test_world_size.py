@@ -55,12 +55,9 @@ def check_case(worlds: Worlds, name: str) -> None:
             trained: runs.Trained = found[name]
             assert difference(trained.gradient, alone.gradient) < 1e-12
             assert difference(trained.weights, alone.weights) < 1e-9
-            # One reduction a meta-step: the networks fit into one bucket of DDP's.
+            # One all-reduce per meta-step: the networks fit into one DDP bucket.
             by_batch = [0, 1] if "accumulated" in name else [1]
-            assert trained.in_backward == by_batch * runs.META_STEPS
-            # Before each batch but the first one that is counted, Lightning itself asks whether to stop.
-            meta_steps = runs.META_STEPS - runs.LOGGED_FOR_THE_BAR
-            assert trained.collectives == meta_steps + len(by_batch) * meta_steps - 1
+            assert trained.reductions == by_batch * runs.META_STEPS
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)

@@ -10,7 +10,10 @@ from unittest import mock
 import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.futures import Future
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.parallel import DistributedDataParallel
 
 from maml_pipeline import MetaLearner, Task, TaskDataModule, TaskDistribution
 from maml_pipeline.errors import UserError
@@ -27,7 +30,6 @@ from tests.ranks import WORLD_SIZE_VARIABLE
 
 META_STEPS = 20
 META_BATCH = 8
-LOGGED_FOR_THE_BAR = 10  # the first meta-steps, whose losses are averaged over the ranks, too
 EVALUATED = (1, 2, 5, 8, 13)  # test tasks: fewer than ranks, not divisible, one batch, more than one
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -81,16 +83,17 @@ class Case:
 
 
 class Trained(NamedTuple):
-    """The first meta-gradient, before it is clipped, the last weights, and how often ranks communicated.
+    """What a training produced.
 
-    `in_backward` has a number for every batch; `collectives` counts all of the meta-steps that nothing
-    is logged of.
+    Args:
+        gradient: The first meta-gradient, before clipping.
+        weights: The final weights.
+        reductions: The number of gradient reductions in the backward pass of each batch.
     """
 
     gradient: dict[str, Tensor]
     weights: dict[str, Tensor]
-    in_backward: list[int]
-    collectives: int
+    reductions: list[int]
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -151,7 +154,7 @@ def train(case: Case) -> Trained:
         learner, datamodule=TaskDataModule(tasks, case.meta_batch_size)
     )
     weights = learner.network.state_dict()
-    return Trained(recorder.gradient, weights, recorder.in_backward, recorder.collectives)
+    return Trained(recorder.gradient, weights, recorder.reductions)
 
 
 def build(case: Case) -> MetaLearner:
@@ -183,41 +186,31 @@ def trainer(**settings: Any) -> Trainer:
 
 
 class Recorder(Callback):
-    """Keeps the first meta-gradient, and counts how often ranks communicate."""
+    """Keeps the first meta-gradient, and counts DDP's gradient reductions in each backward pass."""
 
     def __init__(self) -> None:
-        self.before_listening: int | None = None
-        self.in_backward: list[int] = []
+        self.reductions: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, learner: Any) -> None:
+        """Count reductions, where there are other ranks."""
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.register_comm_hook(self, Recorder.reduce)
+
+    def reduce(self, bucket: Any) -> Future[Tensor]:
+        """Reduce a bucket of gradients as DDP does by default."""
+        self.reductions[-1] += 1
+        group: Any = torch.distributed.group.WORLD
+        return allreduce_hook(group, bucket)
+
+    def on_before_backward(self, *args: Any) -> None:
+        """Begin to count."""
+        self.reductions.append(0)
 
     def on_before_optimizer_step(self, trainer: Trainer, learner: Any, *args: Any) -> None:
         """Remember the gradient, which is not clipped yet."""
         if trainer.global_step == 0:
             named = learner.network.named_parameters()
             self.gradient = {name: p.grad.clone() for name, p in named if p.grad is not None}
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Begin to count once nothing is logged any more."""
-        if trainer.global_step == LOGGED_FOR_THE_BAR and self.before_listening is None:
-            self.before_listening = collectives()
-
-    def on_before_backward(self, *args: Any) -> None:
-        """Begin to count those of one backward pass."""
-        self.before_backward = collectives()
-
-    def on_after_backward(self, *args: Any) -> None:
-        """Count them."""
-        self.in_backward.append(collectives() - self.before_backward)
-
-    def on_train_end(self, *args: Any) -> None:
-        """Count those of all the meta-steps that nothing is logged of."""
-        assert self.before_listening is not None
-        self.collectives = collectives() - self.before_listening
-
-
-def collectives() -> int:
-    """Return how many collectives this rank has taken part in: reductions, barriers and others."""
-    group: Any = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
-    return int(group._get_sequence_number_for_group()) if group else 0
 
 
 def evaluate(engine: str, tasks: int) -> tuple[dict[str, Tensor], list[float]]:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with signals.listening(Response.NOTE if slurm.job_id() else Response.EXIT):
         try:
             _run_to_its_end(argv)
-        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one into the other
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns one into the other
             signals.exit_if_interrupted()
             raise
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run_to_its_end(argv: Sequence[str] | None) -> None:
     try:
         _run(_parse(argv))
-        signals.raise_if_requested()  # where something on the way has swallowed the exception
+        signals.raise_if_requested()  # if something has swallowed the exception
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"maml: error: {printable_lines(error)}")

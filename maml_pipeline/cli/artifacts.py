@@ -1,4 +1,4 @@
-"""The best checkpoint and a report as artifacts of the W&B run."""
+"""Attach the best checkpoint and a report to the W&B run as artifacts."""
 
 import logging
 from pathlib import Path
@@ -12,16 +12,16 @@ logger = logging.getLogger(__name__)
 
 
 def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
-    """Attach the best checkpoint and a report to the W&B run, where that is wanted.
+    """Attach the best checkpoint and a report to the W&B run, if the settings ask for it.
 
     Args:
-        trainer: It has finished.
-        best: Path of the best checkpoint; empty where nothing was validated.
-        asked: `run.artifacts`.
+        trainer: The trainer, after training and test.
+        best: Path of the best checkpoint; empty if nothing was validated.
+        asked: The setting `run.artifacts`.
     """
     for tracker in trainer.loggers:
         if isinstance(tracker, WandbTracker) and tracker.uploads_artifacts(asked):
-            # Late: Matplotlib takes a while to import.
+            # Imported late: Matplotlib is slow to import.
             from maml_pipeline.report.page import write_report
             from maml_pipeline.runs.find import find_runs
             from maml_pipeline.runs.folder import REPORT
@@ -30,7 +30,7 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
                 tracker.upload_artifact("model", Path(best))
             try:
                 report = write_report(find_runs([tracker.folder]).runs, tracker.folder / REPORT)
-            except UserError as error:  # the run is finished, and its result is kept
+            except UserError as error:  # the run itself has succeeded
                 logger.warning("no report is attached to the W&B run: %s", error)
             else:
                 tracker.upload_artifact("report", report.parent)

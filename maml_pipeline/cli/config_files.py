@@ -1,4 +1,4 @@
-"""Configuration files, read once before the parser reads them, for errors that name file and line."""
+"""Read configuration files, with errors that name file and line; the parser reads them afterwards."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,31 +10,31 @@ from maml_pipeline.errors import UserError
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Refuse configuration files that hold no keys, or one of them twice.
+    """Check that the configuration files of a command can be read and have no duplicate keys.
 
     Args:
-        arguments: Those of a command, with any number of `--config FILE` among them.
+        arguments: The arguments of a command, with any number of `--config FILE`.
 
     Raises:
-        UserError: A file cannot be read, is no YAML, or is not a mapping of keys to values.
+        UserError: A file cannot be read, is not YAML, or is not a mapping.
     """
     for name in config_files(arguments):
         if name.lstrip().startswith("{"):
-            continue  # the configuration itself
+            continue  # the configuration itself, as JSON
         if not name.strip():
             raise UserError("config is empty; give the path of a YAML file")
         read_config(Path(name), "config")
 
 
 def read_config(path: Path, key: str) -> dict[str, Any]:
-    """Read a configuration file as it is, without defaults.
+    """Read a configuration file, without adding defaults.
 
     Args:
-        path: Of the file.
-        key: What a person named it by, for the message.
+        path: Path of the file.
+        key: What the error message calls it.
 
     Raises:
-        UserError: It cannot be read, is no YAML, or is not a mapping of keys to values.
+        UserError: It cannot be read, is not YAML, or is not a mapping.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{key} {path} is not a file; give a YAML file")
@@ -72,17 +72,17 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML's loader takes the last."""
+    """A YAML loader that refuses duplicate keys, of which PyYAML silently takes the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Read a mapping whose keys differ, before `<<` puts those of another one into it."""
+        """Check the keys of a mapping, before `<<` merges those of another into it."""
         node = super().compose_mapping_node(anchor)
         keys = set()
         for key, _ in node.value:
             name = str(key.value)
             if name in keys:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name} is there twice", key.start_mark
+                    None, None, f"duplicate key {name}", key.start_mark
                 )
             keys.add(name)
         return node

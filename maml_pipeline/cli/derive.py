@@ -17,8 +17,8 @@ from maml_pipeline.derivation.result import to_json
 from maml_pipeline.derivation.text import to_text
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import InnerLoop
-from maml_pipeline.tasks import Task
-from maml_pipeline.tasks.task import random_generator
+from maml_pipeline.tasks import Task, random_generator
+from maml_pipeline.text import shortened
 
 Points = list[list[float]]
 
@@ -160,7 +160,7 @@ def _parse_points(name: str, text: object, nested: bool = True) -> Points:
         try:
             value = json.loads(str(text))
         except (ValueError, RecursionError):
-            raise UserError(f"{name} is {_shortened(text)}; it must be {form}") from None
+            raise UserError(f"{name} is {shortened(text, 80)}; it must be {form}") from None
     points: Points = [
         point if nested and isinstance(point, list) else [point]
         for point in (value if isinstance(value, list) else [value])
@@ -168,12 +168,8 @@ def _parse_points(name: str, text: object, nested: bool = True) -> Points:
     if not points or not all(
         point and len(point) == len(points[0]) and all(_is_number(v) for v in point) for point in points
     ):
-        raise UserError(f"{name} is {_shortened(text)}; it must be {form}")
+        raise UserError(f"{name} is {shortened(text, 80)}; it must be {form}")
     return [[float(v) for v in point] for point in points]
-
-
-def _shortened(text: object) -> str:
-    return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}..."
 
 
 def _is_number(value: object) -> bool:

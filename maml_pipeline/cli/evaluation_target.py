@@ -1,4 +1,4 @@
-"""Which checkpoint `maml test` and `maml validate` measure, and whether that is its run's own result."""
+"""Find the checkpoint that `maml test` and `maml validate` evaluate, and where its result belongs."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from maml_pipeline.runs.compatibility import MAY_CHANGE_ON_EVALUATION, Differenc
 
 
 def find_evaluation_target(request: RequestedRun, official: str) -> RunTarget:
-    """Find out which checkpoint is measured, and how that differs from its run's own measurement.
+    """Find the checkpoint to evaluate, and how this evaluation differs from the one of `maml fit`.
 
     Args:
-        request: What the settings say.
-        official: Name of the file that holds the run's own result.
+        request: The run that the settings name.
+        official: Name of the file with the run's own result.
 
     Raises:
         UserError: There is no such checkpoint.
     """
     wanted, folder = request.ckpt_path, request.named
     if wanted is None and folder is None:
-        return RunTarget()  # the initial parameters, for which there is no folder
+        return RunTarget()  # the initial parameters, which have no folder
     if wanted is not None and wanted not in WHICH:
         file = existing_file(wanted)
         owner = run_folder.enclosing_run(file)
@@ -33,7 +33,9 @@ def find_evaluation_target(request: RequestedRun, official: str) -> RunTarget:
         elif owner is not None and folder is None and not _measures(request, owner):
             owner = None
         if owner is None:
-            return RunTarget(checkpoint=file)  # with settings that are not its run's: kept nowhere
+            return RunTarget(
+                checkpoint=file
+            )  # with other settings than its run: the result is not saved
         folder = owner
     elif folder is None:
         assert wanted is not None
@@ -46,7 +48,9 @@ def find_evaluation_target(request: RequestedRun, official: str) -> RunTarget:
             else run_folder.checkpoint_to_test(folder)
         )
         if not file.exists():
-            raise UserError(f"{folder} has no {file.name} to measure; give ckpt_path or another folder")
+            raise UserError(
+                f"{folder} has no {file.name} to evaluate; set ckpt_path, or name another folder"
+            )
     found = request.differences(folder) + _other_state(folder, file, official)
     return RunTarget(folder, file, differences=found)
 

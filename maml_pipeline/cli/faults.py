@@ -1,4 +1,4 @@
-"""Errors of the file system, such as a full disk, told in a line or two instead of a traceback."""
+"""Report file-system errors, such as a full disk, in one or two lines instead of a traceback."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from maml_pipeline.runs.folder import LAST_CHECKPOINT
 
 FULL = "free some space"
 NOT_WRITABLE = "make it writable, or name another folder"
-FAILED = "the file system has failed: look after it, or name a folder on another one"
+FAILED = "the file system failed; check it, or name a folder on another one"
 GONE = "it was deleted while the command ran, or its file system is no longer mounted"
 REMEDIES = {
     errno.ENOSPC: FULL,
@@ -28,14 +28,14 @@ REMEDIES = {
     errno.ENFILE: "close other programs: the system has no more files to open",
     errno.ENAMETOOLONG: "give it a shorter name",
 }
-"""What helps, by the error's number."""
+"""The remedy for each error number."""
 
 
 def exit_if_known(error: OSError) -> None:
-    """End the command with a line or two, unless the error may be one of the program.
+    """Exit with one or two lines, unless the error may be a bug in the program.
 
     Args:
-        error: Whoever knows the file has put its name into `filename`.
+        error: The error, with `filename` set where the file is known.
     """
     if error.filename is None and _output_fails():
         _drop_output()
@@ -49,12 +49,12 @@ def exit_if_known(error: OSError) -> None:
     lines = [f"maml: error: {path}: {error.strerror}; {remedy}"]
     states = [folder / LAST_CHECKPOINT for folder in path.parents[:2]]
     for state in filter(Path.exists, states):
-        lines.append(f"The state saved last, {state}, is whole: --ckpt_path last resumes from it")
+        lines.append(f"The last checkpoint, {state}, is intact: --ckpt_path last resumes from it")
     sys.exit("\n".join(lines))
 
 
 def _output_fails() -> bool:
-    """Tell whether it is the output that cannot be written."""
+    """Return whether standard output cannot be written."""
     try:
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -64,5 +64,5 @@ def _output_fails() -> bool:
 
 
 def _drop_output() -> None:
-    """Write what is held back to nowhere: the interpreter would fail with it as it ends."""
+    """Discard buffered output, which the interpreter would otherwise fail to flush on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

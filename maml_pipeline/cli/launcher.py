@@ -1,4 +1,4 @@
-"""What starts the processes of a training: Slurm's `srun`, `torchrun`, or Lightning itself."""
+"""Detect what starts the ranks of a training: Slurm's `srun`, `torchrun`, or Lightning itself."""
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -9,14 +9,14 @@ from maml_pipeline import slurm
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
-    """Return Lightning's plugin for what started this process; none where Lightning finds out itself.
+    """Return Lightning's plugin for what started this process; none where Lightning detects it itself.
 
-    It takes every process with SLURM_NTASKS for one that `srun` started, also a shell that `salloc`
-    opened under another name than "bash", and then waits for ranks that nobody starts.
+    Lightning takes every process with SLURM_NTASKS for one that `srun` started, including a shell of
+    `salloc` under a job name other than "bash", and then waits for ranks that never start.
     """
     if TorchElasticEnvironment.detect():
         return []
     if slurm.starts_processes():
-        # Lightning's own requeueing saves in the middle of a meta-step: see StopOnSignal.
+        # Lightning's requeueing saves in the middle of a meta-step; StopOnSignal saves between two.
         return [SLURMEnvironment(auto_requeue=False)]
     return [LightningEnvironment()] if slurm.is_shell() else []

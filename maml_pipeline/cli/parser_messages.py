@@ -1,4 +1,4 @@
-"""The messages of argparse and jsonargparse as one line: the key, its value and what would be right."""
+"""Rewrite messages of argparse and jsonargparse as one line: key, value, and what it must be."""
 
 import re
 
@@ -22,7 +22,7 @@ RESTRICTIONS = {
     "Seed": f"a whole number from 0 to {MAX_SEED}",
 }
 
-# jsonargparse's own words about a value that several types were tried on.
+# Lines of jsonargparse about a value that matches none of several types.
 _FRAME = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Given value|Expected a path but|"
     r"Unable to load config|Subclass types expect|a class path \(str\)|a dict with"
@@ -37,7 +37,7 @@ _VALUES = [
         r"Unable to load config ['\"](.*)['\"]$",
     )
 ]
-# argparse's own words.
+# Messages of argparse.
 _INVALID = re.compile(rf"argument (\S+): invalid ({'|'.join(TYPES)}) value: '(.*)'")
 _NOT_A_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
 _DONE = re.compile(r"([\w.]+)( is .*; it must be .*|: .*)")
@@ -45,11 +45,11 @@ _KEY = re.compile(r'-?\s*Parser key "([^"]+)":\s*')
 
 
 def one_line(message: str) -> str:
-    """Shorten a parser's message.
+    """Rewrite a parser's message as one line.
 
     Args:
-        message: Of one or many lines. jsonargparse's names the key, every type that was tried with
-            what speaks against it, and the value.
+        message: One or more lines. jsonargparse's name the key, each type that was tried, why it does
+            not match, and the value.
     """
     if found := _INVALID.fullmatch(message):
         return _text(found[1], found[3], [TYPES[found[2]]], [])
@@ -68,7 +68,7 @@ def one_line(message: str) -> str:
         line = line.removeprefix("- ")
         if (
             keys and not _FRAME.match(line) and (done := _DONE.match(line))
-        ):  # by the parser of a class that is an argument
+        ):  # from the parser of a nested class
             _join(keys, done[1])
             return f"{'.'.join(keys)}{done[2]}"
         for tried in _VALUES:
@@ -84,7 +84,7 @@ def one_line(message: str) -> str:
         else:
             reasons.append(_plain(line))
         if is_of_inner_key:
-            break  # what was tried after it knows less of the value
+            break  # the types tried after it say less about the value
     text = _text(".".join(keys), value, list(dict.fromkeys(expected)), list(dict.fromkeys(reasons)))
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
@@ -104,7 +104,7 @@ def _text(key: str, value: str | None, expected: list[str], reasons: list[str]) 
 
 
 def _join(keys: list[str], key: str) -> None:
-    """Put the key of a class's argument after that of the class; a whole key takes the place of both."""
+    """Append the key of a class's argument to that of the class; a full key replaces both."""
     whole = ".".join(keys)
     if key == whole:
         return
@@ -114,7 +114,7 @@ def _join(keys: list[str], key: str) -> None:
 
 
 def _expectation(line: str) -> str | None:
-    """Return what a line of the message says that a value must be."""
+    """Return what a value must be according to a line of the message; `None` if it does not say."""
     if line.startswith("Expected a dot import path string"):
         return "the import path of a class or function"
     if found := re.match(r"Not a valid subclass of (\w+)", line):

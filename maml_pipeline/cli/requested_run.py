@@ -1,4 +1,4 @@
-"""What a command's settings say about its run: what it is, what it is called, and where it lies."""
+"""The run that a command's settings describe: its configuration, its name and its folder."""
 
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -21,13 +21,13 @@ from maml_pipeline.tasks import TaskDistribution
 
 @dataclass(frozen=True)
 class RequestedRun:
-    """What the settings of a command say about its run.
+    """The run that the settings of a command describe.
 
     Args:
-        parser: The command's.
-        values: The settings as plain values: they say what the run is, not where or how it began.
-        name: The run's name.
-        run_dir: `run.dir`.
+        parser: The command's parser.
+        values: The settings as plain values, without `run.dir` and `ckpt_path`.
+        name: The run's name, `<experiment>-<order>-s<seed>`.
+        run_dir: The setting `run.dir`.
         config_of: The run whose `config.yaml` was given with `--config`.
         ckpt_path: `best`, `last`, a file, or `None`.
     """
@@ -43,21 +43,21 @@ class RequestedRun:
     def read(
         cls, parser: ArgumentParser, settings: Namespace, tasks: TaskDistribution
     ) -> "RequestedRun":
-        """Read the settings.
+        """Read the run from the settings.
 
         Args:
-            parser: The command's.
-            settings: As it has parsed them.
-            tasks: As they were built from them.
+            parser: The command's parser.
+            settings: The parsed settings.
+            tasks: The tasks, which name the run if `run.experiment` is `null`.
 
         Raises:
-            UserError: A name or a path in them cannot be.
+            UserError: A name or a path is invalid.
         """
         config_of, run_dir = _run_of_config(settings.config), settings.run.dir
         values = _plain(parser, settings)
         run, theirs = values["run"], {} if config_of is None else read_config(config_of)
         if theirs and run_dir is not None and (theirs.get("run") or {}).get("dir") == str(run_dir):
-            run_dir = None  # as an older version wrote it into a run's own config
+            run_dir = None  # an older version wrote it into the run's config
         if theirs and _is_name_of_other_tasks(values, _with_defaults(parser, theirs)):
             run["experiment"] = None
         if run["experiment"] is None:
@@ -76,11 +76,11 @@ class RequestedRun:
 
     @property
     def named(self) -> Path | None:
-        """The folder that the user names, in the one way or the other."""
+        """The run folder that the user names, with `run.dir` or the run's config; `None` if neither."""
         return self.run_dir or self.config_of
 
     def differences(self, folder: Path) -> list[Difference]:
-        """Return the keys in which the run in a folder has other settings.
+        """Return the settings in which the run in a folder differs.
 
         Raises:
             UserError: The folder's config cannot be read.
@@ -92,11 +92,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a run's config.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It is missing or cannot be read.
     """
     file = folder / run_folder.CONFIG
     if not file.exists():
-        raise UserError(f"{folder} has no {file.name}, which would say what run it holds; name another")
+        raise UserError(f"{folder} has no {file.name}, so it is not a run folder; name another")
     return config_files.read_config(file, "the run's config")
 
 
@@ -107,7 +107,7 @@ def _run_of_config(configs: Sequence[Any] | None) -> Path | None:
 
 
 def _is_name_of_other_tasks(values: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Tell whether `run.experiment` is what a run's own config calls other tasks than these."""
+    """Return whether `run.experiment` comes from a run's config that has other tasks than these."""
     here, there = ({"data": {"tasks": config["data"]["tasks"]}} for config in (values, theirs))
     return values["run"]["experiment"] == theirs["run"]["experiment"] and bool(
         config_differences(here, there)
@@ -122,9 +122,9 @@ def _plain(parser: ArgumentParser, settings: Namespace) -> dict[str, Any]:
 
 
 def _with_defaults(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
-    """Fill the keys that the config of an older run lacks; leave one that has others as it is."""
+    """Add defaults for keys that an older config lacks; return it unchanged if it has unknown keys."""
     try:
         with redirect_stderr(StringIO()):
             return _plain(parser, parser.parse_object(values))
-    except (Exception, SystemExit):  # whatever a class that has changed meanwhile says
+    except (Exception, SystemExit):  # a class may have changed since, and raise anything
         return values

@@ -1,4 +1,4 @@
-"""How a stopped command ends: requeued by Slurm, or with a hint and the signal's exit status."""
+"""End a stopped command: requeue its Slurm job, or print how to resume and exit as the signal asks."""
 
 import sys
 from typing import NoReturn
@@ -11,17 +11,17 @@ from maml_pipeline.signals import Stopped
 
 
 def leave_process_group() -> None:
-    """Leave the other ranks in order; gloo's threads abort a process that ends without."""
+    """Destroy the process group; otherwise gloo's threads abort the process on exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def end_stopped(stop: Stopped) -> NoReturn:
-    """Put a job of Slurm back into its queue; elsewhere say how to resume, and exit as signals do."""
+    """Requeue the Slurm job, or print how to resume; exit with the signal's status."""
     is_saved = stop.meta_steps is not None
     if not is_rank_zero():
-        # Rank 0 speaks for all that have agreed to stop; the others' parent would take another status
-        # for a failure, and kill rank 0. A rank that stops alone ends the others that way.
+        # Rank 0 reports for all ranks that agreed to stop: their parent would take another status for a
+        # failure and kill rank 0. A rank that stops alone ends the others in this way.
         sys.exit(0 if stop.by_all else stop.exit_status)
     if is_saved:
         print(f"Stopped after meta-step {stop.meta_steps:,}; its state is saved", flush=True)

@@ -1,4 +1,4 @@
-"""What a command shows on the terminal: this project's own messages, not those of its libraries."""
+"""Logging and warnings on the terminal: this project's messages, without noise from its libraries."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from maml_pipeline.text import printable_lines
 
 
 def configure_logging() -> None:
-    """Show this project's messages, and hide warnings of libraries that the user cannot act on."""
+    """Show this project's messages, and hide library warnings that the user cannot act on."""
     own = logging.getLogger("maml_pipeline")
     if not own.handlers:
         handler = logging.StreamHandler()
@@ -18,20 +18,20 @@ def configure_logging() -> None:
     for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(source).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",  # tasks are drawn faster than they are learned from
+        ".*does not have many workers.*",  # drawing tasks is faster than learning from them
         ".*You defined a `validation_step` but have no `val_dataloader`.*",  # limit_val_batches=0
-        ".*has `__len__` defined.*",  # exact here, whatever the number of workers
-        ".*is smaller than the logging interval.*",  # which counts on over all epochs
+        ".*has `__len__` defined.*",  # exact here for any number of workers
+        ".*is smaller than the logging interval.*",  # which counts across epochs
         ".*LeafSpec.*",  # Lightning's use of PyTorch
-        ".*callbacks used to create the checkpoint need to be provided.*",  # not to test it
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
-        ".*`srun` command is available.*",  # a short run on a login node is nobody's mistake
+        ".*callbacks used to create the checkpoint need to be provided.*",  # not needed to test it
+        ".*Checkpoint directory .* exists and is not empty.*",  # those of a resumed run
+        ".*`srun` command is available.*",  # a short run on a login node is fine
     ):
         warnings.filterwarnings("ignore", message)
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Escape control characters of names and paths, which a terminal would obey."""
+    """Escape control characters in names and paths, which a terminal would execute."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))

@@ -1,4 +1,4 @@
-"""Which run `maml fit` starts or resumes, and from which checkpoint."""
+"""Find the run that `maml fit` starts or resumes, and the checkpoint to start from."""
 
 import shlex
 from collections.abc import Collection, Iterable
@@ -22,13 +22,13 @@ WHICH = ("best", "last")
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where a command works.
+    """The run of a command.
 
     Args:
-        folder: The run's folder; `None` where a new run finds its own, or a measurement is kept nowhere.
-        checkpoint: What to start from; `None` for the initial parameters.
-        resumes: Whether `fit` continues the run in `folder`.
-        differences: What tells a measurement from the official one of the run in `folder`.
+        folder: The run's folder; `None` for a new run without `run.dir`, or a result that is not saved.
+        checkpoint: The checkpoint to start from; `None` for the initial parameters.
+        resumes: Whether `fit` resumes the run in `folder`.
+        differences: How an evaluation differs from the run's own.
     """
 
     folder: Path | None = None
@@ -38,10 +38,10 @@ class RunTarget:
 
 
 def resume_command(folder: Path | None) -> str | None:
-    """Return the command that resumes a run, as it can be typed in this working directory.
+    """Return the command that resumes a run, to type in the working directory.
 
     Returns:
-        `None` where nothing of the run is saved.
+        `None` if the run has no checkpoint.
     """
     if folder is None or not run_folder.checkpoint_path(folder, "last").exists():
         return None
@@ -50,13 +50,13 @@ def resume_command(folder: Path | None) -> str | None:
 
 
 def find_training_target(request: RequestedRun) -> RunTarget:
-    """Find out whether `fit` starts a run or resumes one, and which.
+    """Find out whether `fit` starts or resumes a run, and which.
 
-    `last` and `best` resume a run with these very settings. A file starts a new run from the state in
-    it, unless it lies in the folder that `run.dir` names: that is resuming as well.
+    `last` and `best` resume a run with the same settings. A checkpoint file starts a new run, unless it
+    lies in the folder `run.dir`, which is then resumed.
 
     Raises:
-        UserError: There is no such run, or it has other settings.
+        UserError: The run does not exist, or has other settings.
     """
     wanted = request.ckpt_path
     if wanted in WHICH:
@@ -88,9 +88,9 @@ def _named_run(request: RequestedRun, which: str) -> Path:
 
 
 def matching_run(request: RequestedRun, which: str, ignored: Collection[str] = ()) -> Path:
-    """Return the newest run of this name that has the checkpoint and these settings.
+    """Return the newest run with the requested name, settings and checkpoint.
 
-    Of runs that differ by `ignored` keys alone, it is the one with the fewest differences.
+    Among runs that differ only in `ignored` keys, the one with the fewest differences is returned.
     """
     found = [
         f
@@ -100,17 +100,18 @@ def matching_run(request: RequestedRun, which: str, ignored: Collection[str] = (
     if not found:
         _check_has(run_folder.RUNS / request.name, which)
     compared = _compared(request, reversed(found))
-    closest = min(compared, key=lambda folder: len(compared[folder]))  # of equals the newest
+    closest = min(compared, key=lambda folder: len(compared[folder]))  # the newest of equals
     if decisive := [d for d in compared[closest] if not is_listed(d.key, ignored)]:
         raise UserError(
             f"ckpt_path is {which}, but no run called {request.name} has these settings: "
-            f"{describe_differences(closest, decisive)}; set the same, or name a run with --run.dir"
+            f"{describe_differences(closest, decisive)}; use the same settings, or name a run with "
+            "--run.dir"
         )
     return closest
 
 
 def _compared(request: RequestedRun, folders: Iterable[Path]) -> dict[Path, list[Difference]]:
-    """Return the differences to each run; leave out those that cannot be read, unless none can."""
+    """Return the differences to each run, without unreadable ones unless all are unreadable."""
     compared, unreadable = {}, None
     for folder in folders:
         try:
@@ -131,8 +132,8 @@ def _check_has(folder: Path, which: str) -> None:
 def _check_same_run(request: RequestedRun, folder: Path) -> None:
     if found := request.differences(folder):
         raise UserError(
-            f"{describe_differences(folder, found)}; set the same to resume it, or leave out ckpt_path "
-            "and run.dir to start a run of its own"
+            f"{describe_differences(folder, found)}; use the same settings to resume it, or leave "
+            "out ckpt_path and run.dir to start a new run"
         )
 
 
@@ -140,15 +141,15 @@ def _check_not_past(request: RequestedRun, file: Path) -> None:
     trained, end = load_checkpoint(str(file))["global_step"], request.values["trainer"]["max_steps"]
     if 0 <= end < trained:
         raise UserError(
-            f"trainer.max_steps is {end}, but {file} is at meta-step {trained}; set at least as many"
+            f"trainer.max_steps is {end}, but {file} is at meta-step {trained}; set at least {trained}"
         )
 
 
 def _new(request: RequestedRun) -> Path | None:
-    """Return the folder that a new run was told to take, where it was, and it can.
+    """Return the folder `run.dir` for a new run, after checking that it is free; `None` if unset.
 
-    A folder with settings but no checkpoint is that of a run that was killed before it had saved
-    anything: the same run starts in it anew.
+    A folder with a config but no checkpoint is from a run that was killed before its first checkpoint:
+    the same run can start in it again.
     """
     folder = request.run_dir
     if folder is None:
@@ -156,17 +157,19 @@ def _new(request: RequestedRun) -> Path | None:
     check_free(folder)
     file = folder / run_folder.CONFIG
     if file.exists() and not run_folder.is_run_folder(folder):
-        raise UserError(f"run.dir: {file} is not a run's and would be overwritten; name another folder")
+        raise UserError(
+            f"run.dir: {file} does not belong to a run and would be overwritten; name another folder"
+        )
     if file.exists() and (found := request.differences(folder)):
         raise UserError(f"run.dir {describe_differences(folder, found)}; name another folder")
     return folder
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds the state of a run.
+    """Refuse a folder that already has a checkpoint.
 
     Raises:
-        UserError: It does.
+        UserError: It has one.
     """
     if run_folder.checkpoint_path(folder, "last").exists():
         raise UserError(
@@ -176,10 +179,10 @@ def check_free(folder: Path) -> None:
 
 
 def _run_of_own_job(request: RequestedRun) -> Path | None:
-    """Return the run that this Slurm job began before it was requeued.
+    """Return the run that this Slurm job started before it was requeued.
 
-    A job never continues another one's run, and of its own runs only the one with these settings. Of
-    several, from a time when Slurm had counted to the same number, the newest is meant.
+    A job resumes only a run that it started itself, with the same settings. If several runs have its
+    job id, because Slurm has reused it, the newest is taken.
     """
     job = slurm.job_id()
     if job is None or not slurm.is_restart():
@@ -193,10 +196,10 @@ def _run_of_own_job(request: RequestedRun) -> Path | None:
 
 
 def existing_file(path: str) -> Path:
-    """Return the file that `ckpt_path` names.
+    """Return the checkpoint file that `ckpt_path` names.
 
     Raises:
-        UserError: There is none.
+        UserError: It does not exist.
     """
     file = expand_home(Path(path), "ckpt_path")
     if not file.is_file():
@@ -205,5 +208,5 @@ def existing_file(path: str) -> Path:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Tell whether two paths are of one file or folder."""
+    """Return whether two paths name the same file or folder."""
     return one.resolve() == other.resolve()

@@ -1,4 +1,4 @@
-"""One training: what was configured, logged and tested."""
+"""A run as a value: its config, its logged history and its test result."""
 
 import math
 import re
@@ -13,19 +13,19 @@ from maml_pipeline.learner.tracking import experiment_name, gradient_method
 from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.text import printable
 
-SERIES = ("order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
-
+SERIES = ("train/loss", "order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
+"""Metrics of which `Run.to_json` keeps the whole series, besides the monitored one."""
 
 NOT_COMPARED = {
     *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
     *("data.num_workers", "data.tasks.init_args.root", "data.tasks.init_args.cache_dir"),
 }
-"""Keys of `model` and `data` by which runs may differ and still be of one comparison."""
+"""Keys of `model` and `data` that may differ between the runs of one comparison."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure's mean with its 95 % confidence interval over tasks, and where it was taken."""
+    """A measure's mean over tasks, the half-width of its 95 % confidence interval, and the split."""
 
     mean: float
     ci95: float
@@ -34,13 +34,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """A run, finished or not.
 
     Args:
         source: The folder or file that it was read from.
-        config: The resolved configuration.
-        history: What was logged, in order.
-        test: The test's result by metric; empty where it has not been tested.
+        config: The resolved config.
+        history: The logged rows, in order.
+        test: The test result by metric; empty before the test.
     """
 
     source: Path
@@ -50,12 +50,12 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Where it was read from."""
+        """The folder or file that the run was read from, for display."""
         return display_path(self.source)
 
     @property
     def is_summary(self) -> bool:
-        """Whether it comes from a `tradeoff.json`, which leaves out most of the history."""
+        """Whether it was read from a trade-off's summary, which omits most of the history."""
         return self.source.parent.suffix == ".json"
 
     @property
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def method(self) -> Method:
-        """How its meta-gradient is computed."""
+        """How the meta-gradient is computed."""
         return gradient_method(self.config)
 
     @property
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What was trained, by key, but for order, inner steps and seed; and not where or how often."""
+        """The settings that all runs of a comparison share, by key."""
         trained = {key: self.config.get(key) or {} for key in ("model", "data")}
         trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
         trained["run"] = {key: self.config["run"][key] for key in ("monitor", "mode")}
@@ -89,18 +89,18 @@ class Run:
 
     @property
     def max_steps(self) -> int:
-        """Meta-steps that were asked for; -1 for no end."""
+        """The requested number of meta-steps; -1 for no limit."""
         return int(self.config["trainer"]["max_steps"])
 
     @property
     def meta_steps(self) -> int:
-        """Meta-steps of which something is known."""
+        """The number of meta-steps up to the last logged one."""
         training = (r for r in self.history if not any(key.startswith("test/") for key in r))
         return max((int(record["step"]) + 1 for record in training), default=0)
 
     @property
     def progress(self) -> str:
-        """The meta-steps done, of how many where there is an end."""
+        """The number of meta-steps done, and the requested number if there is one."""
         return f"{self.meta_steps:,}" + (f" of {self.max_steps:,}" if self.max_steps >= 0 else "")
 
     @property
@@ -109,17 +109,17 @@ class Run:
 
     @property
     def monitor(self) -> str:
-        """The validation metric that chose the best checkpoint, such as `val/accuracy`."""
+        """The validation metric that selects the best checkpoint, such as `val/accuracy`."""
         return str(self.config["run"]["monitor"])
 
     @property
     def measure(self) -> str:
-        """The monitored measure's name, such as `accuracy`."""
+        """The name of the monitored measure, such as `accuracy`."""
         return self.monitor.partition("/")[2]
 
     @property
     def measure_at_test(self) -> tuple[str, int | None]:
-        """The measure's name without an inner step, and the inner step that it names: `loss`, 2."""
+        """The measure without its inner step, and the inner step: `loss_step_2` gives `("loss", 2)`."""
         match = re.fullmatch(r"(.+)_step_(\d+)", self.measure)
         return (match[1], int(match[2])) if match else (self.measure, None)
 
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def result(self) -> Estimate | None:
-        """The measure on the test tasks; before the test, the latest on the validation tasks."""
+        """The measure on the test tasks; before the test, the latest one on the validation tasks."""
         if f"test/{self.measure}" in self.test:
             key = f"test/{self.measure}"
             return Estimate(self.test[key], _margin(self.test.get(f"{key}_ci95")), "test")
@@ -140,7 +140,7 @@ class Run:
 
     @property
     def test_curve(self) -> list[Estimate]:
-        """The measure on the test tasks before the first inner step, and after each."""
+        """The measure on the test tasks before the first inner step and after each step."""
         name, _ = self.measure_at_test
         curve: list[Estimate] = []
         while (key := f"test/{name}_step_{len(curve)}") in self.test:
@@ -149,12 +149,12 @@ class Run:
 
     @property
     def peak_bytes(self) -> float | None:
-        """What a meta-step adds at its peak to the memory held before it."""
+        """Peak memory of a meta-step beyond the memory held before it, in bytes."""
         return self._latest("memory/meta_step_peak_bytes")
 
     @property
     def held_bytes(self) -> float | None:
-        """Parameters, their gradients and the optimiser's state."""
+        """Memory of the parameters, their gradients and the optimizer state, in bytes."""
         parts = [
             self._latest(f"memory/{part}_bytes") for part in ("parameters", "gradients", "optimizer")
         ]
@@ -163,7 +163,7 @@ class Run:
 
     @property
     def meta_step_ms(self) -> float | None:
-        """The median over the run of what a meta-step takes."""
+        """The median time of a meta-step, in milliseconds."""
         values = [value for _, value in self.series("speed/meta_step_ms")]
         return median(values) if values else None
 
@@ -173,12 +173,12 @@ class Run:
 
     @property
     def gap_cosine(self) -> float | None:
-        """The mean cosine of the two orders' meta-gradients over the later half of the probe steps."""
+        """The mean cosine of the two orders' meta-gradients over the second half of the probes."""
         values = [value for _, value in self.series("order_gap/cosine")]
         return mean(values[len(values) // 2 :]) if values else None
 
     def series(self, metric: str) -> list[tuple[int, float]]:
-        """Return (meta-steps done, value) wherever a metric was logged."""
+        """Return the logged values of a metric as pairs (meta-steps done, value)."""
         return [(int(r["step"]) + 1, r[metric]) for r in self.history if metric in r]
 
     def _latest(self, metric: str) -> float | None:
@@ -186,7 +186,7 @@ class Run:
         return values[-1][1] if values else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a report needs, without the rest of the history."""
+        """Return the parts that a report needs, for a trade-off's summary."""
         kept = {self.monitor, f"{self.monitor}_ci95", *SERIES}
         latest = {key: value for record in self.history for key, value in record.items()}
         latest |= {} if self.meta_step_ms is None else {"speed/meta_step_ms": self.meta_step_ms}
@@ -196,24 +196,24 @@ class Run:
             if kept & record.keys()
         ]
         final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
-        final["step"] = self.meta_steps - 1  # and not that of the test, which comes after
+        final["step"] = self.meta_steps - 1  # the test is logged at a later step
         history = [_as_json(record) for record in [*thinned, final]]
         return {"config": self.config, "test": _as_json(self.test), "history": history}
 
 
 def display_path(path: Path) -> str:
-    """Return a path in printable text, relative to the working directory where it lies below that."""
+    """Return a path as printable text, relative to the working directory if it is below it."""
     here = Path.cwd()
     return printable(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean, also of infinities and of numbers whose sum is one, at which `fmean` raises."""
+    """Return the mean; unlike `fmean`, also if a value or the sum is infinite."""
     return sum(value / len(values) for value in values)
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number that JSON can hold; `None` for the result of a training that diverged."""
+    """Return a number that JSON can represent; `None` if it is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 

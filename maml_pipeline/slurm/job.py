@@ -1,4 +1,4 @@
-"""Slurm, which is met here and in slurm/ alone: whose job this is, what it was given, its return."""
+"""The current Slurm job: its ids, its allocation, and requeueing it."""
 
 import logging
 import subprocess
@@ -21,7 +21,7 @@ from maml_pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
-"""States of a job that somebody, or its end, wants gone: it is not put back into the queue."""
+"""States of a job that was cancelled or is ending by itself, and must not be requeued."""
 
 
 def job_id() -> str | None:
@@ -100,17 +100,17 @@ def tasks_per_node() -> int:
 
 
 def requeue() -> bool:
-    """Put this job back into the queue, which ends it here.
+    """Requeue this job, which ends it; learner/preemption.py has the whole sequence.
 
     Returns:
-        Whether that was done; not where there is no job, or where it is being cancelled.
+        Whether the job was requeued; `False` outside Slurm, and for a job that is being cancelled.
     """
     job = job_id()
     if job is None or _state(job) in ENDING:
         return False
     asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if asked.returncode:
-        logger.warning("Slurm job %s is not requeued: %s", job, asked.stderr.strip())
+        logger.warning("Slurm job %s was not requeued: %s", job, asked.stderr.strip())
     return asked.returncode == 0
 
 
@@ -119,5 +119,5 @@ def _state(job: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        logger.warning("the state of Slurm job %s is not known: %s", job, error)
+        logger.warning("the state of Slurm job %s is unknown: %s", job, error)
         return "COMPLETED"

@@ -1,4 +1,4 @@
-"""Checks of a training's settings, all made before its folder is created."""
+"""Check the settings of a training before its folder is created."""
 
 from jsonargparse import Namespace
 
@@ -60,7 +60,7 @@ def check_settings(
 
 
 def shortened(names: list[str], most: int = 8) -> str:
-    """List names, and leave out the middle of many."""
+    """Join names with commas, leaving out the middle of a long list."""
     if len(names) > most:
         names = [*names[: most // 2], "...", *names[-most // 2 :]]
     return ", ".join(names)

@@ -1,4 +1,4 @@
-"""Which argument of a class keeps it from being built: found by leaving out one after the other."""
+"""Find the argument that keeps a class from being built, by leaving out one at a time."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -10,20 +10,20 @@ LONGEST = 200
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, shortened; its type where it has none."""
+    """Return the first line of an error's text, shortened; its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def refusal(key: str, spec: Any, error: Exception, use: Callable[..., object]) -> str:
-    """Say which setting a class of the configuration refuses, and why.
+    """Return a message that names the setting which a configured class refuses, and why.
 
     Args:
-        key: Of the class, such as `model.optimizer`.
+        key: The key of the class, such as `model.optimizer`.
         spec: Its `class_path` and `init_args`.
-        error: What building it, or trying it, ended in.
-        use: Builds and tries the class; it takes the class and its keyword arguments.
+        error: The error from building or trying it.
+        use: Builds and tries the class, given the class and its keyword arguments.
     """
     path = str(spec.get("class_path")) if isinstance(spec, Namespace) else None
     if path is None:
@@ -38,15 +38,15 @@ def refusal(key: str, spec: Any, error: Exception, use: Callable[..., object]) -
 
 
 def _culprit(path: str, arguments: dict[str, Any], use: Callable[..., object]) -> str | None:
-    """Return the argument without which the class can be used; `None` where there is no such one."""
+    """Return the argument without which the class can be used; `None` if there is none."""
     module, _, name = path.rpartition(".")
     built = getattr(import_module(module), name, None)
     if any(isinstance(value, Namespace) for value in arguments.values()):
-        return None  # classes within the class, which only the parser can build
+        return None  # nested classes, which only the parser can build
     for left_out in arguments:
         try:
             use(built, **{key: value for key, value in arguments.items() if key != left_out})
-        except Exception:  # whatever a class raises: this argument is not the only one to blame
+        except Exception:  # of any type: this argument is not the only cause
             continue
         return left_out
     return None

@@ -1,4 +1,4 @@
-"""Lightning's callbacks: those that cannot work with an endless stream of tasks are refused by name."""
+"""Refuse Lightning callbacks that cannot work with an endless stream of tasks."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ from pytorch_lightning.callbacks import (
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.lightning_internals import checks_at_epoch_end, checks_every_step
 
-NO_EPOCHS = "it changes training from epoch to epoch, and tasks come without end"
-OTHER_WEIGHTS = "a resumed run would end with other weights than one that was never stopped"
+NO_EPOCHS = "it acts per epoch, but the stream of tasks has no epochs"
+OTHER_WEIGHTS = "a resumed run would end with other weights than an uninterrupted one"
 
 REFUSED: dict[type[Callback], str] = {
     BackboneFinetuning: f"{NO_EPOCHS}; freeze parameters with requires_grad in the network",
@@ -35,18 +35,18 @@ REFUSED: dict[type[Callback], str] = {
     StochasticWeightAveraging: OTHER_WEIGHTS,
     WeightAveraging: OTHER_WEIGHTS,
 }
-"""Why each cannot work, and what does."""
+"""Why each cannot work, and what to use instead."""
 
 
 def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list[str]) -> None:
-    """Refuse callbacks that cannot work, or that watch a metric that the run does not log.
+    """Refuse callbacks that cannot work, or that monitor a metric which the run does not log.
 
     Args:
-        callbacks: Those of the configuration.
-        monitored: Names of what a validation logs.
+        callbacks: The callbacks of the configuration.
+        monitored: Names of the metrics that a validation logs.
 
     Raises:
-        UserError: There is one.
+        UserError: A callback cannot work.
     """
     for callback in as_list(callbacks):
         name = type(callback).__name__
@@ -56,21 +56,21 @@ def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in monitored:
             raise UserError(
-                f"trainer.callbacks: {name} watches monitor {monitor}; a validation logs "
+                f"trainer.callbacks: {name} monitors {monitor}; a validation logs "
                 f"{', '.join(monitored[:4])}, ..."
             )
         if isinstance(callback, EarlyStopping) and checks_at_epoch_end(callback):
             raise UserError(
-                "trainer.callbacks: check_on_train_epoch_end is true, but an epoch has no end here; "
-                f"leave it out, and {name} looks after each validation"
+                "trainer.callbacks: check_on_train_epoch_end is true, but the epoch never ends here; "
+                f"leave it out, so that {name} checks after each validation"
             )
         if isinstance(callback, Timer) and not checks_every_step(callback):
             raise UserError(
-                "trainer.callbacks: the interval of Timer is epoch, but an epoch has no end here; "
+                "trainer.callbacks: the interval of Timer is epoch, but the epoch never ends here; "
                 "leave it out for step"
             )
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return what is one thing, several or none as a list."""
+    """Return a list of no, one or several items."""
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,4 +1,4 @@
-"""Epochs and validations, which Lightning counts in batches, in whole meta-steps."""
+"""Check that epochs and validations, which Lightning counts in batches, fall between meta-steps."""
 
 from typing import Any
 
@@ -6,34 +6,34 @@ from maml_pipeline.errors import UserError
 
 
 def check_epochs(trainer: Any) -> None:
-    """Refuse settings under which an epoch or a validation never comes, or comes within a meta-step.
+    """Refuse settings with which an epoch or a validation never happens, or falls within a meta-step.
 
-    An epoch ends after `limit_train_batches` batches; without it the tasks never end.
+    An epoch ends after `limit_train_batches` batches, and never without that setting.
 
     Args:
-        trainer: The trainer's settings, under their names on the command line, each in its range.
+        trainer: The settings of `trainer`, each within its range.
 
     Raises:
-        UserError: They do not fit together.
+        UserError: The settings contradict each other.
     """
     limit, every = trainer.limit_train_batches, trainer.check_val_every_n_epoch
     if isinstance(limit, int):
         _check_epochs_of(limit, trainer)
     elif limit is not None and limit != 1.0:
         raise UserError(
-            f"trainer.limit_train_batches is {limit}, but tasks come without end and have no such "
-            "fraction; name a whole number of batches for each epoch"
+            f"trainer.limit_train_batches is {limit}, but an endless stream of tasks has no "
+            "fraction; set the number of batches per epoch"
         )
     elif trainer.max_epochs is not None and trainer.max_epochs > 0 and trainer.max_steps == -1:
         raise UserError(
-            f"trainer.max_epochs is {trainer.max_epochs}, but tasks come without end and so does the "
-            "epoch; set trainer.max_steps, or trainer.limit_train_batches to the batches of an epoch"
+            f"trainer.max_epochs is {trainer.max_epochs}, but the one epoch never ends; set "
+            "trainer.max_steps, or trainer.limit_train_batches to the batches per epoch"
         )
     elif every is not None and every > 1:
         raise UserError(
-            f"trainer.check_val_every_n_epoch is {every}, but the one epoch has no end; set "
+            f"trainer.check_val_every_n_epoch is {every}, but the one epoch never ends; set "
             "trainer.val_check_interval to the meta-steps between two validations, or "
-            "trainer.limit_train_batches to the batches of an epoch"
+            "trainer.limit_train_batches to the batches per epoch"
         )
 
 

@@ -1,4 +1,4 @@
-"""A bound on memory while the sizes in a configuration are tried out."""
+"""Limit memory while the sizes in a configuration are tried out."""
 
 import resource
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ import torch
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Let no more be allocated than the machine has memory.
+    """Limit allocations to the memory of the machine.
 
-    A kernel that overcommits grants any size, and kills the process once it is used; within this,
-    a size beyond the machine ends in Python's or PyTorch's own error. Not where there is a GPU: CUDA
-    reserves addresses for all memory of the machine once it is used.
+    A kernel that overcommits grants any size and kills the process when it is used. Within this context,
+    a size that is too large raises the error of Python or PyTorch instead. Without effect if there is a
+    GPU, because CUDA reserves addresses for all memory of the machine.
     """
     if torch.cuda.is_available():
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
-    # Relative to what is reserved already, which is more than what is used.
+    # Relative to the reserved addresses, which exceed the used memory.
     most = psutil.Process().memory_info().vms + psutil.virtual_memory().total
     if before[1] != resource.RLIM_INFINITY:
         most = min(most, before[1])

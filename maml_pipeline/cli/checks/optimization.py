@@ -1,4 +1,4 @@
-"""The outer optimiser and its schedule: built and tried once on copies of the parameters."""
+"""Check the outer optimizer and its schedule by trying one step on copies of the parameters."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,16 +18,16 @@ from maml_pipeline.learner import MetaLearner
 def check_optimization(
     model: MetaLearner, settings: Namespace, monitored: list[str], on_cpu: bool
 ) -> None:
-    """Refuse an optimiser or a schedule with which training would end in an error.
+    """Refuse an optimizer or a schedule with which training would fail.
 
     Args:
-        model: Neither its parameters nor its optimiser are touched.
+        model: The model; its parameters and optimizer are not changed.
         settings: The parsed configuration.
-        monitored: Names of what a validation logs.
-        on_cpu: Whether the parameters will be on the CPU, as they are here.
+        monitored: Names of the metrics that a validation logs.
+        on_cpu: Whether training will run on the CPU, as this check does.
 
     Raises:
-        UserError: It cannot be built, cannot take a step, ends too early or watches what is not logged.
+        UserError: It cannot be built or take a step, ends too early, or monitors an unlogged metric.
     """
     optimizer = _checked_optimizer(model, settings.model.optimizer, on_cpu)
     if model.lr_scheduler is None:
@@ -36,7 +36,7 @@ def check_optimization(
     name = type(scheduler).__name__
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.monitor not in monitored:
         raise UserError(
-            f"model.lr_scheduler: {name} watches monitor {scheduler.monitor}; a validation logs "
+            f"model.lr_scheduler: {name} monitors {scheduler.monitor}; a validation logs "
             f"{', '.join(monitored[:4])}, ..."
         )
     max_steps = settings.trainer.max_steps
@@ -49,11 +49,11 @@ def check_optimization(
 
 
 def _checked_schedule(model: MetaLearner, optimizer: Optimizer, spec: Any) -> Any:
-    """Build the schedule and take a step with it."""
+    """Build the schedule and take one step."""
 
     def use(build: Any, **arguments: Any) -> Any:
         scheduler = build(optimizer, **arguments)
-        _step(optimizer)  # before the schedule's, as PyTorch asks
+        _step(optimizer)  # before the schedule's, as PyTorch requires
         is_plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
         scheduler.step(0.0) if is_plateau else scheduler.step()
         return scheduler
@@ -65,14 +65,14 @@ def _checked_schedule(model: MetaLearner, optimizer: Optimizer, spec: Any) -> An
 
 
 def _checked_optimizer(model: MetaLearner, spec: Any, on_cpu: bool) -> Optimizer:
-    """Build the optimiser on copies of the parameters, and take a step with a gradient of zero."""
+    """Build the optimizer on copies of the parameters, and take one step with zero gradients."""
     own = [p for p in model.parameters() if p.requires_grad]
     try:
         optimizer = model.optimizer(_copies(own))
         _step(optimizer)
     except Exception as error:
         if isinstance(error, AssertionError) and not on_cpu:
-            return optimizer  # `capturable`, which works where the parameters will be: on the GPU
+            return optimizer  # `capturable`, which works on the GPU that training will use
         text = refusal(
             "model.optimizer", spec, error, lambda cls, **args: _step(cls(_copies(own), **args))
         )

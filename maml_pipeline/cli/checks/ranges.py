@@ -1,4 +1,4 @@
-"""Which values a key of the configuration takes, beyond its type: one row a key."""
+"""The valid values of each key of the configuration, beyond its type."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from maml_pipeline.limits import (
 
 
 class Range(NamedTuple):
-    """What a key takes.
+    """The valid values of a key.
 
     Args:
         key: Its name in the configuration.
-        accepts: Tells whether a value is right.
-        remedy: What would be, after "KEY is VALUE; ".
+        accepts: Returns whether a value is valid.
+        remedy: What to do instead, to follow "KEY is VALUE; ".
     """
 
     key: str
@@ -71,7 +71,7 @@ RANGES = (
     Range(
         "run.experiment",
         _is_a_name,
-        "it becomes a folder's name: letters that can be printed, at most 100, and no .. in it",
+        "it becomes a folder's name: at most 100 printable characters, without ..",
     ),
     Range("trainer.num_nodes", _from(1), "it must be 1 or more"),
     Range("trainer.max_steps", _from(0, -1), "it must be 0 or more, or -1 for no end"),
@@ -93,8 +93,8 @@ RANGES = (
     Range(
         "trainer.val_check_interval",
         _from(1),
-        "it must be a whole number of meta-steps, 1 or more: tasks come without end, and devices would "
-        "disagree on a time",
+        "it must be a whole number of meta-steps, 1 or more: the stream of tasks has no length, and "
+        "devices would disagree on a time",
     ),
     Range("trainer.log_every_n_steps", _from(0, None), "it must be 1 or more, or 0 for never"),
     Range("trainer.num_sanity_val_steps", _from(-1, None), "it must be 0 or more, or -1 for all"),
@@ -111,7 +111,7 @@ RANGES = (
     Range(
         "trainer.overfit_batches",
         _is_off,
-        "a stream of tasks without end has no batches to repeat; remove the key, or write a "
+        "an endless stream of tasks has no batches to repeat; remove the key, or write a "
         "TaskDistribution with few tasks",
     ),
     Range(
@@ -137,12 +137,12 @@ RANGES = (
     Range(
         "trainer.reload_dataloaders_every_n_epochs",
         _is_off,
-        "tasks come from one stream without end; remove the key",
+        "tasks come from one endless stream; remove the key",
     ),
     Range(
         "trainer.default_root_dir",
         lambda value: value is None,
-        "everything of a run lies in its folder; name that with run.dir",
+        "a run writes to its own folder; set run.dir",
     ),
     Range(
         "trainer.model_registry",
@@ -163,13 +163,13 @@ RANGES = (
 
 
 def check_ranges(settings: Namespace) -> None:
-    """Refuse values that are of the right type and cannot work.
+    """Refuse values that have the right type but cannot work.
 
     Args:
         settings: The parsed configuration.
 
     Raises:
-        UserError: There is one.
+        UserError: A value is out of range.
     """
     for key, accepts, remedy in RANGES:
         value = settings.get(key)
@@ -178,7 +178,7 @@ def check_ranges(settings: Namespace) -> None:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as YAML does."""
+    """Format a value as YAML does."""
     if isinstance(value, bool) or value is None:
         return str(value).lower().replace("none", "null")
     text = str(value) or "empty"

@@ -1,4 +1,4 @@
-"""Whether tasks can be drawn, fit into memory, and fit the network."""
+"""Check that tasks can be drawn, and that they fit memory, network and loss."""
 
 import copy
 from collections.abc import Sequence
@@ -16,23 +16,23 @@ from maml_pipeline.tasks import Task
 from maml_pipeline.tasks.task import SPLITS, Split
 
 HEADS = ("ways", "num_classes", "n_classes", "out_features")
-"""Names under which networks take their number of outputs."""
+"""Common argument names for a network's number of outputs."""
 
 
 def check_tasks(
     command: str, model: MetaLearner, data: TaskDataModule, settings: Namespace, elsewhere: bool
 ) -> None:
-    """Draw tasks, and hold the settings to one.
+    """Draw tasks, and check the settings against one.
 
     Args:
-        command: Which of `maml fit | validate | test`.
-        model: Tried on the task.
-        data: It is prepared.
+        command: `fit`, `validate` or `test`.
+        model: The model, which is tried on the task.
+        data: The data module, already prepared.
         settings: The parsed configuration.
         elsewhere: Whether the training will run on another machine.
 
     Raises:
-        UserError: There is no such task, or it does not fit memory, network or loss.
+        UserError: A task cannot be drawn, or does not fit memory, network or loss.
     """
     with bounded_memory():
         task = data.check_tasks(*_drawn(command, settings.trainer))
@@ -45,7 +45,7 @@ def check_tasks(
 
 
 def _drawn(command: str, trainer: Namespace) -> tuple[Sequence[Split], int]:
-    """Return the splits that a command draws from, and how many batches it trains on."""
+    """Return the splits that a command draws from, and the number of training batches."""
     if command != "fit":
         return ["val" if command == "validate" else "test"], 0
     splits: list[Split] = ["train", "test"] if trainer.limit_val_batches == 0 else [*SPLITS]
@@ -67,16 +67,16 @@ def _gigabytes(size: float) -> str:
 
 
 def _check_ways(task: Task, model: MetaLearner, data: TaskDataModule, settings: Namespace) -> None:
-    """Refuse a network whose outputs are not as many as the classes of a task."""
+    """Refuse a network that has another number of outputs than a task has classes."""
     ways = getattr(data.tasks, "ways", None)
     if not isinstance(ways, int) or task.support_y.is_floating_point():
         return
-    network = copy.deepcopy(model.network)  # so that no running statistic moves
+    network = copy.deepcopy(model.network)  # so that running statistics do not change
     try:
         with torch.no_grad():
             prediction = network(task.support_x)
     except Exception:
-        return  # what the network has against the task is said by `check_task`
+        return  # `check_task` reports why the network fails
     if prediction.ndim != 2 or prediction.shape[-1] == ways:
         return
     outputs = prediction.shape[-1]
@@ -87,7 +87,7 @@ def _check_ways(task: Task, model: MetaLearner, data: TaskDataModule, settings: 
 
 
 def _head_flag(network: Any, outputs: int, ways: int) -> str:
-    """Name the flag that gives the network as many outputs as there are classes."""
+    """Return the flag that gives the network as many outputs as there are classes."""
     arguments = network.get("init_args") or {}
     for name in HEADS:
         if arguments.get(name) == outputs:

@@ -1,4 +1,4 @@
-"""Whether Lightning's trainer can be built: tried before anything is written."""
+"""Check that Lightning's trainer can be built, before anything is written."""
 
 import inspect
 import os
@@ -18,15 +18,15 @@ from maml_pipeline.learner import lightning_internals
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 
 KEPT_OUT = ("default_root_dir", "enable_checkpointing", "logger")
-"""Keys that a run sets itself, or that write files when a trainer is built."""
+"""Keys that a run sets itself, or that write files when the trainer is built."""
 
 
 def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> bool:
-    """Refuse settings with which Lightning builds no trainer, or one that would wait without end.
+    """Refuse settings with which Lightning builds no trainer, or one that would wait forever.
 
     Args:
-        settings: `trainer` of the configuration, as it was parsed.
-        built: The same with its classes instantiated.
+        settings: The parsed settings of `trainer`.
+        built: The same, with their classes instantiated.
         elsewhere: Whether the training will run on another machine.
 
     Returns:
@@ -51,9 +51,9 @@ def check_trainer(settings: Namespace, built: Namespace, elsewhere: bool) -> boo
 
 
 def _try(arguments: dict[str, Any]) -> Trainer | Exception:
-    """Build a trainer that runs nothing, or return what Lightning or PyTorch has against it."""
+    """Build a trainer that runs nothing, or return the error of Lightning or PyTorch."""
     try:
-        # Loggers and checkpoints are the run's own, and are not there yet.
+        # The run's loggers and checkpoints do not exist yet.
         own: dict[str, Any] = {
             "logger": False,
             "enable_checkpointing": True,
@@ -65,12 +65,12 @@ def _try(arguments: dict[str, Any]) -> Trainer | Exception:
 
 
 def _own_plugins() -> list[Any]:
-    """Return what a training adds to the plugins of the configuration."""
+    """Return the plugins that a training adds to those of the configuration."""
     return [AtomicCheckpointIO(), *cluster_environment()]
 
 
 def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) -> str:
-    """Name the key without which a trainer can be built, or another error comes first."""
+    """Name the key without which the trainer can be built, or fails with another error."""
     text = first_line(error)
     for key, default in _defaults().items():
         if key in settings and arguments.get(key, default) != default:
@@ -81,14 +81,14 @@ def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) ->
 
 
 def _shown(value: Any) -> str:
-    """Write a value of the configuration; of a class its path alone."""
+    """Format a value of the configuration; a class by its path."""
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
     return str(value.get("class_path", value) if isinstance(value, Namespace) else value)
 
 
 def _defaults() -> dict[str, Any]:
-    """Return what each key of the trainer is set to, to find out whether an error rests on it."""
+    """Return the value of each trainer key that is tried, to find the key that causes an error."""
     parameters = inspect.signature(Trainer.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     own = {"callbacks": [], "plugins": _own_plugins()}
@@ -98,8 +98,8 @@ def _defaults() -> dict[str, Any]:
 def _check_strategy(trainer: Trainer, settings: Namespace) -> None:
     if type(trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
         raise UserError(
-            f"trainer.strategy is {settings.strategy}, which a meta-gradient cannot be computed with: "
-            "every process needs all parameters; use ddp, or auto"
+            f"trainer.strategy is {settings.strategy}, which cannot compute meta-gradients: every "
+            "process needs all parameters; use ddp or auto"
         )
     if not lightning_internals.starts_ranks_by_script(trainer):
         raise UserError(
@@ -109,7 +109,7 @@ def _check_strategy(trainer: Trainer, settings: Namespace) -> None:
 
 
 def _check_nodes(trainer: Trainer, settings: Namespace) -> None:
-    """Refuse to wait for processes on other nodes that nothing starts."""
+    """Refuse to wait for ranks on other nodes that nothing starts."""
     environment = lightning_internals.cluster_environment(trainer)
     if settings.num_nodes == 1 or not isinstance(environment, LightningEnvironment):
         return

@@ -1,4 +1,4 @@
-"""How a run is called, and what it is compared by: its group, order, tags and provenance."""
+"""The description of a run in W&B: name, group, job type, tags, and provenance."""
 
 import platform
 import re
@@ -14,23 +14,23 @@ from maml_pipeline import slurm
 from maml_pipeline.meta_gradient.order import Method
 
 PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
-"""Packages that a result depends on; W&B keeps the versions of all others in `requirements.txt`."""
+"""Packages whose versions are recorded; W&B records all others in `requirements.txt`."""
 
 
 def gradient_method(config: dict[str, Any]) -> Method:
-    """Return how a resolved config computes its meta-gradients."""
+    """Return the method by which a resolved config computes meta-gradients."""
     return Method.of(config["model"]["first_order"], config["model"]["checkpoint_inner_steps"])
 
 
 @dataclass(frozen=True)
 class Description:
-    """What W&B groups and names a run by.
+    """The fields by which W&B names and groups a run.
 
     Args:
-        group: The experiment: runs in it differ by order and seed alone, such as `omniglot-5w1s-k1`.
-        job_type: The gradient order.
-        name: Such as `omniglot-5w1s-second-s0`, with the inner steps where they are not one.
-        tags: Engine, `checkpointed`, `compiled` and the number of devices.
+        group: Such as `omniglot-5w1s-k1`; runs in a group differ only by method and seed.
+        job_type: The method.
+        name: Such as `omniglot-5w1s-second-s0`, with the number of inner steps unless it is 1.
+        tags: The engine, `checkpointed`, `compiled`, and the number of devices.
     """
 
     group: str
@@ -43,8 +43,8 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
     """Describe a run.
 
     Args:
-        config: Its whole resolved config.
-        world_size: Devices that train it.
+        config: The whole resolved config.
+        world_size: Number of devices.
     """
     model, method = config["model"], gradient_method(config)
     steps = model["inner_steps"]
@@ -60,7 +60,7 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
 
 
 def experiment_name(config: dict[str, Any]) -> str:
-    """Return the name of what a resolved config trains; that of its tasks where it has none."""
+    """Return the experiment of a resolved config: `run.experiment`, or the name of its tasks."""
     name = config["run"]["experiment"]
     if name is None:
         name = str(config["data"]["tasks"]["class_path"]).rpartition(".")[2].lower()
@@ -68,7 +68,7 @@ def experiment_name(config: dict[str, Any]) -> str:
 
 
 def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return what a run was made with and where: code, packages, device and Slurm's job."""
+    """Return how and where a run was made: commit, packages, device, Slurm job."""
     parts = {
         "git": git_state(Path.cwd()),
         "packages": {package: version(package) for package in PACKAGES},
@@ -81,10 +81,10 @@ def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit that a folder is at, and whether tracked files differ from it.
+    """Return the commit of a folder, and whether tracked files differ from it.
 
     Returns:
-        `None` where there is no git, no repository, or no commit.
+        `None` if there is no git, repository or commit.
     """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
@@ -96,7 +96,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    # A repository on a network drive may take its time; a training does not wait for it.
+    # A repository on a network drive can be slow.
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
