@@ -148,7 +148,7 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
         (["--ckpt_path", "last"], "--ckpt_path is not used here"),
         (["--trainer.max_steps", "-1"], "trainer.max_steps is -1"),
         (["--model.inner_rate", "1"], "model.inner_rate"),
-        (["--out", "/dev/null/grid"], "out /dev/null/grid cannot be made"),
+        (["--out", "/dev/null/grid"], "out /dev/null/grid cannot be created"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     # In a Slurm job a signal waits until the code that requeues the job is imported.
     with signals.listening(Response.NOTE if slurm.job_id() else Response.EXIT):
         try:
-            _run_to_its_end(argv)
+            _run_and_report_errors(argv)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns one into the other
             signals.exit_if_interrupted()
             raise
 
 
-def _run_to_its_end(argv: Sequence[str] | None) -> None:
+def _run_and_report_errors(argv: Sequence[str] | None) -> None:
     try:
         _run(_parse(argv))
         signals.raise_if_requested()  # if something has swallowed the exception

@@ -1,4 +1,4 @@
-"""Which states of a run are kept: the best one, and the last one to go on from."""
+"""Checkpoints of a run: the best state, and the last one to resume from."""
 
 from io import BytesIO
 from pathlib import Path
@@ -42,12 +42,12 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look, on rank 0, whether the run has a best state: every rank must go by the same answer."""
+        """Check on rank 0 whether the run has a best state, so that all ranks agree."""
         super().setup(trainer, pl_module, stage)
         self._has_best = trainer.strategy.broadcast(Path(str(self.dirpath), self._name).exists())
 
     def state_dict(self) -> dict[str, Any]:
-        """Name the kept files by their names alone: a run's folder may be moved."""
+        """Store file names without folders: a run folder may be moved."""
         state = super().state_dict()
         for key in PATHS:
             state[key] = Path(state[key]).name if state[key] else ""
@@ -55,9 +55,9 @@ class BestCheckpoint(ModelCheckpoint):
         return state | {"dirpath": ""}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Find the kept files in the own folder; begin without a best state where it has none.
+        """Find the files in this run's folder; start without a best state if there is none.
 
-        It has none where the state comes from another run's checkpoint.
+        There is none if the state comes from the checkpoint of another run.
         """
         if not self._has_best:
             return
@@ -98,11 +98,11 @@ class LastCheckpoint(Checkpoint):
         self.path = trainer.strategy.broadcast(self.path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at the meta-step that training starts from."""
+        """Start at the meta-step from which training starts."""
         self._asked_at = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """End the meta-step, unless its validation is still to come."""
+        """End the meta-step, unless its validation follows."""
         if not lightning_internals.validates_next(trainer):
             self._end_meta_step(trainer)
 
@@ -129,16 +129,16 @@ def _ends_last_epoch(trainer: Trainer) -> bool:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints whole, with a checksum, and read none without verifying it.
+    """Write checkpoints atomically, with a checksum, and verify it when reading.
 
-    Lightning writes to the system's folder for temporary files first; from there to another file
-    system, it is copied bit by bit.
+    Lightning writes to the system's temporary folder first, and copies from there, which is not atomic
+    between file systems.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Save a state in a file of its own, and let it take the place of the one before at once."""
+        """Save a state, replacing an earlier file atomically."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(exist_ok=True)  # and not a run folder that was deleted
@@ -152,12 +152,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
-    """Read a checkpoint that is whole and unchanged, and nothing in it that could run code.
+    """Read a checkpoint that is complete and unchanged, without running code from it.
 
     Args:
         path: A file written by this program; to take the parameters from, also one of a plain
             Lightning `Trainer`, which has no checksum but the CRC-32 of its parts.
-        resumes: Whether a training is to go on from it, which takes the whole state.
+        resumes: Whether a training resumes from it, which needs the whole state.
 
     Raises:
         UserError: It is no checkpoint of this program, or damaged.

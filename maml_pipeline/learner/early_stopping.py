@@ -25,17 +25,17 @@ class EndEarly(Checkpoint):
         self._stopped_before_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let EarlyStopping look after validations, before the last state is saved."""
+        """Make EarlyStopping check after validations, before the last state is saved."""
         for callback in trainer.early_stopping_callbacks:
             lightning_internals.check_after_validation(callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train no more where a metric has ended the training before, by the same conditions."""
+        """Do not resume a training that a metric ended under the same conditions."""
         is_ended = bool(self._ended_by) and self._ended_by == _conditions(trainer)
         trainer.should_stop = trainer.should_stop or is_ended
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Put off a stop in the middle of a meta-step until its end."""
+        """Postpone a stop within a meta-step to its end."""
         self._stops_after_meta_step = self._stops_after_meta_step or trainer.should_stop
         is_within_meta_step = lightning_internals.is_within_meta_step(trainer)
         trainer.should_stop = self._stops_after_meta_step and not is_within_meta_step
@@ -55,11 +55,11 @@ class EndEarly(Checkpoint):
             _print(f"Training ended after meta-step {trainer.global_step:,}: {_reason(trainer)}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the conditions of which one has ended the training."""
+        """Return the conditions under which the training ended."""
         return {"ended_by": self._ended_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them from a checkpoint."""
+        """Load them from a checkpoint."""
         self._ended_by = state_dict["ended_by"]
 
 

@@ -79,6 +79,8 @@ class MetaStepProgressBar(TQDMProgressBar):
         self._measured_from, self._first_step = None, trainer.global_step
         if isinstance(pl_module, MetaLearner) and pl_module.compiles:
             self.train_progress_bar.set_description_str(COMPILING)
+            if not self.train_progress_bar.disable:
+                print(flush=True)  # log messages of the compiler start on their own line
 
     def on_train_batch_end(
         self,

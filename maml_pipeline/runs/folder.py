@@ -160,5 +160,5 @@ def make_run_folder(folder: Path, exist_ok: bool) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"run.dir {folder} cannot be made ({error.strerror}); name a writable folder"
+            f"run.dir {folder} cannot be created ({error.strerror}); name a writable folder"
         ) from error
