@@ -41,6 +41,7 @@ def test_a_path_given_twice_is_one_run(trained_runs: Path) -> None:
     assert len(find_runs([folder, folder / "alone", folder]).runs) == 1
 
 
+@pytest.mark.integration
 def test_a_run_read_from_its_wandb_log_equals_the_one_read_from_its_folder(
     trained_runs: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_the_result_of_an_unfinished_run_is_its_latest_validation(
     assert run.meta_steps == 30
 
 
+@pytest.mark.integration
 def test_the_wandb_log_of_an_active_run_is_read_up_to_its_last_record(
     trained_runs: Path, tmp_path: Path
 ) -> None:
