@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from maml_pipeline import signals
-from maml_pipeline.environment import WANDB_RUN_ID
+from maml_pipeline.environment import child_environment
 from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
@@ -141,7 +141,7 @@ def _train_cell(
         # A stop that was raised while the process starts would leave it running.
         signals.respond(Response.NOTE, announces=True)
         # A W&B id in the environment is for this process; each cell is a W&B run of its own.
-        environment = {key: value for key, value in os.environ.items() if key != WANDB_RUN_ID.name}
+        environment = child_environment(WANDB_RUN_ID=None)
         process = subprocess.Popen(
             fit_command(tradeoff, cell),
             env=environment,
