@@ -20,7 +20,7 @@ from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs.folder import RunSettings
 from maml_pipeline.runs.results import RESULT_FILES
-from maml_pipeline.slurm.submission import AUTO_DEVICES
+from maml_pipeline.slurm.allocation import AUTO_DEVICES
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 

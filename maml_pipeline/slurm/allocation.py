@@ -54,7 +54,7 @@ class Allocation:
         return of_node if self.nodes == 1 else f"{self.nodes} nodes with {of_node} each"
 
 
-def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
+def required_allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
     """Work out what the `trainer` of a configuration needs.
 
     Args:
