@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
-from maml_pipeline.learner.compatibility import check_compatibility
+from maml_pipeline.learner.model_checks import check_compatibility
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
 from tests.helpers import CONFIGS, make_trainer

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from maml_pipeline.learner.compatibility import measure_name
+from maml_pipeline.learner.model_checks import measure_name
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss
 from maml_pipeline.meta_gradient.inner_loop import check_finite
 from maml_pipeline.tasks import TaskBatch

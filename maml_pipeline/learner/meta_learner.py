@@ -11,13 +11,13 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.compatibility import (
+from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
+from maml_pipeline.learner.model_checks import (
     check_compatibility,
     check_measures,
     check_same_network,
     measure_name,
 )
-from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
 from maml_pipeline.meta_gradient import (
     Engine,
     InnerLoop,
