@@ -16,7 +16,7 @@ from maml_pipeline.cli import training_help
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checked_command import CheckedCommand
 from maml_pipeline.cli.checks.callbacks import as_list
-from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.cli.cluster_environment import cluster_environment
 from maml_pipeline.cli.start_or_resume import check_free, resume_command
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging
