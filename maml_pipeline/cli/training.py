@@ -34,7 +34,7 @@ from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import StartTracking, finish_tracking
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import open_run_folder
+from maml_pipeline.runs.locked_folder import open_run_folder
 from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import Stopped
