@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.errors import UserError
-from maml_pipeline.slurm.allocation import Allocation, check_sbatch_flags
+from maml_pipeline.slurm.allocation import Allocation, check_sbatch_flags, required_allocation
 from maml_pipeline.slurm.sbatch import (
     TRADEOFF_SCRIPT,
     TRAIN_SCRIPT,
