@@ -42,4 +42,4 @@ class ProbeSettings:
             (self.speed, SpeedProbe),
             (self.memory, MemoryProbe),
         )
-        return [probe(self.every) for is_wanted, probe in wanted if is_wanted]
+        return [probe(self.every) for agree_to_stop, probe in wanted if agree_to_stop]
