@@ -19,7 +19,7 @@ OMNIGLOT = ("--config", str(CONFIGS / "omniglot" / "5way_1shot.yaml"), *SHORT)
 
 
 class UnpicklableLines(Lines):
-    """Tasks that no worker can be sent."""
+    """Tasks that cannot be sent to a worker process."""
 
     def __init__(self, shots: int = 5, query_shots: int = 10) -> None:
         super().__init__(shots, query_shots)
@@ -27,7 +27,7 @@ class UnpicklableLines(Lines):
 
 
 class FailingLines(Lines):
-    """Tasks that cannot be drawn."""
+    """Tasks that raise an error when drawn."""
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         """Fail."""
@@ -48,15 +48,15 @@ NAMED_BY_THE_CLASS = {
     "data.tasks.shots": "Lines",
     "data.tasks.query_shots": "Lines",
 }
-"""Keys whose values only the class can judge, which need not name them."""
+"""Keys that only the class validates, whose message need not name them."""
 
 
 class Row(NamedTuple):
     """A bad input.
 
     Args:
-        arguments: Of `maml`.
-        names: What the message must hold.
+        arguments: The arguments of `maml`.
+        names: Text that the message must contain.
     """
 
     arguments: tuple[str, ...]
@@ -135,7 +135,7 @@ KEYS = {
     "trainer.default_root_dir": "elsewhere",
     "trainer.model_registry": "mine",
 }
-"""Values of `maml fit`'s keys that are out of range, or of another type where the default shows none."""
+"""Invalid values of `maml fit`'s keys, beside those of a type that differs from the default's."""
 
 FIT = """\
 inner_rate: --model.inner_rate 1
@@ -361,7 +361,7 @@ def rows(config: dict[str, Any]) -> list[Row]:
     """Return the whole table.
 
     Args:
-        config: A resolved configuration, every key of which is given values of other types.
+        config: A resolved configuration; each of its keys is also given values of wrong types.
     """
     found = [*_of_types(config), *_of_ranges()]
     for line in FIT.splitlines():

@@ -1,4 +1,4 @@
-"""What several topics' tests share."""
+"""Fixtures shared by several test files."""
 
 import signal
 import sys
@@ -58,7 +58,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every test off the network, on one thread and in a random state of its own."""
+    """Run every test offline, on one thread and with a fixed random state."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv(OFFLINE.name, raising=False)  # which a run in a Slurm job sets
     torch.set_num_threads(1)
@@ -67,7 +67,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals() -> None:
-    """Let tests receive the signals that `nohup`, or a shell's background job, has switched off."""
+    """Restore signals that `nohup` or a shell's background job ignores."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -86,7 +86,7 @@ def maml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.fixture
 def maml_error(maml: Maml, capsys: pytest.CaptureFixture[str]) -> Maml:
-    """Return a function that runs the command, expects it to fail kindly, and returns the message."""
+    """Return a function that runs the command, expects a user error and returns its message."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as failure:
@@ -103,9 +103,9 @@ def maml_error(maml: Maml, capsys: pytest.CaptureFixture[str]) -> Maml:
 
 @pytest.fixture(scope="session")
 def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with finished runs of both tasks of lines, as W&B leaves them offline.
+    """Return a folder with finished runs of two experiments, with W&B's offline logs.
 
-    Every order with one and two inner steps and two seeds; of a second experiment one run alone.
+    Every method with one and two inner steps and two seeds, and one run of a second experiment.
     """
     folder = tmp_path_factory.mktemp("trained_runs")
     short = [
@@ -139,7 +139,7 @@ def real_omniglot() -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic_omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with two zips of Omniglot's shape, whose drawings are random strokes."""
+    """Return a folder with two zips shaped like Omniglot, filled with random strokes."""
     root = tmp_path_factory.mktemp("synthetic_omniglot")
     random = np.random.default_rng(0)
     pngs = []
@@ -158,7 +158,7 @@ def synthetic_omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic_cache(synthetic_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the cache folder in which `synthetic_omniglot` is decoded; copy it before a change."""
+    """Return the cache folder in which `synthetic_omniglot` is decoded; copy it before changing it."""
     folder = tmp_path_factory.mktemp("synthetic_cache")
     load_images(synthetic_omniglot, folder)
     return folder

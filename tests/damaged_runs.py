@@ -1,4 +1,4 @@
-"""What can be wrong, or odd, about a run's folder, for the tests of `maml report`."""
+"""Damaged and unusual run folders for the tests of `maml report`."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def remove(name: str) -> Damage:
     return lambda run: shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
 
 
-def in_place(name: str, make: Callable[[Path], object]) -> Damage:
+def replace(name: str, make: Callable[[Path], object]) -> Damage:
     def damage(run: Path) -> None:
         remove(name)(run)
         make(run / name)
@@ -78,8 +78,8 @@ def in_place(name: str, make: Callable[[Path], object]) -> Damage:
     return damage
 
 
-def in_its_place(make: Callable[[Path], object]) -> Damage:
-    """Make something in the place of the whole folder."""
+def replace_folder(make: Callable[[Path], object]) -> Damage:
+    """Replace the whole folder."""
 
     def damage(run: Path) -> None:
         shutil.rmtree(run)
@@ -96,8 +96,8 @@ def sparse(size: int) -> Callable[[Path], None]:
     return make
 
 
-def wandb_log_alone(content: Callable[[bytes], bytes]) -> Damage:
-    """Leave nothing but W&B's log, changed."""
+def only_wandb_log(content: Callable[[bytes], bytes]) -> Damage:
+    """Keep only W&B's log, and change its content."""
 
     def damage(run: Path) -> None:
         (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
@@ -109,7 +109,7 @@ def wandb_log_alone(content: Callable[[bytes], bytes]) -> Damage:
     return damage
 
 
-def tradeoff_alone(content: str | bytes) -> Damage:
+def only_tradeoff_json(content: str | bytes) -> Damage:
     def damage(run: Path) -> None:
         shutil.rmtree(run)
         run.mkdir()
@@ -158,11 +158,11 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
     ),
     "config-bomb": (edit("config.yaml", lambda text: text + BOMB), "more values"),
     "config-deep": (write("config.yaml", "[" * 5000 + "]" * 5000), "config.yaml is not YAML"),
-    "config-huge": (in_place("config.yaml", sparse(10**12)), "config.yaml is too large"),
-    "config-folder": (in_place("config.yaml", Path.mkdir), "config.yaml is not a file"),
-    "config-pipe": (in_place("config.yaml", os.mkfifo), "config.yaml is not a file"),
-    "config-broken-link": (in_place("config.yaml", lambda p: p.symlink_to("none")), "no config.yaml"),
-    "config-looping-link": (in_place("config.yaml", lambda p: p.symlink_to(p)), "no config.yaml"),
+    "config-huge": (replace("config.yaml", sparse(10**12)), "config.yaml is too large"),
+    "config-folder": (replace("config.yaml", Path.mkdir), "config.yaml is not a file"),
+    "config-pipe": (replace("config.yaml", os.mkfifo), "config.yaml is not a file"),
+    "config-broken-link": (replace("config.yaml", lambda p: p.symlink_to("none")), "no config.yaml"),
+    "config-looping-link": (replace("config.yaml", lambda p: p.symlink_to(p)), "no config.yaml"),
     "no-run": (config("run", ...), "its config has no run.experiment"),
     "run-list": (config("run", [1]), "its config has no run.experiment"),
     "experiment-list": (config("run.experiment", ["a"]), "run.experiment ['a'], not a name"),
@@ -208,10 +208,10 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
         "is damaged",
     ),
     "metrics-json": (write("metrics.csv", '{"a": 1}\n{"a": 2}\n{"a": 3}\n'), "is damaged"),
-    "metrics-huge": (in_place("metrics.csv", sparse(10**12)), "metrics.csv is too large"),
-    "metrics-folder": (in_place("metrics.csv", Path.mkdir), "metrics.csv is not a file"),
-    "metrics-pipe": (in_place("metrics.csv", os.mkfifo), "metrics.csv is not a file"),
-    "metrics-broken-link": (in_place("metrics.csv", lambda p: p.symlink_to("none")), "no metrics.csv"),
+    "metrics-huge": (replace("metrics.csv", sparse(10**12)), "metrics.csv is too large"),
+    "metrics-folder": (replace("metrics.csv", Path.mkdir), "metrics.csv is not a file"),
+    "metrics-pipe": (replace("metrics.csv", os.mkfifo), "metrics.csv is not a file"),
+    "metrics-broken-link": (replace("metrics.csv", lambda p: p.symlink_to("none")), "no metrics.csv"),
     # test.json
     "test-empty": (write("test.json", ""), "test.json is empty"),
     "test-cut": (edit("test.json", lambda text: text[:30]), "test.json is not JSON"),
@@ -225,8 +225,8 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
     "test-list-value": (result(loss_ci95=[1]), "test/loss_ci95 is [1], which is not a number"),
     "test-true": (result(loss=True), "test/loss is True, which is not a number"),
     "test-deep": (write("test.json", "[" * 100_000), "test.json is not JSON"),
-    "test-folder": (in_place("test.json", Path.mkdir), "test.json is not a file"),
-    "test-pipe": (in_place("test.json", os.mkfifo), "test.json is not a file"),
+    "test-folder": (replace("test.json", Path.mkdir), "test.json is not a file"),
+    "test-pipe": (replace("test.json", os.mkfifo), "test.json is not a file"),
     # Whole folders
     "only-config": (
         each(*map(remove, ("metrics.csv", "test.json", "wandb", "wandb_id.txt"))),
@@ -244,23 +244,23 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
         each(remove("metrics.csv"), remove("test.json")),
         "no metrics.csv: the run is just starting",
     ),
-    "broken-link": (in_its_place(lambda run: run.symlink_to("none")), "broken link"),
-    "looping-link": (in_its_place(lambda run: run.symlink_to(run)), "broken link"),
+    "broken-link": (replace_folder(lambda run: run.symlink_to("none")), "broken link"),
+    "looping-link": (replace_folder(lambda run: run.symlink_to(run)), "broken link"),
     # W&B's logs, and tradeoff.json
-    "log-empty": (wandb_log_alone(lambda log: b""), "has no metrics"),
-    "log-cut": (wandb_log_alone(lambda log: log[:900]), "has no metrics"),
-    "log-text": (wandb_log_alone(lambda log: b"no log" * 100), "cannot be read"),
-    "log-binary": (wandb_log_alone(lambda log: BINARY), "cannot be read"),
-    "log-header": (wandb_log_alone(lambda log: log[:7]), "has no metrics"),
-    "tradeoff-empty": (tradeoff_alone(""), "tradeoff.json is empty"),
-    "tradeoff-binary": (tradeoff_alone(BINARY), "tradeoff.json is not JSON"),
-    "tradeoff-list": (tradeoff_alone("[]"), "it is not a tradeoff.json"),
-    "tradeoff-text-cells": (tradeoff_alone('{"cells": "all"}'), "it is not a tradeoff.json"),
-    "tradeoff-cut": (tradeoff_alone('{"cells": [{"con'), "tradeoff.json is not JSON"),
-    "tradeoff-text-cell": (tradeoff_alone('{"cells": ["first"]}'), "not a cell"),
-    "tradeoff-empty-cell": (tradeoff_alone('{"cells": [{}]}'), "not a cell"),
+    "log-empty": (only_wandb_log(lambda log: b""), "has no metrics"),
+    "log-cut": (only_wandb_log(lambda log: log[:900]), "has no metrics"),
+    "log-text": (only_wandb_log(lambda log: b"no log" * 100), "cannot be read"),
+    "log-binary": (only_wandb_log(lambda log: BINARY), "cannot be read"),
+    "log-header": (only_wandb_log(lambda log: log[:7]), "has no metrics"),
+    "tradeoff-empty": (only_tradeoff_json(""), "tradeoff.json is empty"),
+    "tradeoff-binary": (only_tradeoff_json(BINARY), "tradeoff.json is not JSON"),
+    "tradeoff-list": (only_tradeoff_json("[]"), "it is not a tradeoff.json"),
+    "tradeoff-text-cells": (only_tradeoff_json('{"cells": "all"}'), "it is not a tradeoff.json"),
+    "tradeoff-cut": (only_tradeoff_json('{"cells": [{"con'), "tradeoff.json is not JSON"),
+    "tradeoff-text-cell": (only_tradeoff_json('{"cells": ["first"]}'), "not a cell"),
+    "tradeoff-empty-cell": (only_tradeoff_json('{"cells": [{}]}'), "not a cell"),
     "tradeoff-no-config": (
-        tradeoff_alone('{"cells": [{"config": null, "history": [], "test": {}}]}'),
+        only_tradeoff_json('{"cells": [{"config": null, "history": [], "test": {}}]}'),
         "the config is empty",
     ),
 }
@@ -268,8 +268,8 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
 REPORTED: dict[str, Damage] = {
     "checkpoints-missing": lambda run: shutil.rmtree(run / "checkpoints", ignore_errors=True),
     "wandb-missing": remove("wandb"),
-    "wandb-empty": in_place("wandb", Path.mkdir),
-    "wandb-file": in_place("wandb", lambda path: path.write_text("")),
+    "wandb-empty": replace("wandb", Path.mkdir),
+    "wandb-file": replace("wandb", lambda path: path.write_text("")),
     "wandb-id-empty": write("wandb_id.txt", ""),
     "metrics-cut": edit("metrics.csv", lambda text: text[:-20]),
     "metrics-cut-at-a-number": edit("metrics.csv", lambda text: text.rstrip()),
@@ -292,11 +292,11 @@ REPORTED: dict[str, Damage] = {
     "endless": config("trainer.max_steps", -1),
     "no-name": config("run.experiment", None),
 }
-"""Unusual but valid: reported without a remark."""
+"""Unusual but valid runs, which are reported without a message."""
 
 
 def damaged(run: Path, folder: Path, damage: Damage, seed: int = 17) -> Path:
-    """Return a copy of a run with another seed, with something done to it."""
+    """Return a damaged copy of a run, with another seed."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"), symlinks=True)
     config("seed_everything", seed)(folder)
     damage(folder)

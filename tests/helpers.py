@@ -1,4 +1,4 @@
-"""What several test files need: `maml` in a process, small trainings, and readers of a run's files."""
+"""Helpers of several test files: `maml` in a process, small trainings, readers of a run's files."""
 
 import csv
 import os
@@ -80,7 +80,7 @@ def run_python(script: str, **settings: Any) -> subprocess.CompletedProcess[str]
 
 @contextmanager
 def locked_by_another_process(path: Path) -> Iterator[None]:
-    """Let a child process hold the lock file."""
+    """Hold the lock file in a child process."""
     script = "import fcntl, signal; fcntl.flock(0, fcntl.LOCK_EX); print(flush=True); signal.pause()"
     with (
         path.open("w") as lock,
@@ -97,7 +97,7 @@ def locked_by_another_process(path: Path) -> Iterator[None]:
 
 
 def make_trainer(**settings: Any) -> Trainer:
-    """Build a trainer that counts meta-steps alone, prints nothing and writes nothing."""
+    """Build a CPU trainer that is limited by meta-steps only, prints nothing and writes nothing."""
     quiet: dict[str, Any] = {
         "accelerator": "cpu",
         "max_epochs": -1,
@@ -119,7 +119,7 @@ def network_weights(learner: MetaLearner) -> Tensor:
 
 
 def read_checkpoint(folder: Path, which: str = "last") -> dict[str, Any]:
-    """Read `last` or `best` of a run."""
+    """Read a run's `last` or `best` checkpoint."""
     path = folder / "checkpoints" / f"{which}.ckpt"
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
@@ -151,7 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """Read the rows of metrics.csv as they are written."""
+    """Read the rows of metrics.csv as text."""
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -195,14 +195,14 @@ def make_run(
 
     Args:
         method: Its gradient order, and whether inner steps are checkpointed.
-        inner_steps: In training and at test.
+        inner_steps: Its inner steps in training and at test.
         seed: Its seed.
         result: The measure on the test tasks.
         ci95: Half the width of its confidence interval.
-        peak_bytes: What a meta-step adds at its peak.
+        peak_bytes: The peak memory of a meta-step.
         experiment: Its experiment.
-        measure: `loss`, of which lower is better, or another, of which higher is.
-        history: What else was logged, in order of the meta-steps.
+        measure: `loss` (lower is better) or another measure (higher is better).
+        history: Further logged rows, in order of their meta-steps.
     """
     model = {
         "first_order": method is Method.FIRST_ORDER,

@@ -1,6 +1,7 @@
-"""Runs of `maml` that are killed where they write: forked from a process that has imported everything.
+"""Run `maml` and kill it at a chosen file operation.
 
-A request is a line of JSON on stdin, see `Request`; the answer a line of JSON on stdout, see `Answer`.
+Runs are forked from a process that has imported everything. A request is a line of JSON on stdin, see
+`Request`; the answer is a line of JSON on stdout, see `Answer`.
 """
 
 import builtins
@@ -21,17 +22,17 @@ WRITING = set("wax+")
 
 
 class Request(TypedDict):
-    """What to run, and when it is killed."""
+    """A run, and when to kill it."""
 
     arguments: list[str]
     folder: str
     """The working directory; operations on files below it are counted."""
     kill_at: int | None
-    """The number of the operation, from 0."""
+    """The index of the operation, from 0."""
     half: bool
-    """Whether it is killed once the operation, a write, is half done; else before it."""
+    """Kill in the middle of the operation, a write, instead of before it."""
     seconds: float | None
-    """When it is killed from outside."""
+    """Kill from outside after this time."""
     environment: dict[str, str]
 
 
@@ -41,13 +42,13 @@ class Answer(TypedDict):
     status: int
     """Its exit status; negative for the signal that killed it."""
     operations: list[str]
-    """What it did to files, such as `write .test.json`."""
+    """Its file operations, such as `write .test.json`."""
     output: str
     seconds: float
 
 
 class Server:
-    """The process that runs are forked from."""
+    """The process from which runs are forked."""
 
     def __enter__(self) -> "Server":
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -75,7 +76,7 @@ class Server:
         seconds: float | None = None,
         wandb_mode: str = "disabled",
     ) -> Answer:
-        """Run `maml` in a folder, and kill it where that is asked for."""
+        """Run `maml` in a folder, and kill it if requested."""
         folder.mkdir(exist_ok=True)
         request = Request(
             arguments=[str(argument) for argument in arguments],
@@ -93,7 +94,7 @@ class Server:
 
 
 class Operations:
-    """Counts what is done to files below a folder, and kills this process at one of them."""
+    """Counts file operations below a folder, and kills this process at one of them."""
 
     def __init__(self, folder: Path, kill_at: int | None, half: bool, report: int) -> None:
         self.folder = os.path.realpath(folder) + os.sep
@@ -103,13 +104,13 @@ class Operations:
         self.count = 0
 
     def counts(self, path: Any) -> bool:
-        """Tell whether a path, or an open file, lies below the folder."""
+        """Return whether a path, or an open file, lies below the folder."""
         if isinstance(path, int):
             path = os.readlink(f"/proc/self/fd/{path}")
         return os.path.realpath(os.fsdecode(path)).startswith(self.folder)
 
     def begin(self, name: str, path: Any) -> bool:
-        """Count an operation; kill here if it is the one, or return whether to do half of it."""
+        """Count an operation; kill at the chosen one, or return whether to do half of it."""
         if isinstance(path, int):
             path = os.readlink(f"/proc/self/fd/{path}")
         os.write(self.report, f"{name} {os.path.basename(os.fsdecode(path))}\n".encode())
@@ -159,7 +160,7 @@ class WatchedFile:
         self.operations = operations
 
     def write(self, content: Any) -> int:
-        """Write all of it, or half of it and be killed."""
+        """Write everything, or write half and kill this process."""
         if self.operations.begin("write", self.path):
             self.file.write(content[: len(content) // 2])
             self.file.flush()
@@ -178,7 +179,7 @@ class WatchedFile:
 
 
 def kill() -> None:
-    """Kill this process as nothing can prevent."""
+    """Kill this process with a signal that cannot be caught."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

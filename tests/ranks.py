@@ -17,14 +17,14 @@ from pytorch_lightning.utilities import rank_zero_only
 from maml_pipeline.cli.terminal import configure_logging
 
 WORLD_SIZE_VARIABLE = "MAML_TEST_WORLD_SIZE"
-"""For jobs with several trainers: Lightning takes WORLD_SIZE away when the first one ends."""
+"""For jobs with several trainers: Lightning deletes WORLD_SIZE when the first one ends."""
 
 Job = Callable[[Path], Any]
-"""(a folder that all ranks share) -> what is to be known of this rank."""
+"""(folder shared by all ranks) -> result of this rank."""
 
 
 def on_every_rank(job: Job, world_size: int, folder: Path, seconds: float) -> list[Any]:
-    """Run a job on so many ranks at once, and return what each of them returned.
+    """Run a job on `world_size` ranks in parallel, and return the result of each.
 
     Ranks are forked from a server that has imported everything, since imports take longer than most
     jobs, and that has no threads yet.

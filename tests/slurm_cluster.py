@@ -18,16 +18,16 @@ SCRIPT = REPOSITORY / "scripts" / "local_slurm.sh"
 
 
 class Cluster:
-    """A Slurm of two nodes, up while the tests run.
+    """A local Slurm cluster with two nodes.
 
     Args:
-        state: The folder of its files, which does not exist.
+        state: A folder for its files, which must not exist yet.
         port: The first of three free ports.
     """
 
     def __init__(self, state: Path, port: int) -> None:
         self.state = state
-        # Nothing of a job that this process may itself run in.
+        # Without the variables of a job that may run these tests.
         outside = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
         self.environment = {
             **outside,
@@ -43,7 +43,7 @@ class Cluster:
         """Start it, or skip the tests with the reason."""
         done = self._script("up")
         if done.returncode:
-            pytest.skip((done.stderr.strip().splitlines() or ["no Slurm, and no reason"])[-1])
+            pytest.skip((done.stderr.strip().splitlines() or ["Slurm did not start"])[-1])
 
     def down(self) -> None:
         done = self._script("down")
@@ -56,7 +56,7 @@ class Cluster:
         )
 
     def run(self, folder: Path, *command: object, **variables: str) -> str:
-        """Run a client of Slurm in a folder, and return what it printed."""
+        """Run a Slurm command in a folder and return its output."""
         done = subprocess.run(
             [str(word) for word in command],
             cwd=folder,
@@ -75,12 +75,12 @@ class Cluster:
         return self.run(folder, "sbatch", "--parsable", *flags, script, *arguments, **variables)
 
     def show(self, job: str) -> dict[str, str]:
-        """Return what Slurm knows of a job; of an array, of its first element."""
+        """Return Slurm's record of a job; for an array, of its first element."""
         words = self.run(self.state, "scontrol", "--oneliner", "show", "job", job).split("\n")[0]
         return dict(re.findall(r"(\w+)=(\S*)", words))
 
     def wait(self, *jobs: str, seconds: float = 150) -> dict[str, str]:
-        """Wait until jobs have left the queue, and return what Slurm knows of the last one."""
+        """Wait until jobs have left the queue, and return the record of the last one."""
         wait_for(lambda: not self._queued(jobs), f"jobs {jobs} to end", seconds)
         return self.show(jobs[-1])
 
@@ -88,7 +88,7 @@ class Cluster:
         return self.run(self.state, "squeue", "--noheader", f"--jobs={','.join(jobs)}")
 
     def processes(self, job: str, node: str) -> list[int]:
-        """Return the pids of a job's step on a node, of Python alone."""
+        """Return the pids of a job's Python processes on a node."""
         table = self.run(self.state, "scontrol", "listpids", f"{job}.0", node)
         pids = [int(line.split()[0]) for line in table.splitlines()[1:]]
         return [
@@ -97,7 +97,7 @@ class Cluster:
 
 
 def command_line(pid: int) -> list[bytes]:
-    """Return the words of a process's command; none where it has ended."""
+    """Return the words of a process's command; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -105,7 +105,7 @@ def command_line(pid: int) -> list[bytes]:
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Look again and again until something is the case, for so long and no longer."""
+    """Poll until a condition holds, or fail after a time."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
@@ -113,7 +113,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
 
 
 def free_ports(count: int) -> int:
-    """Return the first of some neighbouring ports that nobody listens on."""
+    """Return the first of `count` consecutive free ports."""
     for first in range(17000, 30000, count):
         try:
             for port in range(first, first + count):

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a command's input, it ends with one or two lines and leaves nothing behind."""
+"""Any bad input ends a command with one or two lines and leaves nothing behind."""
 
 import contextlib
 import faulthandler
@@ -24,7 +24,7 @@ LONGEST_MESSAGE = 420
 
 
 class HangError(BaseException):
-    """A command has not ended in time; no `except Exception` is to catch it."""
+    """A command did not end in time. No `except Exception` catches this."""
 
 
 class Outcome(NamedTuple):
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
     Args:
         message: What it wrote to stderr.
-        fault: What is wrong with that; `None` for nothing.
+        fault: What is wrong with the outcome, or `None`.
         left: Files and folders that it left behind.
     """
 
@@ -54,7 +54,7 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """Raise `HangError` where a command does not end, and end the process where that is not heard."""
+    """Raise `HangError` if a command does not end, and end the process if that has no effect."""
 
     def give_up(signum: int, frame: FrameType | None) -> None:
         raise HangError
@@ -119,7 +119,7 @@ def _fault(row: Row, status: object, message: str) -> str | None:
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("_workplace")
-def test_bad_input_is_refused_in_a_line_or_two_and_leaves_nothing(
+def test_bad_input_is_rejected_in_a_line_or_two_and_leaves_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     synthetic_omniglot: Path,

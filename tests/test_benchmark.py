@@ -18,7 +18,7 @@ from tests.networks import IMAGE_NETWORKS, case
 
 
 @pytest.mark.parametrize("name", ["strided", "max_pool"])
-def test_native_layers_are_of_pytorch_alone_and_compute_the_same(name: str) -> None:
+def test_native_layers_are_plain_pytorch_and_compute_the_same(name: str) -> None:
     network, loss, batch = case(name, IMAGE_NETWORKS[name], tasks=2)
     native = with_native_layers(network)
     ours = (Convolution2d, BatchStatisticsNorm2d)

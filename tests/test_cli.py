@@ -1,4 +1,4 @@
-"""The `maml` command: what it leaves behind, what it repeats, and what it says of bad input."""
+"""The `maml` command: its files, its reproducibility and its error messages."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_run_is_one_folder_with_config_checkpoints_metrics_and_result(
     assert config["trainer"]["max_steps"] == 12 and config["model"]["first_order"] is False
 
 
-def test_a_checkpoint_is_measured_from_the_runs_own_config(maml: Maml, tmp_path: Path) -> None:
+def test_a_run_is_tested_from_its_config(maml: Maml, tmp_path: Path) -> None:
     maml("fit", *SHORT)
     folder = tmp_path / "runs" / "toy-second-s0"
     fitted = json.loads((folder / "test.json").read_text())
@@ -68,7 +68,7 @@ def test_a_checkpoint_is_measured_from_the_runs_own_config(maml: Maml, tmp_path:
     assert json.loads((folder / "val.json").read_text())["meta_step"] == fitted["meta_step"]
 
 
-def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(maml: Maml, tmp_path: Path) -> None:
+def test_a_seed_determines_the_weights(maml: Maml, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         maml("fit", *SHORT, "--seed_everything", seed, "--run.dir", tmp_path / name)
     a, b, c = (final_weights(tmp_path / name) for name in "abc")
@@ -76,7 +76,7 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(maml: Maml, tmp_
     assert not torch.equal(a, c)
 
 
-def test_the_order_is_one_flag_and_one_overlay(maml: Maml, tmp_path: Path) -> None:
+def test_the_flag_and_the_overlay_for_first_order_are_equivalent(maml: Maml, tmp_path: Path) -> None:
     maml("fit", *SHORT)
     maml("fit", *SHORT, "--model.first_order", "true")
     maml("fit", "--config", CONFIGS / "toy.yaml", "--config", CONFIGS / "first_order.yaml", *SHORT[2:])
@@ -87,7 +87,7 @@ def test_the_order_is_one_flag_and_one_overlay(maml: Maml, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_is_sound(config: Path, maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_config_parses(config: Path, maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
     whole = "data" in yaml.safe_load(config.read_text())
     configs = ["--config", config] if whole else ["--config", CONFIGS / "toy.yaml", "--config", config]
     with pytest.raises(SystemExit) as done:
@@ -102,7 +102,7 @@ def test_omniglot_trains_from_its_config(
     config = CONFIGS / "omniglot" / "5way_1shot.yaml"
     root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", synthetic_cache)
     few = ("--trainer.max_steps", 2, "--data.meta_batch_size", 2, "--data.test_tasks", 2)
-    uncompiled = ("--model.compile", "false")  # tests/test_compilation.py is about that
+    uncompiled = ("--model.compile", "false")  # see tests/test_compilation.py
     maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few, *uncompiled)
     result = json.loads((tmp_path / "runs" / "omniglot-5w1s-second-s0" / "test.json").read_text())
     assert 0 <= result["test/accuracy"] <= 1 and "test/accuracy_step_3_ci95" in result
@@ -158,7 +158,7 @@ def test_omniglots_limits_are_named(maml_error: Callable[..., str], tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_of_another_network_or_none_at_all_is_refused(
+def test_a_damaged_checkpoint_or_one_of_another_network_is_rejected(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     maml("fit", *SHORT)
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_network_or_none_at_all_is_refused(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_is_never_written_over(maml: Maml, maml_error: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_is_never_overwritten(maml: Maml, maml_error: Callable[..., str], tmp_path: Path) -> None:
     maml("fit", *SHORT, "--run.dir", tmp_path / "mine")
     before = (tmp_path / "mine" / "metrics.csv").read_text()
     message = maml_error("fit", *SHORT, "--run.dir", tmp_path / "mine")
@@ -178,9 +178,7 @@ def test_a_run_is_never_written_over(maml: Maml, maml_error: Callable[..., str],
     assert (tmp_path / "mine" / "metrics.csv").read_text() == before
 
 
-def test_wandb_is_online_only_for_those_logged_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_is_online_only_after_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert not logged_in()

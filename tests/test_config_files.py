@@ -1,4 +1,4 @@
-"""Configuration files as they are read: once each key, and in YAML's own ways to say less."""
+"""Configuration files: duplicate keys are rejected, merge keys work."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ most:
 """
 
 
-def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_rejected_with_its_line(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("model:\n  inner_lr: 1\n  inner_lr: 2\n")
     for arguments in (["--config", str(config)], [f"--config={config}"], ["-c", str(config)]):

@@ -1,4 +1,4 @@
-"""A checkpoint that is not as it was written is refused in one line, wherever the damage is."""
+"""A damaged checkpoint is rejected in one line, no matter where the damage is."""
 
 import pickle
 import random
@@ -45,9 +45,7 @@ def assert_refused(path: Path) -> None:
     assert str(path) in message and len(message.splitlines()) == 1
 
 
-def test_a_checkpoint_is_read_as_it_was_written_by_torch_load_too(
-    checkpoint: bytes, tmp_path: Path
-) -> None:
+def test_torch_load_reads_the_same_checkpoint(checkpoint: bytes, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(checkpoint)
     ours, plain = load_checkpoint(path, resumes=True), torch.load(path, weights_only=True)
@@ -57,7 +55,7 @@ def test_a_checkpoint_is_read_as_it_was_written_by_torch_load_too(
 
 
 def flips(checkpoint: bytes) -> Iterator[tuple[int, int]]:
-    """Yield places and bits: every byte of the first headers and the last ones, and many between."""
+    """Yield positions and bits: every byte of the first and last headers, and random ones between."""
     chosen = random.Random(0)
     places = {*range(120), *range(len(checkpoint) - 600, len(checkpoint))}
     places |= set(chosen.sample(range(len(checkpoint)), 1000))
@@ -65,14 +63,14 @@ def flips(checkpoint: bytes) -> Iterator[tuple[int, int]]:
         yield place, 1 << chosen.randrange(8)
 
 
-def test_a_flipped_bit_is_found_wherever_it_is(checkpoint: bytes, tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(checkpoint: bytes, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     for place, bit in flips(checkpoint):
         path.write_bytes(checkpoint[:place] + bytes([checkpoint[place] ^ bit]) + checkpoint[place + 1 :])
         assert_refused(path)
 
 
-def test_a_file_cut_short_or_with_more_behind_it_is_found(checkpoint: bytes, tmp_path: Path) -> None:
+def test_a_truncated_or_extended_file_is_detected(checkpoint: bytes, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     lengths = random.Random(1).sample(range(len(checkpoint)), 100)
     for damaged in [*(checkpoint[:n] for n in (0, 1, *lengths, -1, -70, -74)), checkpoint + b"\0"]:
@@ -84,7 +82,7 @@ def _save_legacy(path: Path) -> None:
     torch.save(STATE, path, _use_new_zipfile_serialization=False)
 
 
-STRANGERS: dict[str, Callable[[Path], Any]] = {
+NOT_CHECKPOINTS: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda path: None,
     "a folder": Path.mkdir,
     "text": lambda path: path.write_text("state_dict: 1\n"),
@@ -97,8 +95,8 @@ STRANGERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("write", STRANGERS.values(), ids=STRANGERS)
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+@pytest.mark.parametrize("write", NOT_CHECKPOINTS.values(), ids=NOT_CHECKPOINTS)
+def test_other_files_are_rejected(tmp_path: Path, write: Callable[[Path], Any]) -> None:
     write(tmp_path / "last.ckpt")
     assert_refused(tmp_path / "last.ckpt")
 
@@ -121,16 +119,14 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, write: Callable[[Path]
         ),
     ],
 )
-def test_a_part_that_is_missing_or_of_another_type_is_named(
-    tmp_path: Path, state: Any, reason: str
-) -> None:
+def test_a_missing_part_or_one_of_a_wrong_type_is_named(tmp_path: Path, state: Any, reason: str) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(state, path)
     with pytest.raises(UserError, match=reason):
         load_checkpoint(path)
 
 
-def test_one_of_a_plain_trainer_is_measured_and_not_resumed(tmp_path: Path) -> None:
+def test_a_plain_trainers_checkpoint_can_be_tested_but_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "plain.ckpt"
     torch.save(STATE, path)
     assert load_checkpoint(path)["global_step"] == 4
@@ -156,7 +152,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_every_command_refuses_it_and_leaves_the_run_as_it_was(
+def test_every_command_rejects_a_damaged_checkpoint_and_changes_nothing(
     maml: Any, maml_error: Any, tmp_path: Path
 ) -> None:
     run = (*SHORT, "--run.dir", tmp_path / "run")
@@ -175,7 +171,7 @@ def test_every_command_refuses_it_and_leaves_the_run_as_it_was(
     assert files == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
 
 
-def test_the_test_after_training_refuses_it_too(
+def test_the_test_after_training_rejects_a_damaged_checkpoint(
     maml_error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"

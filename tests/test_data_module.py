@@ -60,7 +60,7 @@ def test_devices_evaluate_every_task_once(world_size: int, tasks: int) -> None:
     assert torch.equal(seen.query_y[order], whole.query_y[expected])
 
 
-def test_a_resumed_run_goes_on_where_it_stopped() -> None:
+def test_a_resumed_run_continues_in_the_stream() -> None:
     whole = list(islice(on_device().train_dataloader(), 6))
     resumed = list(islice(on_device(steps=4).train_dataloader(), 2))
     assert all(same(a, b) for a, b in zip(whole[4:], resumed, strict=True))
@@ -74,8 +74,8 @@ def test_workers_do_not_change_the_tasks() -> None:
 
 
 @pytest.mark.integration
-def test_workers_go_on_when_a_signal_asks_the_run_to_stop_and_end_with_it() -> None:
-    # Slurm sends it to every process of a job, and the meta-step at hand is to be finished.
+def test_workers_survive_signals_until_the_run_ends() -> None:
+    # Slurm signals every process of a job, but the current meta-step must finish.
     stream = iter(on_device(num_workers=1).train_dataloader())
     drawn = [next(stream)]
     (worker,) = multiprocessing.active_children()
@@ -85,18 +85,18 @@ def test_workers_go_on_when_a_signal_asks_the_run_to_stop_and_end_with_it() -> N
     assert worker.exitcode is None
     for step, batch in enumerate(drawn):
         assert same(batch, SineWaves(shots=2).batch(0, "train", range(12 * step, 12 * (step + 1))))
-    worker.join(timeout=60)  # SIGTERM is heeded in the end, or a parent would wait for it without one
+    worker.join(timeout=60)  # SIGTERM takes effect in the end, so that no parent waits for ever
     assert worker.exitcode == 0
 
 
-def test_the_seed_changes_training_tasks_alone() -> None:
+def test_the_seed_changes_only_training_tasks() -> None:
     one, other = on_device(seed=1), on_device(seed=2)
     assert not same(next(iter(one.train_dataloader())), next(iter(other.train_dataloader())))
     assert same(next(iter(one.val_dataloader())), next(iter(other.val_dataloader())))
     assert same(next(iter(one.test_dataloader())), next(iter(other.test_dataloader())))
 
 
-def test_a_world_size_that_does_not_divide_the_meta_batch_is_refused() -> None:
+def test_a_world_size_that_does_not_divide_the_meta_batch_is_rejected() -> None:
     with pytest.raises(UserError, match="meta_batch_size is 12, which 5 devices do not divide"):
         on_device(world_size=5).setup("fit")
 
@@ -105,12 +105,12 @@ def test_a_world_size_that_does_not_divide_the_meta_batch_is_refused() -> None:
     ("setting", "value"),
     [("meta_batch_size", 0), ("val_tasks", 0), ("test_tasks", 0), ("num_workers", -1), ("seed", -1)],
 )
-def test_settings_out_of_range_are_refused(setting: str, value: int) -> None:
+def test_settings_out_of_range_are_rejected(setting: str, value: int) -> None:
     with pytest.raises(UserError, match=f"{setting} is {value}"):
         TaskDataModule(SineWaves(), **{setting: value})
 
 
-def test_tasks_that_cannot_be_pickled_are_refused_before_workers_start() -> None:
+def test_tasks_that_cannot_be_pickled_are_rejected_before_workers_start() -> None:
     data = TaskDataModule(UnpicklableLines(), num_workers=2)
     for loader in (data.train_dataloader, data.val_dataloader):
         with pytest.raises(

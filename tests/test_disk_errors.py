@@ -1,4 +1,4 @@
-"""A disk that is full, read-only, broken or gone costs a line or two and no saved state."""
+"""A full, read-only, broken or missing disk is a short error and loses no saved state."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ NUMBERS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO", "ESTALE", "EFBIG")
 
 
 def fail_when_writing(patch: pytest.MonkeyPatch, name: str, number: int, after: int = 0) -> None:
-    """Let the system fail to write a file to the disk, once it has written it so many times."""
+    """Let `fsync` of a file fail after `after` successful calls."""
     original, left = os.fsync, [after]
 
     def fsync(descriptor: int) -> None:
@@ -38,7 +38,7 @@ def fail_when_writing(patch: pytest.MonkeyPatch, name: str, number: int, after: 
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_failed_write_keeps_the_file_that_was_there(
+def test_a_failed_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
 ) -> None:
     path = tmp_path / "file"
@@ -52,11 +52,11 @@ def test_a_failed_write_keeps_the_file_that_was_there(
 
 @pytest.mark.parametrize("file", ["config.yaml", "last.ckpt", "best.ckpt", "metrics.csv", "test.json"])
 @pytest.mark.parametrize("number", ["ENOSPC", "EROFS"])
-def test_a_run_whose_disk_fails_ends_in_two_lines_and_is_resumed(
+def test_a_run_whose_disk_fails_ends_in_two_lines_and_resumes_exactly(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, file: str, number: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        # Of a file that is written again and again, the second time.
+        # Files that are written repeatedly fail the second time.
         again = file in ("last.ckpt", "metrics.csv")
         fail_when_writing(patch, file, getattr(errno, number), after=int(again))
         error = maml_error(*FIT)
@@ -79,7 +79,7 @@ class DeleteFolder(Callback):
             shutil.rmtree(trainer.default_root_dir)
 
 
-def test_a_run_whose_folder_is_deleted_ends_in_one_line_and_does_not_make_it_again(
+def test_a_deleted_run_folder_is_a_one_line_error_and_is_not_recreated(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     error = maml_error(*FIT, "--trainer.callbacks", "tests.test_disk_errors.DeleteFolder")
@@ -142,7 +142,7 @@ cli.main(["derive"])
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
-def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     left = [tmp_path / ".test.json.0a1b2c3d.unfinished", tmp_path / "checkpoints" / ".x.unfinished"]
     others = [tmp_path / "test.json", tmp_path / ".lock", tmp_path / "checkpoints" / "last.ckpt"]

@@ -59,7 +59,7 @@ def test_every_variable_of_the_shell_scripts_is_listed() -> None:
         assert used <= listed, script.name
 
 
-def test_every_listed_variable_has_a_use() -> None:
+def test_every_listed_variable_is_used() -> None:
     sources = [*MODULES, *SHELL_SCRIPTS, *(ROOT / "scripts").glob("*.py")]
     sources.remove(Path(environment.__file__))
     text = "\n".join(source.read_text() for source in sources)

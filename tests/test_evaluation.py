@@ -1,4 +1,4 @@
-"""Evaluation predicts query sets as one batch, or each point by itself with the support set."""
+"""Evaluation predicts each query set as one batch, or each point alone with the support set."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_curves_agree_with_plain_gradient_descent(name: str, transductive: bool,
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", INDEPENDENT | BATCH_NORMALISED)
-def test_it_makes_a_difference_only_where_points_see_each_other(name: str, engine: str) -> None:
+def test_the_protocol_matters_only_where_points_interact(name: str, engine: str) -> None:
     network, loss, batch = case(name, (INDEPENDENT | BATCH_NORMALISED)[name], tasks=3)
     whole, single = (
         ENGINES[engine].adaptation_curves(network, {"loss": loss}, loss, batch, INNER, transductive)
@@ -60,7 +60,7 @@ def test_it_makes_a_difference_only_where_points_see_each_other(name: str, engin
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_query_point_does_not_see_the_others(engine: str) -> None:
+def test_a_non_transductive_prediction_ignores_other_query_points(engine: str) -> None:
     network, _, batch = case("strided", IMAGE_NETWORKS["strided"], tasks=2)
 
     def first_loss(query_x: Tensor, transductive: bool) -> Tensor:
@@ -94,12 +94,12 @@ def test_memory_does_not_grow_with_the_query_set(engine: str) -> None:
         measure()
         return peak_bytes(measure) - sum(t.numel() * t.element_size() for t in tasks)
 
-    # What may grow are predictions: a number (64 bytes in the allocator) for each point, twice.
+    # Only predictions may grow: two numbers per point (64 bytes each in the allocator).
     assert peak(60) - peak(10) <= 2 * 4 * 50 * 64
 
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
-def test_the_learner_measures_what_its_key_says(engine: Any) -> None:
+def test_the_learner_follows_the_key_transductive(engine: Any) -> None:
     torch.manual_seed(0)
     x, y = torch.rand(2, 3, 6, 1, 28, 28), torch.arange(3).repeat(3, 2)
     batch = TaskBatch(x[0], y, x[1], y)
@@ -120,7 +120,7 @@ def test_the_learner_measures_what_its_key_says(engine: Any) -> None:
                 assert result[f"test/{name}_step_{step}"] == pytest.approx(value.item(), rel=1e-4)
 
 
-def test_training_stays_as_it_is() -> None:
+def test_the_protocol_never_changes_training() -> None:
     weights = []
     for transductive in (True, False):
         torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_training_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", [*BATCH_NORMALISED, *INDEPENDENT])
-def test_points_interact_in_batch_normalisation_alone(name: str) -> None:
+def test_points_interact_only_through_batch_normalisation(name: str) -> None:
     network, _, batch = case(name, (BATCH_NORMALISED | INDEPENDENT)[name], tasks=1)
     interact = points_interact(network, batch.query_x[0], batch.support_x[0])
     assert interact == (name in BATCH_NORMALISED)

@@ -1,4 +1,4 @@
-"""Private parts of other libraries are used in one fenced file a library, and nowhere else."""
+"""Private parts of other libraries are used in one fenced file per library, and nowhere else."""
 
 import ast
 from collections.abc import Iterator
@@ -50,11 +50,11 @@ def defined_in_classes(tree: ast.Module) -> set[str]:
 
 
 def violations(tree: ast.Module, inherited: set[str]) -> Iterator[tuple[int, str]]:
-    """Yield the line and the name of every private part of something else.
+    """Yield the line and the name of every private part of another object.
 
     Args:
         tree: A module.
-        inherited: What classes of this repository define, and `self` may therefore have.
+        inherited: Names that classes of this repository define, so that `self` may have them.
     """
     own = defined_in_classes(tree) | DOCUMENTED
     for node in ast.walk(tree):
@@ -94,7 +94,7 @@ def inherited() -> set[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_private_parts_are_used_in_the_fenced_files_alone(file: Path, inherited: set[str]) -> None:
+def test_private_parts_are_used_only_in_the_fenced_files(file: Path, inherited: set[str]) -> None:
     found = list(violations(ast.parse(file.read_text()), inherited))
     assert not found, f"(line, private name) outside {', '.join(FENCES)}"
 
@@ -117,6 +117,6 @@ def test_private_parts_are_used_in_the_fenced_files_alone(file: Path, inherited:
         ("trainer.__class__", None),
     ],
 )
-def test_a_private_part_of_something_else_is_found(code: str, name: str | None) -> None:
+def test_private_parts_of_other_objects_are_detected(code: str, name: str | None) -> None:
     found = [found for _, found in violations(ast.parse(code), set())]
     assert found == ([name] if name else [])

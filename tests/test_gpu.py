@@ -1,4 +1,4 @@
-"""What needs a CUDA device: the same meta-gradients and the same training there."""
+"""A CUDA device computes the same meta-gradients and the same training."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def test_the_device_does_not_change_the_meta_gradient(
     assert relative_difference(on_cpu, expected) <= 1e-9
 
 
-def test_checkpointing_grows_by_the_parameters_that_are_kept() -> None:
+def test_checkpointed_memory_grows_by_the_parameter_checkpoints() -> None:
     network = ConvNet(5).cuda()
     x, y = torch.rand(2, 1, 5, 1, 28, 28), torch.arange(5)[None]
     batch = on_cuda(TaskBatch(x[0], y, x[1], y))

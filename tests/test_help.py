@@ -1,4 +1,4 @@
-"""Help of every command, and what is suggested for an unknown key."""
+"""Every command has readable help, and unknown keys get suggestions."""
 
 import inspect
 import re
@@ -43,7 +43,7 @@ VALUES = {
     "num_nodes": "1",
     "val_check_interval": "5",
 }
-"""A valid value of each key that has other names."""
+"""A valid value for each key that has aliases."""
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -135,7 +135,7 @@ def suggested(error: str) -> list[str]:
 
 
 def flags_for(flag: str, keys: list[str], config: tuple[str, ...] = TOY) -> list[str]:
-    """Return the words of all suggestions for a flag, to be typed instead of it."""
+    """Return the words of all suggestions for a flag."""
     suggestions = suggested(suggest(f"unrecognized arguments: {flag}", keys, config))
     return [word for suggestion in suggestions for word in shlex.split(suggestion)]
 
@@ -154,7 +154,7 @@ def test_every_suggestion_works_as_typed(cli: ResolvedConfig, maml_error: Maml) 
         assert "ckpt_path is last, but there is no" in maml_error("fit", *TOY, *resume)
 
 
-def test_the_suggestion_for_ways_sets_those_of_the_network_as_well(
+def test_the_suggestion_for_ways_also_sets_the_ways_of_the_network(
     cli: ResolvedConfig, synthetic_omniglot: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAML_OMNIGLOT_ROOT", str(synthetic_omniglot))
@@ -164,7 +164,7 @@ def test_the_suggestion_for_ways_sets_those_of_the_network_as_well(
     assert values["model"]["network"]["init_args"]["ways"] == 3
 
 
-def test_other_names_of_a_key_get_the_suggestion_for_its_own_name(cli: ResolvedConfig) -> None:
+def test_an_alias_gets_the_suggestion_for_its_key(cli: ResolvedConfig) -> None:
     keys = parser_keys(cli.command_parser("fit"))
     for alias, name in ALIASES.items():
         texts = [

@@ -53,7 +53,7 @@ def trainer(**settings: Any) -> Trainer:
 
 @contextmanager
 def still_holds(function: str) -> Iterator[None]:
-    """Report whatever fails within the context as a change of Lightning."""
+    """Report any failure within the context as a change of Lightning."""
     try:
         yield
     except Exception as error:
@@ -64,7 +64,7 @@ def still_holds(function: str) -> Iterator[None]:
 
 
 class AskAfterBatch(Callback):
-    """Keeps what a function of `lightning_internals` says after each batch, and what then happens."""
+    """Records the result of a function after each batch, and whether a validation follows."""
 
     def __init__(self, function: str) -> None:
         self.function = getattr(lightning_internals, function)
@@ -116,7 +116,7 @@ def test_ends_epoch() -> None:
 
 
 class Steps(DummyLogger):
-    """Keeps the steps at which it is asked to log."""
+    """Records the logged steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Steps(DummyLogger):
 
 
 class SaveAfterBatch(Callback):
-    """Saves the state where `LastCheckpoint` does."""
+    """Saves a checkpoint in the same hook as `LastCheckpoint`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,12 +146,12 @@ def test_align_logged_step(tmp_path: Path) -> None:
         resumed.test(module, data(2), verbose=False)
         lightning_internals.align_logged_step(resumed)
         resumed.test(module, data(2), verbose=False)
-        # Where the first is 3, Lightning has mended its count, and the function can go.
+        # If the first is 3, Lightning has fixed its count, and the function can be removed.
         assert logger.steps == [2, 3]
 
 
 class Handlers(Callback):
-    """Keeps the handler of SIGTERM while training runs."""
+    """Records the handler of SIGTERM during training."""
 
     handler: Any = None
 
@@ -187,11 +187,13 @@ def test_launched_processes() -> None:
         assert launcher.procs == [], "the launcher keeps its processes in `procs`"
 
 
-def test_cluster_environment() -> None:
-    with still_holds("cluster_environment"):
+def test_chosen_cluster_environment() -> None:
+    with still_holds("chosen_cluster_environment"):
         given = SLURMEnvironment(auto_requeue=False)
-        assert lightning_internals.cluster_environment(trainer(plugins=[given])) is given
-        assert isinstance(lightning_internals.cluster_environment(trainer()), LightningEnvironment)
+        assert lightning_internals.chosen_cluster_environment(trainer(plugins=[given])) is given
+        assert isinstance(
+            lightning_internals.chosen_cluster_environment(trainer()), LightningEnvironment
+        )
 
 
 @pytest.mark.parametrize(("given", "expected"), [(True, True), (False, False), (None, False)])
@@ -202,7 +204,7 @@ def test_checks_at_epoch_end(given: bool | None, expected: bool) -> None:
 
 
 class CountChecks(EarlyStopping):
-    """Counts how often it compares its metric in a validation, and at the end of an epoch."""
+    """Counts its comparisons after validations and at the ends of epochs."""
 
     def __init__(self) -> None:
         super().__init__("loss", patience=10**6)

@@ -89,7 +89,7 @@ def test_weight_normalization_still_has_a_wrong_second_derivative() -> None:
         return torch.autograd.gradgradcheck(normalized, (v, g), raise_exception=False)
 
     assert not second_derivative_is_right(), (
-        f"PyTorch {torch.__version__} mended weight normalisation: drop check_twice_differentiable in "
+        f"PyTorch {torch.__version__}fixed weight normalisation: remove check_twice_differentiable in "
         "maml_pipeline/meta_gradient/exactness/layers.py"
     )
 

@@ -1,4 +1,4 @@
-"""The private parts of W&B that `learner/tracking/wandb_internals.py` uses are as it expects them."""
+"""Canaries: private parts of W&B still do what `learner/tracking/wandb_internals.py` relies on."""
 
 import warnings
 from importlib.metadata import version
@@ -49,7 +49,7 @@ def test_use_run_id_in_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_api_error() -> None:
     error = wandb_internals.api_error()
     assert issubclass(error, Exception), CHANGED.format("WandbApiFailedError")
-    # Otherwise `except wandb.Error` is enough, and the function can go.
+    # Otherwise `except wandb.Error` is enough, and the function can be removed.
     assert not issubclass(error, wandb.Error), CHANGED.format("WandbApiFailedError: it is public")
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed, wherever that happens, ends after resuming as one that never was."""
+"""A run that is killed at any point and then resumed ends exactly like an uninterrupted one."""
 
 import csv
 import random
@@ -33,16 +33,16 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
-    """Return the folder of the run that was not killed, and what it did to files."""
+    """Return the folder of an uninterrupted run, and its file operations."""
     folder = tmp_path_factory.mktemp("runs")
-    # Checkpoints hold the path of the best one: all runs are made in the same place.
+    # Checkpoints contain the path of the best one, so that all runs use the same folder.
     answer = server.run(folder / "current", *FIT)
     assert answer["status"] == 0, answer["output"]
     (folder / "current").rename(folder / "whole")
     return folder / "whole" / RUN, answer
 
 
-def test_a_kill_before_in_the_middle_of_and_after_every_write(
+def test_a_kill_before_during_or_after_any_write_never_changes_the_run(
     server: Server, whole: tuple[Path, Answer]
 ) -> None:
     reference, answer = whole
@@ -50,23 +50,23 @@ def test_a_kill_before_in_the_middle_of_and_after_every_write(
     operations = answer["operations"]
     written = {operation.partition(" ")[2] for operation in operations}
     assert {"run", "checkpoints", "metrics.csv"} <= written
-    # After an operation is before the next one. The last is followed by the end of the process.
+    # After an operation means before the next one; the last one is followed by the process's end.
     kills = [(number, half) for number in range(len(operations)) for half in (False, True)]
     kills = [(number, half) for number, half in kills if not half or is_write(operations[number])]
     failures = []
     for number, half in kills:
         killed = server.run(folder, *FIT, kill_at=number, half=half)
         assert killed["status"] == -9, killed["output"]
-        assert len(killed["operations"]) == number + 1, "a run writes in another order than before"
+        assert len(killed["operations"]) == number + 1, "the order of the writes has changed"
         if difference := resume_and_compare(server, folder, reference):
             failures.append(f"{operations[number]} ({number}{', half' if half else ''}): {difference}")
         shutil.rmtree(folder)
-    print(f"{len(kills) - len(failures)} of {len(kills)} kills at writes end as the run that was not")
+    print(f"{len(kills) - len(failures)} of {len(kills)} kills at writes end like the uninterrupted run")
     assert not failures, "\n".join(failures)
 
 
 @pytest.mark.parametrize(("mode", "kills"), [("disabled", 30), ("offline", 5)])
-def test_a_kill_at_a_random_time(
+def test_a_kill_at_a_random_time_never_changes_the_run(
     server: Server, whole: tuple[Path, Answer], mode: str, kills: int
 ) -> None:
     reference, _ = whole
@@ -85,7 +85,7 @@ def test_a_kill_at_a_random_time(
         shutil.rmtree(folder)
         if killed == kills:
             break
-    print(f"{killed - len(failures)} of {killed} kills at random times ({mode}) end as the whole run")
+    print(f"{killed - len(failures)} of {killed} kills at random times ({mode}) end like it")
     assert killed == kills and not failures, "\n".join(failures)
 
 
@@ -94,7 +94,7 @@ def is_write(operation: str) -> bool:
 
 
 def resume_and_compare(server: Server, folder: Path, whole: Path, mode: str = "disabled") -> str | None:
-    """Return what differs from the run that was not killed, if anything."""
+    """Resume, and return the first difference from the uninterrupted run, if any."""
     has_state = (folder / RUN / "checkpoints" / "last.ckpt").exists()
     resume = ("--ckpt_path", "last") if has_state else ()
     resumed = server.run(folder, *FIT, *resume, wandb_mode=mode)
@@ -102,7 +102,7 @@ def resume_and_compare(server: Server, folder: Path, whole: Path, mode: str = "d
         return f"resuming ends with status {resumed['status']}: {resumed['output'][-500:]}"
     run = folder / RUN
     if files(run) != files(whole):
-        return f"files {sorted(files(run) ^ files(whole))} are in one folder alone"
+        return f"files {sorted(files(run) ^ files(whole))} are only in one of the folders"
     for file, read in READERS.items():
         if not is_same(read(run / file), read(whole / file)):
             return f"{file} differs"
@@ -116,14 +116,14 @@ def files(folder: Path) -> set[str]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read columns and rows, with all but what was timed."""
+    """Read the rows without timings."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{key: "" if key in TIMED and value else value for key, value in row.items()} for row in rows]
 
 
 def read_config(path: Path) -> str:
-    """Read the settings, without how the process was started."""
+    """Read the settings without `ckpt_path`."""
     return "\n".join(line for line in path.read_text().splitlines() if not line.startswith("ckpt_path"))
 
 
@@ -142,7 +142,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Tell whether two values are equal, tensors to the bit."""
+    """Return whether two values are equal, tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):

@@ -1,4 +1,4 @@
-"""MetaLearner under Lightning: what training deposits, what evaluation reports, what is refused."""
+"""MetaLearner under Lightning: training follows the meta-gradient, evaluation every inner step."""
 
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_evaluation_memory_grows_neither_with_steps_nor_with_tasks() -> None:
         )
         return measured - sum(t.numel() * t.element_size() for t in batch)
 
-    # What may stay is a scalar for each task and step (64 bytes in the allocator).
+    # One scalar per task and step may remain (64 bytes in the allocator).
     assert peak(2, 10) - peak(2, 2) <= 2 * 8 * 256
     assert peak(10, 2) - peak(2, 2) <= 8 * 3 * 256
 
@@ -143,12 +143,12 @@ def test_evaluation_reports_mean_and_confidence_interval_by_inner_step() -> None
     assert result["test/loss"] == result["test/loss_step_3"]
 
 
-def test_accuracy_counts_right_answers() -> None:
+def test_accuracy_is_the_share_of_correct_predictions() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.1]])
     assert accuracy(logits, torch.tensor([0, 0, 0, 1])).item() == 0.75
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_by_name() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     learner = make_learner(inner_lr=1e6, inner_steps=8)
     data = TaskDataModule(SineWaves(), meta_batch_size=2)
     with pytest.raises(UserError, match=r"loss is (inf|nan) at meta-step 0, inner step \d.*1000000"):
@@ -168,7 +168,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.ckpt").exists()
 
 
-def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_rejected_by_name(tmp_path: Path) -> None:
     lightning = make_trainer(max_steps=1)
     data = TaskDataModule(SineWaves(), meta_batch_size=2)
     lightning.fit(make_learner(), datamodule=data)
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path: Path) -> N
         make_trainer(max_steps=1).fit(other, datamodule=data, ckpt_path=path, weights_only=True)
 
 
-def test_a_network_that_does_not_fit_the_tasks_is_refused_with_shapes() -> None:
+def test_a_network_that_does_not_fit_the_tasks_is_rejected_with_shapes() -> None:
     learner = MetaLearner(nn.Linear(3, 1), loss=mse_loss, inner_lr=0.1)
     with pytest.raises(UserError, match=r"Linear and loss mse_loss do not fit.*support_x is \(1, 1\)"):
         learner.check_task(ONE_POINT_TASK)
@@ -192,7 +192,7 @@ def test_a_network_that_does_not_fit_the_tasks_is_refused_with_shapes() -> None:
         classifier.check_task(task)
 
 
-def test_any_module_and_any_loss_will_do() -> None:
+def test_any_module_and_any_loss_work() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -218,7 +218,7 @@ def test_batches_reach_the_learner_as_task_batches() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"checkpoint_inner_steps": True}])
 @pytest.mark.parametrize("first_order", [True, False])
-def test_the_engine_does_not_change_what_is_learned(first_order: bool, settings: dict[str, Any]) -> None:
+def test_engines_train_the_same_weights(first_order: bool, settings: dict[str, Any]) -> None:
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=20)
     reference = make_learner(first_order=first_order, inner_steps=2)
     vectorized = make_learner(first_order=first_order, inner_steps=2, engine="vectorized", **settings)
@@ -234,7 +234,7 @@ def test_the_engine_does_not_change_what_is_learned(first_order: bool, settings:
 
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
-def test_annealing_takes_first_order_first_and_second_order_after(engine: str) -> None:
+def test_annealing_trains_first_order_then_second_order(engine: str) -> None:
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
 
     def trained(steps: int, **settings: Any) -> Tensor:
@@ -249,7 +249,7 @@ def test_annealing_takes_first_order_first_and_second_order_after(engine: str) -
     assert torch.equal(trained(4, first_order_steps=3, first_order=True), trained(4, first_order=True))
 
 
-def test_annealing_is_logged_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_annealing_is_logged_and_resumes_exactly(tmp_path: Path) -> None:
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4)
 
     class Orders(Callback):
@@ -288,7 +288,7 @@ class Bag(nn.Module):
         return y
 
 
-# vmap says that it takes such a layer task by task.
+# vmap warns that it runs this layer task by task.
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
 def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
@@ -309,7 +309,7 @@ def test_lazy_layers_take_their_shapes_from_the_tasks(engine: Any) -> None:
     assert learner.meta_gradient(sine_batch())["0.weight"].shape == (8, 1)
 
 
-def test_a_network_is_refused_when_a_task_is_checked_also_for_its_evaluation() -> None:
+def test_a_rejected_network_stays_in_training_mode() -> None:
     network = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     learner = MetaLearner(network, loss=mse_loss, inner_lr=0.1)
     with pytest.raises(UserError, match="track_running_stats=False"):

@@ -1,4 +1,4 @@
-"""Lightning features that work here: early ends, further loggers and checkpoints, schedules."""
+"""Lightning features that work here: early stopping, additional loggers and checkpoints, schedules."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ PLATEAU = (
 )
 
 
-def test_a_run_that_early_stopping_ended_is_not_trained_on(maml: Maml, tmp_path: Path) -> None:
+def test_a_run_ended_by_early_stopping_stays_ended(maml: Maml, tmp_path: Path) -> None:
     run = ("fit", *SHORT, *STOPS_AT_ONCE, "--run.dir", tmp_path / "run")
     assert "Training ended after meta-step 4: EarlyStopping: Stopping threshold reached" in maml(*run)
     before = final_weights(tmp_path / "run")
@@ -26,16 +26,16 @@ def test_a_run_that_early_stopping_ended_is_not_trained_on(maml: Maml, tmp_path:
     assert "Training ended after meta-step 4" in printed and "Test after 4 meta-steps" in printed
     assert read_checkpoint(tmp_path / "run")["global_step"] == 4
     assert torch.equal(final_weights(tmp_path / "run"), before)
-    # Another condition is another matter.
+    # With another condition, training continues.
     other = (*run[:-3], 0, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
     assert "Training ended" not in maml(*other)
     assert read_checkpoint(tmp_path / "run")["global_step"] == 12
 
 
-def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_resumes_it(
+def test_a_time_limit_ends_training_at_a_meta_step_and_a_longer_one_resumes_it(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A clock that advances by a second with every look: one after each batch.
+    # A clock that advances by one second per batch.
     looks = iter(range(1, 1000))
     monkeypatch.setattr(Timer, "time_elapsed", lambda *_: next(looks))
     run = (*SHORT, "--trainer.accumulate_grad_batches", 2, "--run.dir", tmp_path / "run")
@@ -49,7 +49,7 @@ def test_a_time_limit_ends_training_after_a_whole_meta_step_and_a_longer_one_res
     assert read_checkpoint(tmp_path / "run")["global_step"] == 12
 
 
-def test_a_further_logger_joins_the_runs_own(maml: Maml, tmp_path: Path) -> None:
+def test_an_additional_logger_keeps_metrics_csv(maml: Maml, tmp_path: Path) -> None:
     mine = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path / "mine")
     maml("fit", *SHORT, *mine, "--run.dir", tmp_path / "run")
     (theirs,) = (tmp_path / "mine").rglob("metrics.csv")
@@ -57,7 +57,7 @@ def test_a_further_logger_joins_the_runs_own(maml: Maml, tmp_path: Path) -> None
         assert "val/loss" in table.read_text().splitlines()[0]
 
 
-def test_a_further_checkpoint_callback_keeps_its_own_and_is_no_hindrance_to_measuring(
+def test_an_additional_checkpoint_callback_saves_and_does_not_affect_the_test(
     maml: Maml, tmp_path: Path
 ) -> None:
     own = ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath", tmp_path / "mine")
@@ -67,7 +67,9 @@ def test_a_further_checkpoint_callback_keeps_its_own_and_is_no_hindrance_to_meas
     assert "Test after" in maml("test", "--config", config, "--ckpt_path", "best")
 
 
-def test_a_plateau_is_seen_once_a_validation_and_survives_a_resume(maml: Maml, tmp_path: Path) -> None:
+def test_a_plateau_scheduler_steps_once_per_validation_and_resumes_exactly(
+    maml: Maml, tmp_path: Path
+) -> None:
     maml("fit", *SHORT, *PLATEAU, "--run.dir", tmp_path / "whole")
     # Three validations: the first is the best so far, and each after it divides the rate by ten.
     (state,) = read_checkpoint(tmp_path / "whole")["lr_schedulers"]

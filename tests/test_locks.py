@@ -47,7 +47,7 @@ def test_is_locked_creates_no_file(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "missing") and not [*tmp_path.iterdir()]
 
 
-def test_a_refused_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
+def test_a_rejected_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
     def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -58,7 +58,7 @@ def test_a_refused_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
         assert open_files() == before
 
 
-def test_a_file_system_without_locks_is_told_apart(
+def test_a_file_system_without_locks_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(*_: object) -> None:

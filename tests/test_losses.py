@@ -1,4 +1,4 @@
-"""Losses and metrics: functions and instances of classes, by name in a config or as Python objects."""
+"""Losses and metrics are functions or class instances, named in a config or passed from Python."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
-from maml_pipeline.learner.compatibility import check_compatibility
+from maml_pipeline.learner.model_checks import check_compatibility
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
 from tests.helpers import CONFIGS, make_trainer
@@ -115,7 +115,7 @@ def spec(class_path: str, **init_args: Any) -> str:
         ("metric", spec("torch.nn.MSELoss", reduction="sum"), "mseloss", 10),
     ],
 )
-def test_a_config_names_functions_and_classes(
+def test_a_config_accepts_functions_and_classes(
     maml: Callable[..., str], tmp_path: Path, key: str, loss: str, name: str, factor: int
 ) -> None:
     maml(*TOY, "--run.dir", "expected")
@@ -125,14 +125,14 @@ def test_a_config_names_functions_and_classes(
     )
     assert actual["test/loss"] == pytest.approx(expected["test/loss"], rel=1e-6)
     assert actual[f"test/{name}"] == pytest.approx(factor * expected["test/loss"], rel=1e-6)
-    # The run's own config says the same again.
+    # The resolved config reproduces the run.
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"][key]
     value = kept if isinstance(kept, str) else json.dumps(kept)
     maml(*TOY, f"--model.{key}", value, "--run.dir", "again")
     assert json.loads((tmp_path / "again" / "test.json").read_text()) == actual
 
 
-def test_a_config_gives_a_loss_its_settings(maml: Callable[..., str], tmp_path: Path) -> None:
+def test_a_config_sets_the_arguments_of_a_loss(maml: Callable[..., str], tmp_path: Path) -> None:
     results = set()
     for number, settings in enumerate(
         [
@@ -188,7 +188,7 @@ def test_a_config_gives_a_loss_its_settings(maml: Callable[..., str], tmp_path: 
         ("metric", "my_measures.Learned", "metric learned has trainable parameters"),
     ],
 )
-def test_what_is_no_loss_or_metric_is_refused_before_the_run_has_a_folder(
+def test_invalid_losses_and_metrics_are_rejected_before_the_run_folder_exists(
     maml_error: Callable[..., str], tmp_path: Path, key: str, value: str, message: str
 ) -> None:
     assert message in maml_error(*TOY, f"--model.{key}", value)
@@ -203,14 +203,14 @@ def test_what_is_no_loss_or_metric_is_refused_before_the_run_has_a_folder(
         (None, "loss is None; it must be a function"),
     ],
 )
-def test_a_learner_in_python_refuses_them_too(loss: Any, message: str) -> None:
+def test_the_learner_rejects_invalid_losses(loss: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         MetaLearner(nn.Linear(1, 1), loss=loss, inner_lr=0.1)
 
 
 @dataclass
 class Unhashable:
-    """A loss that compares by value, and so has no hash."""
+    """A loss compared by value, which makes it unhashable."""
 
     scale: float
 
@@ -268,7 +268,7 @@ def test_cross_entropy_uses_its_settings(settings: dict[str, Any], engine: str) 
         assert agrees(weight=OTHER_WEIGHT)
 
 
-def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
+def test_a_loss_that_cannot_be_vectorized_is_rejected_by_name() -> None:
     network, batch = classification()
     both = nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1)
     gradient = Learn2LearnEngine().meta_gradient(network, both, batch, InnerLoop(0.1, 1)).gradient
@@ -278,7 +278,7 @@ def test_a_loss_that_cannot_be_vectorized_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_metric_of_torchmetrics_measures_each_task_and_keeps_none(engine: Any) -> None:
+def test_a_torchmetrics_metric_measures_each_task_without_accumulating(engine: Any) -> None:
     network, batch = classification()
     metric = MulticlassAccuracy(num_classes=3, average="micro")
     learner = MetaLearner(network, loss=cross_entropy, inner_lr=0.1, metric=metric, engine=engine)
@@ -294,7 +294,7 @@ def test_a_metric_of_torchmetrics_measures_each_task_and_keeps_none(engine: Any)
     assert metric.update_count == 0
 
 
-def test_two_losses_on_one_engine_are_told_apart() -> None:
+def test_an_engine_distinguishes_two_instances_of_a_loss() -> None:
     network, _, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=2)
     engine, inner = VectorizedEngine(), InnerLoop(0.1, 1)
     one, two = (engine.meta_gradient(network, Unhashable(s), batch, inner).loss for s in (1.0, 2.0))
@@ -302,7 +302,7 @@ def test_two_losses_on_one_engine_are_told_apart() -> None:
 
 
 class Returning(nn.Module):
-    """A network that returns something else than predictions."""
+    """A network that does not return a tensor."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ class Returning(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "list", "NoneType"])
-def test_a_network_that_does_not_return_a_tensor_is_refused(kind: str) -> None:
+def test_a_network_that_does_not_return_a_tensor_is_rejected(kind: str) -> None:
     learner = MetaLearner(Returning(kind), loss=mse_loss, inner_lr=0.1)
     with pytest.raises(UserError, match=f"network Returning returns a {kind}.*must return one tensor"):
         learner.check_task(ONE_POINT_TASK)
@@ -340,7 +340,7 @@ class Counting(nn.Module):
 
 
 class Uncopied(Counting):
-    """A network that cannot be copied, since it keeps a tensor computed from its parameters."""
+    """A network that cannot be copied: it stores a tensor computed from its parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,7 +348,7 @@ class Uncopied(Counting):
 
 
 @pytest.mark.parametrize("kind", [Counting, Uncopied])
-def test_trying_leaves_the_network_and_the_random_state_as_they_were(kind: type[Counting]) -> None:
+def test_the_compatibility_check_preserves_network_and_random_state(kind: type[Counting]) -> None:
     network = kind()
     state = torch.get_rng_state()
     with torch.inference_mode():
@@ -358,7 +358,7 @@ def test_trying_leaves_the_network_and_the_random_state_as_they_were(kind: type[
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_an_engine_is_checked_under_inference_mode_too() -> None:
+def test_an_engine_is_checked_under_inference_mode() -> None:
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     with torch.inference_mode():
         learner.check_task(ONE_POINT_TASK)

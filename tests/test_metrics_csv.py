@@ -1,4 +1,4 @@
-"""metrics.csv holds every row once, whatever cut the last one short."""
+"""metrics.csv contains every row once, even after a truncated write."""
 
 import os
 from pathlib import Path
@@ -27,14 +27,14 @@ def write(folder: Path, rows: list[dict[str, float]]) -> Path:
     return folder / "metrics.csv"
 
 
-def test_what_was_logged_is_read_back_with_its_types(tmp_path: Path) -> None:
+def test_logged_values_are_read_back_with_their_types(tmp_path: Path) -> None:
     table = write(tmp_path, ROWS)
     assert read_metrics(table) == ROWS
     assert [type(value) for value in read_metrics(table)[1].values()] == [int, float, int]
     assert read_last_row(table) == ROWS[-1]
 
 
-def test_a_table_continued_by_another_process_is_that_of_one(tmp_path: Path) -> None:
+def test_a_table_continued_by_another_process_is_identical(tmp_path: Path) -> None:
     whole = write(tmp_path / "whole", ROWS).read_bytes()
     for stop in range(len(ROWS) + 1):
         folder = tmp_path / str(stop)
@@ -66,7 +66,9 @@ def test_a_table_cut_at_any_byte_keeps_the_rows_before_and_is_continued(tmp_path
 @pytest.mark.parametrize(
     "damaged", ["1,18.0037", "1,0.5,0.5,0.5", "one,0.5,0.5", "1,0.5,O.5", "\0" * 20]
 )
-def test_a_damaged_last_row_is_left_out_and_an_earlier_one_refused(tmp_path: Path, damaged: str) -> None:
+def test_a_damaged_last_row_is_left_out_and_an_earlier_one_rejected(
+    tmp_path: Path, damaged: str
+) -> None:
     table = tmp_path / "metrics.csv"
     table.write_text(f"step,a,b\n0,0.5,\n{damaged}\n")
     assert read_metrics(table) == [{"step": 0, "a": 0.5}]
@@ -76,7 +78,7 @@ def test_a_damaged_last_row_is_left_out_and_an_earlier_one_refused(tmp_path: Pat
         read_metrics(table)
 
 
-def test_there_is_no_row_where_there_is_no_table(tmp_path: Path) -> None:
+def test_a_missing_table_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == []
     assert read_last_row(tmp_path / "metrics.csv") is None
 
@@ -88,14 +90,12 @@ def test_the_last_row_of_a_long_table_is_read_from_its_end(tmp_path: Path) -> No
     assert read_last_row(table) == {"step": 4999, "a": 4999 / 7}
 
 
-def test_a_row_that_a_full_disk_refuses_leaves_the_table_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_table_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write(tmp_path, [{"step": 0, "a": 0.5}])
     before = table.read_bytes()
 
     class FullDisk:
-        """Takes three bytes and no more."""
+        """Accepts three bytes."""
 
         def __init__(self, file: Any) -> None:
             self.file = file

@@ -25,7 +25,7 @@ def logged(folder: Path) -> set[str]:
         return set(csv.DictReader(file).fieldnames or []) - {"step"}
 
 
-def test_every_logged_metric_is_documented_and_the_other_way_round(
+def test_every_logged_metric_is_documented_and_vice_versa(
     maml: Callable[..., str], synthetic_omniglot: Path, synthetic_cache: Path, tmp_path: Path
 ) -> None:
     few = {

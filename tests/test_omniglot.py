@@ -106,7 +106,7 @@ def test_zips_folders_and_torchvision_layout_give_the_same_images(
 ) -> None:
     packed = load_images(synthetic_omniglot, tmp_path / "cache")
     assert packed.shape == (1623, 20, 28, 28) and packed.dtype == np.uint8
-    assert packed.max() > 100 and packed.mean() < 60  # strokes white on black
+    assert packed.max() > 100 and packed.mean() < 60  # white strokes on black
     for half in synthetic_omniglot.iterdir():
         with zipfile.ZipFile(half) as archive:
             archive.extractall(tmp_path / "unpacked" / "omniglot-py")
@@ -170,9 +170,9 @@ def test_any_damage_to_a_cache_is_detected(tmp_path: Path) -> None:
         np.ones((1623, 20, 28, 27), dtype=np.uint8),
         np.ones((1623, 20, 28, 28), dtype=np.int8),
     ],
-    ids=["blank", "another shape", "another type"],
+    ids=["blank", "wrong shape", "wrong type"],
 )
-def test_a_cache_of_something_else_is_not_used(tmp_path: Path, images: np.ndarray) -> None:
+def test_a_cache_with_other_contents_is_not_used(tmp_path: Path, images: np.ndarray) -> None:
     cache = tmp_path / "omniglot-0.npz"
     write_cache(cache, images)
     assert read_cache(cache, SHAPE) is None
@@ -196,7 +196,7 @@ def test_writing_a_cache_removes_files_left_by_killed_processes(tmp_path: Path) 
 
 
 @pytest.mark.integration
-def test_processes_may_load_at_the_same_time(synthetic_omniglot: Path, tmp_path: Path) -> None:
+def test_two_processes_can_load_at_the_same_time(synthetic_omniglot: Path, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2) as processes:
         results = list(processes.map(load_images, [synthetic_omniglot] * 2, [tmp_path] * 2))
     assert np.array_equal(results[0], results[1])
@@ -227,7 +227,7 @@ def test_missing_and_truncated_data_are_reported(synthetic_omniglot: Path, tmp_p
 
 STRAY_FILES = ("._0709_01.png", ".DS_Store", "Thumbs.db", "desktop.ini", "0001_01 (1).png")
 NAMES: dict[str, Callable[[str], str]] = {
-    "as they were": lambda name: name,
+    "unchanged": lambda name: name,
     "doubly nested": lambda name: f"{name.split('/')[0]}/{name}",
     "without the half's folder": lambda name: name.split("/", 1)[1],
     "with backslashes": lambda name: name.replace("/", "\\"),
@@ -280,7 +280,7 @@ def test_an_empty_folder_is_ignored(compressed: tuple[Path, np.ndarray], tmp_pat
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """Return a zip of one character, and its drawings."""
+    """Return a zip with one character, and its decoded drawings."""
     path = tmp_path_factory.mktemp("compressed") / "images_background.zip"
     random = np.random.default_rng(1)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

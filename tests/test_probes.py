@@ -1,4 +1,4 @@
-"""Probes: they tell the truth about a meta-step, and training is the same without them."""
+"""Probes measure meta-steps exactly and never change training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,11 +33,11 @@ ORDERS: dict[str, dict[str, Any]] = {
 FLOAT = 4
 
 Figures = dict[int, dict[str, float]]
-"""What was logged, by meta-step from 0."""
+"""Logged metrics by meta-step, counted from 0."""
 
 
-class Kept(DummyLogger):
-    """Keeps what it is given."""
+class MetricsInMemory(DummyLogger):
+    """Stores all metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Kept(DummyLogger):
 
 
 class RandomImages(TaskDistribution):
-    """One image of each of three classes, in either set."""
+    """Tasks with three classes and one image per class in each set."""
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         x = torch.rand(2, 3, 1, 28, 28, generator=torch.Generator().manual_seed(index))
@@ -64,11 +64,11 @@ def train(
     meta_batch_size: int = 1,
     **trainer_settings: Any,
 ) -> Figures:
-    """Train for some meta-steps and return what the probes logged, by meta-step."""
-    kept = Kept()
+    """Train and return the metrics that the probes logged, by meta-step."""
+    logger = MetricsInMemory()
     lightning: Trainer = make_trainer(
         max_steps=steps,
-        logger=kept,
+        logger=logger,
         callbacks=settings.callbacks(),
         limit_val_batches=0,
         **trainer_settings,
@@ -77,7 +77,7 @@ def train(
     probed = ("memory/", "speed/", "order_gap/")
     return {
         step: found
-        for step, metrics in kept.figures.items()
+        for step, metrics in logger.figures.items()
         if (found := {name: value for name, value in metrics.items() if name.startswith(probed)})
     }
 
@@ -85,16 +85,16 @@ def train(
 def memory(
     network: nn.Module, tasks: TaskDistribution, loss: Any = cross_entropy, **settings: Any
 ) -> int:
-    """Return the peak of the tenth meta-step."""
+    """Return the peak memory of the tenth meta-step in bytes."""
     learner = MetaLearner(network, loss=loss, inner_lr=0.01, **settings)
     figures = train(learner, tasks, ProbeSettings(speed=False, order_gap=False))
     return int(figures[9]["memory/meta_step_peak_bytes"])
 
 
-# When and whether ------------------------------------------------------------------------------
+# Schedule --------------------------------------------------------------------------------------
 
 
-def test_probe_steps_are_the_tenth_and_every_multiple() -> None:
+def test_probes_run_at_meta_step_10_and_every_multiple_of_every() -> None:
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     figures = train(learner, Lines(), ProbeSettings(every=12), steps=40)
     assert [step + 1 for step in figures] == [10, 12, 24, 36]
@@ -103,7 +103,7 @@ def test_probe_steps_are_the_tenth_and_every_multiple() -> None:
 
 
 @pytest.mark.parametrize("probe", ["memory", "speed", "order_gap"])
-def test_each_probe_can_be_left_out(probe: str) -> None:
+def test_each_probe_can_be_disabled(probe: str) -> None:
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     figures = train(learner, Lines(), ProbeSettings(**{probe: False}))
     assert {name.split("/")[0] for name in figures[9]} == {"memory", "speed", "order_gap"} - {probe}
@@ -112,7 +112,7 @@ def test_each_probe_can_be_left_out(probe: str) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("order", ORDERS)
-def test_probes_change_nothing_that_is_trained(order: str, engine: Any, accumulate: int) -> None:
+def test_probes_never_change_the_weights(order: str, engine: Any, accumulate: int) -> None:
     def trained(settings: ProbeSettings) -> Tensor:
         torch.manual_seed(0)
         learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, engine=engine, **ORDERS[order])
@@ -128,7 +128,7 @@ def test_probes_change_nothing_that_is_trained(order: str, engine: Any, accumula
     assert torch.equal(trained(ProbeSettings(every=5)), trained(nothing))
 
 
-def test_probes_leave_random_numbers_alone() -> None:
+def test_probes_never_change_random_numbers() -> None:
     def trained(settings: ProbeSettings) -> list[Tensor]:
         torch.manual_seed(0)
         network = nn.Sequential(
@@ -144,12 +144,12 @@ def test_probes_leave_random_numbers_alone() -> None:
         train(learner, SineWaves(), settings, steps=12)
         return [*network.state_dict().values()]
 
-    # Measured as often as can be, beside one measurement less.
+    # All probes at every meta-step, compared with probes that run once.
     states = trained(ProbeSettings(every=1)), trained(ProbeSettings(every=10**6, order_gap=False))
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
 
 
-def test_settings_out_of_range_are_refused() -> None:
+def test_settings_out_of_range_are_rejected() -> None:
     with pytest.raises(UserError, match=r"probes\.every is 0; it must be 1 or more"):
         ProbeSettings(every=0)
 
@@ -158,16 +158,16 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_first_order_meta_step_is_constant_in_the_inner_steps(engine: str) -> None:
+def test_first_order_memory_is_constant_in_the_inner_steps(engine: str) -> None:
     network = ConvNet(ways=3, filters=8)
     one, ten = (
         memory(network, RandomImages(), inner_steps=k, engine=engine, first_order=True) for k in (1, 10)
     )
-    assert ten - one <= 9 * 2 * FLOAT  # a loss a step, once in a list and once in a table
+    assert ten - one <= 9 * 2 * FLOAT  # one loss per step, stored twice
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_unrolled_meta_step_is_affine_in_the_inner_steps(engine: str) -> None:
+def test_unrolled_memory_is_affine_in_the_inner_steps(engine: str) -> None:
     network = ConvNet(ways=3, filters=8)
     peaks = [memory(network, RandomImages(), inner_steps=k, engine=engine) for k in (2, 6, 10)]
     theta = sum(p.numel() * FLOAT for p in network.parameters())
@@ -176,7 +176,7 @@ def test_an_unrolled_meta_step_is_affine_in_the_inner_steps(engine: str) -> None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_checkpointed_meta_step_grows_by_the_parameters_that_are_kept(engine: str) -> None:
+def test_checkpointed_memory_grows_by_the_parameter_checkpoints(engine: str) -> None:
     network = ConvNet(ways=3, filters=8)
     theta = sum(p.numel() * FLOAT for p in network.parameters())
 
@@ -192,14 +192,14 @@ def test_a_checkpointed_meta_step_grows_by_the_parameters_that_are_kept(engine: 
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_memory_is_the_same_to_the_byte_in_every_probe_step(order: str) -> None:
+def test_memory_is_identical_at_every_probe_step(order: str) -> None:
     learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, inner_steps=3, **ORDERS[order])
     figures = train(learner, SineWaves(), ProbeSettings(every=7), steps=35, meta_batch_size=4)
     memories = [{k: v for k, v in f.items() if k.startswith("memory")} for f in figures.values()]
     assert len(memories) == 6 and all(found == memories[0] for found in memories)
 
 
-def test_what_is_held_before_a_meta_step_is_counted_apart() -> None:
+def test_memory_held_before_a_meta_step_is_reported_separately() -> None:
     network = MLP()
     theta = sum(p.numel() * FLOAT for p in network.parameters())
     learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01)  # Adam by default
@@ -210,15 +210,15 @@ def test_what_is_held_before_a_meta_step_is_counted_apart() -> None:
     assert held["memory/optimizer_bytes"] == 2 * theta + steps
 
 
-def test_memory_beside_pytorchs_profiler_is_refused() -> None:
+def test_the_memory_probe_rejects_pytorchs_profiler() -> None:
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     profiler = PyTorchProfiler()
     with pytest.raises(UserError, match=r"set probes\.memory to false"):
         train(learner, Lines(), ProbeSettings(), profiler=profiler)
-    profiler.profiler = None  # Lightning's would complain of having seen nothing, whenever it goes
+    profiler.profiler = None  # or its destructor warns that it recorded nothing
 
 
-def test_a_failure_in_a_probe_step_stops_measuring() -> None:
+def test_a_failure_in_a_probe_step_stops_the_profiler() -> None:
     def fail(prediction: Tensor, target: Tensor) -> Tensor:
         if learner.global_step == 9:
             raise RuntimeError("broken")
@@ -227,7 +227,7 @@ def test_a_failure_in_a_probe_step_stops_measuring() -> None:
     learner = MetaLearner(nn.Linear(1, 1), loss=fail, inner_lr=0.1)
     with pytest.raises(RuntimeError, match="broken"):
         train(learner, Lines(), ProbeSettings(speed=False, order_gap=False))
-    # PyTorch has one profiler a process: a second could not start while the first still ran.
+    # PyTorch allows one profiler per process: a second one cannot start while the first runs.
     assert memory(nn.Linear(1, 1), Lines(), mse_loss) > 0
 
 
@@ -235,10 +235,10 @@ def test_a_failure_in_a_probe_step_stops_measuring() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_flops_of_first_order_are_those_on_paper(engine: Any) -> None:
-    """A layer of n inputs and m outputs takes 2 n m each forward, for its weights, and for its inputs.
+def test_first_order_flops_match_a_count_by_hand(engine: Any) -> None:
+    """A layer with n inputs and m outputs takes 2nm forward, 2nm for its weights, 2nm for its inputs.
 
-    Nobody asks for the gradient of the first layer's inputs.
+    The first layer needs no gradient for its inputs.
     """
     widths, shots, tasks, steps = (1, 40, 40, 1), 10, 3, 2
     products = [n * m for n, m in pairwise(widths)]
@@ -280,8 +280,8 @@ def test_rates_follow_from_the_time_of_a_meta_step() -> None:
 # Order gap -------------------------------------------------------------------------------------
 
 
-def test_the_order_gap_is_that_of_the_closed_forms() -> None:
-    """The tenth meta-step's gap, at the parameters that nine have led to, in float64."""
+def test_the_order_gap_equals_the_closed_form() -> None:
+    """Compare the gap of the tenth meta-step in float64."""
     before: dict[int, Tensor] = {}
 
     class Linear(nn.Linear):
@@ -330,7 +330,7 @@ def test_without_inner_steps_there_is_no_gap(order: str, engine: Any) -> None:
     assert overall["norm_ratio"] == 1 and overall["relative_error"] == 0
 
 
-def test_layers_are_told_apart() -> None:
+def test_each_layer_has_its_own_cosine() -> None:
     learner = MetaLearner(
         nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)), loss=mse_loss, inner_lr=0.05
     )
@@ -339,7 +339,7 @@ def test_layers_are_told_apart() -> None:
     assert cosines == {"order_gap/cosine", "order_gap/cosine/0", "order_gap/cosine/2"}
 
 
-def test_all_orders_see_the_same_gap_at_the_same_parameters() -> None:
+def test_the_order_gap_does_not_depend_on_the_training_method() -> None:
     def gap(order: str) -> dict[str, float]:
         torch.manual_seed(0)
         learner = MetaLearner(
@@ -351,7 +351,7 @@ def test_all_orders_see_the_same_gap_at_the_same_parameters() -> None:
     assert gap("first") == gap("second") == gap("checkpointed")
 
 
-def test_a_first_order_run_goes_on_where_second_order_cannot_be_had(
+def test_a_first_order_run_continues_where_second_order_is_unavailable(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(1, 4)), nn.Linear(4, 1))
@@ -363,19 +363,21 @@ def test_a_first_order_run_goes_on_where_second_order_cannot_be_had(
 
 
 @pytest.mark.parametrize("probe", [MemoryProbe, SpeedProbe, OrderGapProbe])
-def test_a_probe_is_a_callback_for_any_trainer(probe: Any) -> None:
-    kept = Kept()
-    lightning = make_trainer(max_steps=10, logger=kept, callbacks=[probe(every=10)], limit_val_batches=0)
+def test_a_probe_works_with_any_trainer(probe: Any) -> None:
+    logger = MetricsInMemory()
+    lightning = make_trainer(
+        max_steps=10, logger=logger, callbacks=[probe(every=10)], limit_val_batches=0
+    )
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1)
     lightning.fit(learner, datamodule=TaskDataModule(Lines(), 2))
-    assert any("/" in name and not name.startswith("train") for name in kept.figures[9])
+    assert any("/" in name and not name.startswith("train") for name in logger.figures[9])
 
 
 # Resumed runs ----------------------------------------------------------------------------------
 
 
 class SaveAt(Callback):
-    """Saves a checkpoint after some meta-steps."""
+    """Saves a checkpoint after each of the given meta-steps."""
 
     def __init__(self, folder: Path, meta_steps: Sequence[int]) -> None:
         self.folder = folder
@@ -389,17 +391,17 @@ class SaveAt(Callback):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("network", [lambda: nn.Linear(1, 1), MLP])
-def test_a_process_that_starts_just_before_a_probe_step_logs_what_one_process_would(
+def test_a_resumed_run_logs_the_same_probes_as_an_uninterrupted_one(
     tmp_path: Path, network: Any, engine: Any, order: str
 ) -> None:
     starts = range(5, 13)  # before, at and after the probe steps 6, 10 and 12
 
     def run(callbacks: Sequence[Callback], start: int | None = None) -> tuple[Figures, list[Tensor]]:
         torch.manual_seed(0)
-        kept = Kept()
+        logger = MetricsInMemory()
         lightning = make_trainer(
             max_steps=18,
-            logger=kept,
+            logger=logger,
             limit_val_batches=0,
             callbacks=[*ProbeSettings(every=6).callbacks(), *callbacks],
         )
@@ -410,7 +412,7 @@ def test_a_process_that_starts_just_before_a_probe_step_logs_what_one_process_wo
             ckpt_path=None if start is None else tmp_path / f"{start}.ckpt",
             weights_only=True,
         )
-        return kept.figures, [p.detach().clone() for p in learner.parameters()]
+        return logger.figures, [p.detach().clone() for p in learner.parameters()]
 
     whole, trained = run([SaveAt(tmp_path, starts)])
     assert [step for step in whole if "order_gap/cosine" in whole[step]] == [5, 9, 11, 17]

@@ -32,7 +32,7 @@ def test_a_log_shows_the_meta_step_of_every_validation(
 
 
 class FakeTime:
-    """Time that passes only when told."""
+    """A clock that is advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -107,7 +107,9 @@ def test_rate_and_time_left_leave_out_the_first_meta_step(monkeypatch: pytest.Mo
     assert terminal.line().endswith("| 2/s, 00:04 left")
 
 
-def test_a_new_gradient_order_is_measured_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_is_measured_separately_for_each_gradient_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = Terminal(monkeypatch, 120, max_steps=100)
     terminal.first_order = True
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""What a network draws at random is a pure function of seed, meta-step, batch and rank."""
+"""A network's random numbers are a pure function of (seed, meta-step, batch, rank)."""
 
 import random
 from itertools import product
@@ -38,7 +38,7 @@ def batch(seed: int = 0, meta_step: int = 0, index: int = 0, rank: int = 0) -> N
     return draw()
 
 
-def test_the_same_batch_draws_the_same_and_every_other_batch_something_else() -> None:
+def test_random_numbers_depend_on_seed_meta_step_batch_and_rank() -> None:
     keys = [*product((0, 1, 2**32 - 1), (0, 1, 500), (0, 1), (0, 1, 7))]
     drawn = [batch(*key) for key in keys]
     assert drawn == [batch(*key) for key in keys]
@@ -47,7 +47,7 @@ def test_the_same_batch_draws_the_same_and_every_other_batch_something_else() ->
 
 
 def test_a_batch_counts_within_its_meta_step() -> None:
-    # An epoch's first batches and a later epoch's are told apart by the meta-step alone.
+    # Batches of different epochs differ only by their meta-step.
     assert batch(meta_step=3, index=6) == batch(meta_step=3, index=0) != batch(meta_step=3, index=7)
 
 
@@ -70,7 +70,7 @@ def test_validations_and_probes_do_not_change_what_training_draws(maml: Any, tmp
 
 
 def train_in_two_parts(folder: Path) -> dict[str, Any]:
-    """Train a network with dropout on all ranks, in float64: at once, and stopped and resumed."""
+    """Train a network with dropout on all ranks: at once, and in two parts."""
     return {"whole": fit(folder / "whole", 12), "parts": [fit(folder / "parts", n) for n in (7, 12)][-1]}
 
 
@@ -91,7 +91,7 @@ def fit(folder: Path, steps: int) -> dict[str, torch.Tensor]:
 
 
 class Drawn(Callback):
-    """Keeps the last number that this rank drew."""
+    """Records the last number that this rank drew."""
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.number = float(torch.rand(()))
@@ -99,7 +99,7 @@ class Drawn(Callback):
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_every_rank_draws_its_own_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_every_rank_draws_different_numbers_and_resumes_exactly(tmp_path: Path) -> None:
     first, second = on_every_rank(train_in_two_parts, 2, tmp_path / "ranks", seconds=240)
     for rank in (first, second):
         assert all(torch.equal(value, rank["parts"][name]) for name, value in rank["whole"].items())

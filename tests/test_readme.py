@@ -1,4 +1,4 @@
-"""Documents say what is true: their commands parse, their examples run, their links resolve."""
+"""The documents are correct: commands parse, examples run, links resolve."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ RUNS = {
     "toy-second-s0": CONFIGS / "toy.yaml",
     "omniglot-5w1s-second-s0": CONFIGS / "omniglot" / "5way_1shot.yaml",
 }
-"""The runs that commands name as if they had been trained."""
+"""Runs that the commands assume to exist."""
 
 STAND_INS = {
     "maml": """printf 'maml\\0' >> "$RECORD"; for each; do printf '%s\\0' "$each" >> "$RECORD"; done
@@ -40,7 +40,7 @@ printf '\\n\\0' >> "$RECORD" """,
     "bash": "exit 0",
     "tensorboard": "exit 0",
 }
-"""Programs that stand in for those that commands call: `maml` records its arguments."""
+"""Fake programs for the documents' commands; `maml` records its arguments."""
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -162,7 +162,7 @@ def test_your_own_tasks_and_network_plug_in_by_class_path(
     (command,) = (block for block in blocks(recipes, "bash") if "my_tasks" in block)
     (tmp_path / "my_tasks.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)  # of another test
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)  # left by another test
     (tmp_path / "configs").symlink_to(CONFIGS)
     arguments = command.split()
     maml(*arguments[arguments.index("maml") + 1 :], "--trainer.max_steps", "5")

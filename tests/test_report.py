@@ -1,4 +1,4 @@
-"""`maml report`: one page that holds all it shows, on any screen and without a network."""
+"""`maml report` writes a self-contained page that fits any screen."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def report(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return write_report(find_runs([trained_runs]).runs, folder)
 
 
-def test_the_command_reports_what_lies_below_the_folders(
+def test_the_command_reports_all_runs_below_the_given_folders(
     maml: Maml, trained_runs: Path, tmp_path: Path
 ) -> None:
     printed = maml("report", trained_runs / "lines", trained_runs / "other", "--out", "mine")
@@ -63,7 +63,7 @@ def test_every_plot_is_in_the_page_in_markdown_and_a_file(report: Path) -> None:
     assert linked == {path.name for path in report.parent.glob("*.png")}
 
 
-def test_the_page_asks_nothing_of_the_network(report: Path) -> None:
+def test_the_page_needs_no_network(report: Path) -> None:
     page = report.read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
     assert sources and all(source.startswith(("data:", "../")) for source in sources)
@@ -100,7 +100,7 @@ def test_a_run_without_probes_and_before_its_first_validation_is_reported(
     assert [plot.name for plot in draw_plots(rows)] == ["training-loss-k1"]
 
 
-# Written whole or not at all --------------------------------------------------------------------
+# All or nothing ---------------------------------------------------------------------------------
 
 
 def test_a_report_that_cannot_be_written_is_one_line(
@@ -148,7 +148,7 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         pytest.skip("no Chromium: install Debian's package chromium")
     with sync_playwright() as playwright:
-        # --no-sandbox: as root, as continuous integration often is, there is none.
+        # Chromium has no sandbox for root, which continuous integration often uses.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -171,8 +171,8 @@ def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: 
         assert image.evaluate("i => i.complete && i.naturalWidth > 0")
         box = image.bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
-        assert box["width"] >= 360  # so small, and their letters would be hard to read
-    # Wide tables scroll by themselves; the page does not, and no text is small.
+        assert box["width"] >= 360  # smaller plots would be hard to read
+    # Wide tables scroll, but the page does not, and no text is small.
     assert page.evaluate("document.documentElement.scrollWidth") == width
     smallest = "Math.min(...[...document.querySelectorAll('p, td, th, li, figcaption')].map("
     assert page.evaluate(smallest + "e => parseFloat(getComputedStyle(e).fontSize)))") >= 14

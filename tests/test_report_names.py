@@ -1,4 +1,4 @@
-"""Names and paths that look like markup, scripts or control characters are shown as they are."""
+"""Names and paths that look like markup, scripts or control characters are shown literally."""
 
 import html
 import os
@@ -49,7 +49,7 @@ def in_yaml(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def named_runs(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return copies of a run with little of its history, whose experiments have such names."""
+    """Return runs with one row of metrics, whose experiments have the names in `NAMES`."""
     folders = []
     for number, name in enumerate(NAMES):
         folder = tmp_path_factory.mktemp("named") / f"run{number}"
@@ -77,7 +77,7 @@ class Tags(HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def test_names_are_shown_as_they_are(
+def test_names_are_shown_literally(
     named_runs: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,14 +97,14 @@ def test_names_are_shown_as_they_are(
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", markdown)
     assert all(link.endswith((".png", "/config.yaml")) and ":" not in link for link in links)
     assert all(f"## {escape_markdown(name)}".strip() in markdown for name in NAMES)
-    # Nothing lies elsewhere, and every plot that is linked exists.
+    # Nothing is written elsewhere, and every linked plot exists.
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     linked = set(re.findall(r"\]\(([^)]+\.png)\)", markdown))
     assert linked == {path.name for path in folder.glob("*.png")} and len(linked) == 1 + 3 * len(NAMES)
     assert {path.name for path in folder.iterdir()} == linked | {"report.html", "report.md"}
 
 
-def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_names_literally(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=200)
     progress = GridProgress([Cell(Method.FIRST_ORDER, 1, 0)], 10, console)
     with progress.bars:
@@ -118,7 +118,7 @@ def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     "name", ["javascript:alert(1)", "data:text,x", "a b#c?d%41", '"onclick="x', "ü\udcff", "x)[y](z"]
 )
-def test_a_link_leads_to_the_config_whatever_the_folder_is_called(
+def test_links_lead_to_the_config_for_any_folder_name(
     name: str, trained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Plots of a report: readable at any number of experiments, without colour, with labels apart."""
+"""Plots are readable for any number of experiments, without colour and without overlapping labels."""
 
 import warnings
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The comparison as a table: whole at any width of the terminal, in sensible units."""
+"""The comparison table fits any terminal width, in readable units."""
 
 import re
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def test_costs_have_three_digits_and_a_prefix(value: float, unit: str, text: str
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_the_terminal_shows_every_value_whole(
+def test_the_terminal_shows_every_value_in_full(
     columns: int,
     seeds: Sequence[int],
     monkeypatch: pytest.MonkeyPatch,
@@ -66,7 +66,7 @@ def test_the_terminal_shows_every_value_whole(
         assert f"  {run.folder}\n" in printed
 
 
-def test_a_long_measure_is_folded_and_not_cut(
+def test_a_long_measure_is_wrapped_and_not_truncated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -105,7 +105,7 @@ def test_an_unfinished_seed_has_a_star_and_a_note(capsys: pytest.CaptureFixture[
     assert "* not finished" in capsys.readouterr().out
 
 
-def test_a_result_in_validation_is_marked_beside_a_test(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_validation_result_is_marked_beside_a_test_result(capsys: pytest.CaptureFixture[str]) -> None:
     tested = make_run(Method.FIRST_ORDER, 1)
     history = [{"step": 49, "val/loss": 0.25}]
     untested = replace(make_run(Method.UNROLLED, 1, history=history), test={})

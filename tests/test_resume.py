@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends as one that never was."""
+"""A run that is stopped or killed and then resumed ends exactly like an uninterrupted one."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def last_step(folder: Path) -> int:
 
 
 def kill_once_at(folder: Path, steps: int, accumulate: int) -> None:
-    """Run the command in a process of its own and kill it once it has logged so many meta-steps."""
+    """Run the command in a child process and kill it after it has logged `steps` meta-steps."""
     settings = ("--run.dir", folder, "--trainer.accumulate_grad_batches", accumulate)
     command = maml_command(*RUN, *settings)
     with subprocess.Popen(command, env=process_environment(), stdout=subprocess.DEVNULL) as process:
@@ -71,7 +71,7 @@ STOPPED_RUN = (
 
 
 class SignalAt(Callback):
-    """Sends this process a signal in the middle of a meta-step, or of its validation."""
+    """Sends this process a signal during a meta-step or a validation."""
 
     def __init__(self, meta_step: int, signum: int, hook: str = "on_before_optimizer_step") -> None:
         self.meta_step = meta_step
@@ -79,7 +79,7 @@ class SignalAt(Callback):
         setattr(self, hook, self.send)
 
     def send(self, trainer: Trainer, *args: Any) -> None:
-        # The update that the hook comes before makes the meta-step whole.
+        # The hook runs before the update that completes the meta-step.
         if trainer.state.fn == "fit" and trainer.global_step + 1 >= self.meta_step:
             self.meta_step = 10**9
             os.kill(os.getpid(), self.signum)
@@ -104,7 +104,7 @@ def stop_at(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_stopped_by_every_signal_ends_bit_for_bit_as_one_that_never_was(
+def test_stopping_by_any_signal_and_resuming_never_changes_the_run(
     maml: Maml, tmp_path: Path, accumulate: int
 ) -> None:
     settings = ("--trainer.accumulate_grad_batches", accumulate)
@@ -120,9 +120,7 @@ def test_a_run_stopped_by_every_signal_ends_bit_for_bit_as_one_that_never_was(
 
 
 @pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_validation_batch_end"])
-def test_a_stop_at_a_validation_keeps_what_the_validation_decided(
-    maml: Maml, tmp_path: Path, hook: str
-) -> None:
+def test_a_stop_during_a_validation_keeps_its_result(maml: Maml, tmp_path: Path, hook: str) -> None:
     maml(*STOPPED_RUN, "--run.dir", tmp_path / "whole")
     stop_at(maml, tmp_path / "stopped", 40, signal.SIGTERM, hook)
     assert checkpoint_tensors(tmp_path / "stopped")["meta_step"] == 40
@@ -132,18 +130,20 @@ def test_a_stop_at_a_validation_keeps_what_the_validation_decided(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_stop_in_the_test_comes_at_once_and_the_test_begins_anew(maml: Maml, tmp_path: Path) -> None:
+def test_a_stop_during_the_test_is_immediate_and_the_test_is_repeated(
+    maml: Maml, tmp_path: Path
+) -> None:
     maml(*STOPPED_RUN, "--run.dir", tmp_path / "whole")
-    # The signal comes in the fit's last meta-step, so that the test is the first to find it.
+    # The signal arrives in the last meta-step, so that the test is the first to see it.
     assert stop_at(maml, tmp_path / "stopped", 60, signal.SIGTERM) == 143
     assert not (tmp_path / "stopped" / "test.json").exists()
-    for _ in range(2):  # the second time there is nothing to train, and a test to be replaced
+    for _ in range(2):  # the second time nothing is left to train, and the result is replaced
         maml(*STOPPED_RUN, "--run.dir", tmp_path / "stopped", "--ckpt_path", "last")
         assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.integration
-def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     state = {"weights": torch.zeros(1000)}
     AtomicCheckpointIO().save_checkpoint(state, path)
@@ -151,13 +151,13 @@ def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(tmp_path: Path
         import os, pathlib, signal
         import torch
         from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
-        # The file is written, and takes the place of the other only after this.
+        # The new file is complete, but has not replaced the old one yet.
         pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         AtomicCheckpointIO().save_checkpoint({{"weights": torch.ones(1000)}}, {str(path)!r})
     """
     killed = run_python(script)
     assert killed.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 2  # the new one lies beside, and is no checkpoint
+    assert len(list(tmp_path.iterdir())) == 2  # the unfinished file remains beside it
     assert torch.equal(torch.load(path)["weights"], state["weights"])
 
 
@@ -171,7 +171,7 @@ def test_a_row_cut_short_by_a_kill_is_written_again(maml: Maml, tmp_path: Path) 
 
 
 class Dropping(nn.Module):
-    """A network that draws random numbers of every kind while it trains."""
+    """A network that draws from every random number generator during training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Dropping(nn.Module):
         return y
 
 
-WAYS: dict[str, tuple[object, ...]] = {
+VARIANTS: dict[str, tuple[object, ...]] = {
     "float64": ("--trainer.precision", 64),
     "bfloat16": ("--trainer.precision", "bf16-mixed"),
     "dropout": ("--model.network", "tests.test_resume.Dropping"),
@@ -199,8 +199,8 @@ WAYS: dict[str, tuple[object, ...]] = {
 }
 
 
-@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
-def test_a_run_of_two_parts_is_bit_for_bit_one_of_a_single_part(
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_extending_a_run_equals_training_it_at_once(
     maml: Maml, tmp_path: Path, settings: tuple[object, ...]
 ) -> None:
     run = (*RUN, "--trainer.val_check_interval", 6, "--probes.every", 10, *settings)
@@ -211,12 +211,12 @@ def test_a_run_of_two_parts_is_bit_for_bit_one_of_a_single_part(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_validation_comes_between_two_meta_steps(maml: Maml, tmp_path: Path) -> None:
+def test_validation_runs_between_meta_steps(maml: Maml, tmp_path: Path) -> None:
     run = (*RUN, "--trainer.max_steps", 12, "--trainer.val_check_interval", 3)
     maml(*run, "--trainer.accumulate_grad_batches", 2, "--run.dir", tmp_path / "run")
     validated = [row["step"] for row in untimed_metrics(tmp_path / "run") if row["val/loss"]]
     assert validated == ["2", "5", "8", "11"]
-    # The best state is that of a whole meta-step, and goes on as the run did.
+    # The best checkpoint lies at a complete meta-step, and resuming from it repeats the run.
     best = checkpoint_tensors(tmp_path / "run", "best")["meta_step"]
     assert int(best) % 3 == 0
     resume = (
@@ -233,7 +233,7 @@ def test_a_validation_comes_between_two_meta_steps(maml: Maml, tmp_path: Path) -
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_float64_is_measured_again_as_it_was(maml: Maml, tmp_path: Path) -> None:
+def test_testing_a_float64_run_reproduces_its_result(maml: Maml, tmp_path: Path) -> None:
     run = (*RUN, "--trainer.max_steps", 12, "--trainer.val_check_interval", 6, "--trainer.precision", 64)
     maml(*run, "--run.dir", tmp_path / "run")
     result = (tmp_path / "run" / "test.json").read_text()
@@ -241,7 +241,7 @@ def test_float64_is_measured_again_as_it_was(maml: Maml, tmp_path: Path) -> None
     assert (tmp_path / "run" / "test.json").read_text() == result
 
 
-def test_a_run_that_was_stopped_early_does_not_train_on(maml: Maml, tmp_path: Path) -> None:
+def test_a_run_ended_by_early_stopping_does_not_continue(maml: Maml, tmp_path: Path) -> None:
     settings = {"monitor": "val/loss", "patience": 1, "min_delta": 100.0}
     stopping = json.dumps({"class_path": "EarlyStopping", "init_args": settings})
     run = (*RUN, f"--trainer.callbacks={stopping}", "--trainer.val_check_interval", 5)
@@ -258,13 +258,13 @@ def test_a_run_that_was_stopped_early_does_not_train_on(maml: Maml, tmp_path: Pa
 
 
 class StopAtBatch(Callback):
-    """Asks for a stop once, as a Timer does, whatever the meta-step has still to do."""
+    """Requests a stop in the middle of a meta-step, as a Timer may."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         trainer.should_stop |= trainer.fit_loop.total_batch_idx == 6
 
 
-def test_a_training_that_is_stopped_within_a_meta_step_ends_after_it(maml: Maml, tmp_path: Path) -> None:
+def test_a_stop_requested_within_a_meta_step_takes_effect_after_it(maml: Maml, tmp_path: Path) -> None:
     spy = "--trainer.callbacks=tests.test_resume.StopAtBatch"
     run = (*RUN, "--trainer.accumulate_grad_batches", 3)
     maml(*run, spy, "--run.dir", tmp_path / "stopped")

@@ -1,4 +1,4 @@
-"""A run's folder: its name, its lock, and that a refused run leaves nothing behind."""
+"""A run's folder: its name, its lock, and no leftovers of a rejected run."""
 
 import ast
 import fcntl
@@ -14,7 +14,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.tracking.description import describe
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import lock_run_folder, open_run_folder
+from maml_pipeline.runs.locked_folder import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.task import Split
@@ -22,7 +22,7 @@ from tests.helpers import CONFIGS, SHORT, Maml
 
 
 class Parabolas(TaskDistribution):
-    """Tasks of a user, without a name and without `super().__init__()`."""
+    """User-defined tasks without a name and without `super().__init__()`."""
 
     def __init__(self, shots: int = 5) -> None:
         self.shots = shots
@@ -32,7 +32,7 @@ class Parabolas(TaskDistribution):
 
 
 class Named(Parabolas):
-    def __init__(self, shots: int = 5, name: str = "a name of my own") -> None:
+    def __init__(self, shots: int = 5, name: str = "a custom name") -> None:
         super().__init__(shots)
         self.name = name
 
@@ -51,7 +51,7 @@ class Named(Parabolas):
         (Omniglot(ways=20, shots=5), "omniglot-20w5s"),
         (Parabolas(), "parabolas-5shot"),
         (Parabolas(shots=[1, 5]), "parabolas"),  # type: ignore[arg-type]
-        (Named(), "a name of my own"),
+        (Named(), "a custom name"),
     ],
 )
 def test_the_name_of_tasks_includes_their_settings(tasks: TaskDistribution, name: str) -> None:
@@ -62,7 +62,10 @@ def test_the_name_of_tasks_includes_their_settings(tasks: TaskDistribution, name
     ("arguments", "name"),
     [
         ([], "toy-second-s0"),
-        (["--data.tasks", "maml_pipeline.tasks.SineWaves"], "sine-5shot-second-s0"),  # the toy's shots
+        (
+            ["--data.tasks", "maml_pipeline.tasks.SineWaves"],
+            "sine-5shot-second-s0",
+        ),  # the shots of toy.yaml
         (["--data.tasks", "SineWaves", "--data.tasks.shots", 3], "sine-3shot-second-s0"),
         (["--data.tasks", "tests.test_run_folder.Parabolas"], "parabolas-5shot-second-s0"),
         (["--run.experiment", "mine", "--seed_everything", 4], "mine-second-s4"),
@@ -113,7 +116,7 @@ def test_the_name_of_tasks_must_be_a_single_path_component(
 
 
 @pytest.mark.parametrize(("ways", "outputs"), [(3, 5), (5, 3)])
-def test_a_head_that_does_not_fit_the_ways_is_refused(
+def test_a_head_that_does_not_fit_the_ways_is_rejected(
     ways: int, outputs: int, maml_error: Callable[..., str], tmp_path: Path, synthetic_omniglot: Path
 ) -> None:
     config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")
@@ -128,9 +131,7 @@ def test_a_head_that_does_not_fit_the_ways_is_refused(
 # Numbers ----------------------------------------------------------------------------------------
 
 
-def test_a_new_run_never_takes_a_number_that_was_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_run_never_reuses_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = [run_folder.create_numbered("run") for _ in range(3)]
     assert [folder.name for folder in made] == ["run", "run-2", "run-3"]
@@ -143,7 +144,7 @@ def test_a_new_run_never_takes_a_number_that_was_used(
     assert run_folder.create_numbered("run") == Path("runs/run-4")
 
 
-# What is left behind ----------------------------------------------------------------------------
+# Leftovers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), SystemExit(3), OSError("no")])
@@ -156,7 +157,7 @@ def test_a_run_that_ends_before_training_leaves_no_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
-        assert [*tmp_path.rglob("config.yaml")], "the folder is there by then"
+        assert [*tmp_path.rglob("config.yaml")], "the folder exists by then"
         raise error
 
     monkeypatch.setattr(TaskDataModule, "train_dataloader", fail)
@@ -165,7 +166,7 @@ def test_a_run_that_ends_before_training_leaves_no_folder(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_folder_keeps_its_files_after_a_refusal(
+def test_an_existing_folder_keeps_its_files_after_a_rejection(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -196,19 +197,19 @@ def test_a_trained_run_is_kept_after_an_error(
     assert Path("runs/toy-second-s0/checkpoints/last.ckpt").exists()
 
 
-def test_a_folder_of_other_settings_that_was_never_trained_is_not_taken(
+def test_an_untrained_folder_with_other_settings_is_not_reused(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     maml("fit", *SHORT, "--run.dir", "mine")
     for checkpoint in (tmp_path / "mine" / "checkpoints").iterdir():
-        checkpoint.unlink()  # as a kill before the first one leaves it
+        checkpoint.unlink()  # as after a kill before the first checkpoint
     other = ("--model.inner_lr", 0.2, "--run.dir", "mine")
     assert "model.inner_lr is 0.2 here and 0.1 there" in maml_error("fit", *SHORT, *other)
     maml("fit", *SHORT, "--run.dir", "mine")
     assert (tmp_path / "mine" / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_config_that_is_not_of_a_run_is_never_overwritten(
+def test_a_config_that_belongs_to_no_run_is_never_overwritten(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "grid").mkdir()
@@ -229,7 +230,7 @@ def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
         # Another open file stands for another process.
         with pytest.raises(UserError, match="is in use"), open_run_folder(folder, "run"):
             pass
-        assert folder.exists(), "the one that was refused removes nothing"
+        assert folder.exists(), "the rejected one removes nothing"
     with open_run_folder(folder, "run"):
         pass
 
@@ -255,7 +256,7 @@ def test_without_file_locks_the_slurm_job_decides_and_one_warning_is_logged(
 
 
 def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
-    (tmp_path / ".lock").mkdir()  # permissions would not keep root out
+    (tmp_path / ".lock").mkdir()  # root ignores permissions
     with (
         pytest.raises(UserError, match=r"cannot be written \(Is a directory"),
         open_run_folder(tmp_path, "run"),
@@ -281,7 +282,7 @@ def test_a_tilde_is_the_home_folder(
 
 
 @pytest.mark.parametrize("by_variable", [False, True])
-def test_a_tilde_is_the_home_folder_for_data_too(
+def test_a_tilde_in_data_paths_is_the_home_folder(
     by_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthetic_omniglot: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A result is never taken from, or written over, another run."""
+"""A run never reads or overwrites the results of another run."""
 
 import csv
 import json
@@ -32,12 +32,12 @@ from tests.helpers import (
 
 
 @pytest.fixture(autouse=True)
-def _no_folder_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unset_run_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAML_RUN_DIR", "")
 
 
 def stop(maml: Maml, capsys: pytest.CaptureFixture[str], meta_step: int, *arguments: object) -> str:
-    """Run until a Ctrl-C in a meta-step, and return what was printed."""
+    """Run, press Ctrl-C during a meta-step, and return the output."""
     training_step = MetaLearner.training_step
 
     def interrupted(learner: MetaLearner, *batch: Any) -> Any:
@@ -45,7 +45,7 @@ def stop(maml: Maml, capsys: pytest.CaptureFixture[str], meta_step: int, *argume
             os.kill(os.getpid(), signal.SIGINT)
         return training_step(learner, *batch)
 
-    # Not by a callback in the settings: those are the run's, and the resumed one would stop again.
+    # A callback in the config would stop the resumed run as well.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MetaLearner, "training_step", interrupted)
         with pytest.raises(SystemExit) as stopped:
@@ -55,7 +55,7 @@ def stop(maml: Maml, capsys: pytest.CaptureFixture[str], meta_step: int, *argume
 
 
 def losses(folder: Path) -> list[tuple[str, str]]:
-    """Return what was validated, by meta-step."""
+    """Return the validation losses with their meta-steps."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [(row["step"], row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
 
@@ -63,7 +63,7 @@ def losses(folder: Path) -> list[tuple[str, str]]:
 # Resuming ---------------------------------------------------------------------------------------
 
 
-def test_a_loop_over_a_key_resumes_the_run_with_these_settings(
+def test_resuming_selects_the_run_with_the_same_settings(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped, finished = Path("runs", SHORT_NAME), Path("runs", f"{SHORT_NAME}-2")
@@ -78,7 +78,7 @@ def test_a_loop_over_a_key_resumes_the_run_with_these_settings(
     assert not Path("runs", f"{SHORT_NAME}-3").exists()
 
 
-def test_of_several_runs_with_the_same_settings_the_newest_is_resumed(
+def test_the_newest_of_several_identical_runs_is_resumed(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_of_several_runs_with_the_same_settings_the_newest_is_resumed(
     assert [meta_step(Path("runs", name)) for name in (SHORT_NAME, f"{SHORT_NAME}-2")] == [6, 12]
 
 
-def test_no_run_with_these_settings_is_an_error_that_names_the_key(
+def test_resuming_with_other_settings_names_the_key_that_differs(
     maml: Maml, maml_error: Callable[..., str]
 ) -> None:
     maml("fit", *SHORT)
@@ -129,7 +129,7 @@ def test_every_setting_that_may_change_is_a_config_key_with_a_reason(maml: Maml)
     known = read_config(Path("runs", SHORT_NAME))
     for key, reason in {**MAY_CHANGE_ON_RESUME, **MAY_CHANGE_ON_EVALUATION}.items():
         if key.startswith("data.tasks.init_args"):
-            continue  # of one kind of tasks
+            continue  # not a key of the toy task
         value: Any = known
         for name in key.split("."):
             assert name in value, key
@@ -139,7 +139,7 @@ def test_every_setting_that_may_change_is_a_config_key_with_a_reason(maml: Maml)
     assert config_differences({"model": {"compiled": 1}}, {"model": {"compiled": 2}})
 
 
-def test_a_config_that_lacks_a_key_has_its_default(maml: Maml, maml_error: Callable[..., str]) -> None:
+def test_a_key_missing_from_a_config_has_its_default(maml: Maml, maml_error: Callable[..., str]) -> None:
     maml("fit", *SHORT)
     folder = Path("runs", SHORT_NAME)
     old = read_config(folder)
@@ -164,7 +164,7 @@ def test_the_hint_after_ctrl_c_is_a_command_that_resumes(
     assert not Path("runs").exists()
 
 
-def test_a_run_does_not_end_before_where_it_is(
+def test_max_steps_below_the_current_meta_step_is_rejected(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     maml("fit", *SHORT)
@@ -174,7 +174,7 @@ def test_a_run_does_not_end_before_where_it_is(
     assert read_files(Path("runs")) == before
 
 
-def test_a_file_of_another_run_starts_a_run_of_its_own(maml: Maml) -> None:
+def test_a_checkpoint_of_another_run_starts_a_new_run(maml: Maml) -> None:
     maml("fit", *SHORT)
     before = read_files(Path("runs", SHORT_NAME))
     file = Path("runs", SHORT_NAME, "checkpoints", "last.ckpt")
@@ -183,12 +183,10 @@ def test_a_file_of_another_run_starts_a_run_of_its_own(maml: Maml) -> None:
     assert read_files(Path("runs", SHORT_NAME)) == before
     new = Path("runs", f"{SHORT_NAME}-2")
     assert meta_step(new) == 16 and read_config(new)["model"]["inner_lr"] == 0.2
-    assert meta_step(new, "best") == 16, "the best state of the other run is not its own"
+    assert meta_step(new, "best") == 16, "the other run's best checkpoint does not count"
 
 
-def test_a_file_in_the_folder_that_is_named_resumes_it(
-    maml: Maml, maml_error: Callable[..., str]
-) -> None:
+def test_a_checkpoint_in_run_dir_resumes_that_run(maml: Maml, maml_error: Callable[..., str]) -> None:
     named = ("--run.dir", "mine")
     maml("fit", *SHORT, *named)
     file = Path("mine", "checkpoints", "last.ckpt")
@@ -201,7 +199,7 @@ def test_a_file_in_the_folder_that_is_named_resumes_it(
 # The config of a run ----------------------------------------------------------------------------
 
 
-def test_a_config_describes_a_run_and_not_how_it_was_started(
+def test_a_config_does_not_depend_on_how_the_run_was_started(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
@@ -209,7 +207,7 @@ def test_a_config_describes_a_run_and_not_how_it_was_started(
     described = read_config(Path("mine"))
     assert described["ckpt_path"] is None and described["run"]["dir"] is None
     before = read_files(Path("mine"))
-    # A new run from it begins at the beginning, and in a folder of its own.
+    # A run started from that config trains from scratch in a new folder.
     maml("fit", "--config", Path("mine", "config.yaml"))
     assert read_files(Path("mine")) == before
     assert (
@@ -221,7 +219,7 @@ def test_a_config_describes_a_run_and_not_how_it_was_started(
     assert losses(Path("runs", SHORT_NAME)) == losses(Path("mine"))
 
 
-def test_the_config_of_an_older_version_which_names_its_own_place_is_read_from_where_it_lies(
+def test_an_older_config_with_an_absolute_run_dir_resumes_after_a_move(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
@@ -236,7 +234,7 @@ def test_the_config_of_an_older_version_which_names_its_own_place_is_read_from_w
 # Measuring --------------------------------------------------------------------------------------
 
 
-def test_a_runs_own_config_measures_its_best_state_again(maml: Maml) -> None:
+def test_testing_from_a_runs_config_reproduces_its_result(maml: Maml) -> None:
     maml("fit", *SHORT, "--trainer.max_steps", 14)
     folder = Path("runs", SHORT_NAME)
     before = read_files(folder)
@@ -244,7 +242,7 @@ def test_a_runs_own_config_measures_its_best_state_again(maml: Maml) -> None:
     printed = maml("test", "--config", folder / "config.yaml")
     assert "Test after 12 meta-steps" in printed
     assert read_files(folder) == before
-    # Another way to name the same.
+    # Other ways to name the same checkpoint.
     for arguments in (
         ("--config", folder / "config.yaml", "--ckpt_path", "best"),
         ("--config", folder / "config.yaml", "--data.num_workers", 1),
@@ -265,7 +263,7 @@ def test_a_runs_own_config_measures_its_best_state_again(maml: Maml) -> None:
         (["--model.inner_lr", 0.2], "model.inner_lr", 0.2, 0.1),
     ],
 )
-def test_another_measurement_has_a_file_of_its_own_and_says_what_was_different(
+def test_a_different_measurement_goes_to_another_file_with_the_differences(
     arguments: list[object], key: str, here: object, there: object, maml: Maml
 ) -> None:
     maml("fit", *SHORT, "--trainer.max_steps", 14)
@@ -280,12 +278,12 @@ def test_another_measurement_has_a_file_of_its_own_and_says_what_was_different(
     kept = json.loads((folder / own).read_text())
     assert kept["differs"] == {key: {"here": here, "run": there}}
     assert "test/loss" in kept
-    # Once more is the same file.
+    # Repeating it changes no file.
     maml("test", "--config", folder / "config.yaml", *arguments)
     assert read_files(folder) == after
 
 
-def test_a_measurement_found_by_the_runs_name_is_of_these_settings(
+def test_ckpt_path_best_selects_the_run_with_the_same_settings(
     maml: Maml, maml_error: Callable[..., str]
 ) -> None:
     maml("fit", *SHORT, "--model.inner_lr", 0.2)
@@ -301,7 +299,7 @@ def test_a_measurement_found_by_the_runs_name_is_of_these_settings(
     assert "model.inner_lr is 0.3 here and" in error
 
 
-def test_a_checkpoint_measured_with_the_settings_of_another_run_is_kept_nowhere(
+def test_testing_a_checkpoint_with_another_runs_config_writes_nothing(
     maml: Maml, maml_error: Callable[..., str]
 ) -> None:
     maml("fit", *SHORT, "--run.dir", "one")
@@ -337,16 +335,16 @@ def test_a_resumed_run_has_no_result_until_it_ends(
 # Moved folders ----------------------------------------------------------------------------------
 
 
-def test_a_moved_run_is_resumed_where_it_lies_now_with_its_own_best_state(
+def test_a_moved_run_resumes_in_its_new_folder_with_its_best_checkpoint(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # At a large outer learning rate the result gets worse again: the best state is an early one.
+    # With a large outer learning rate the loss rises again: the best checkpoint is an early one.
     run = (*SHORT, "--trainer.max_steps", 60, "--model.optimizer.lr", 2.0)
     maml("fit", *run, "--run.dir", "whole")
     stop(maml, capsys, 40, *run, "--run.dir", "old")
     assert meta_step(Path("old"), "best") < 40
     Path("old").rename("moved")
-    # Another run takes the old place.
+    # Another run takes the old folder.
     maml("fit", *SHORT, "--run.dir", "old")
     before = read_files(Path("old"))
     maml("fit", "--config", "moved/config.yaml", "--ckpt_path", "last")
@@ -358,7 +356,7 @@ def test_a_moved_run_is_resumed_where_it_lies_now_with_its_own_best_state(
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_nothing_in_a_run_depends_on_where_it_lies(maml: Maml) -> None:
+def test_no_file_of_a_run_contains_its_path(maml: Maml) -> None:
     maml("fit", *SHORT, "--run.dir", "here")
     text = str(Path("here").resolve()).encode()
     assert not [name for name, content in read_files(Path("here")).items() if text in content]
@@ -368,7 +366,7 @@ def test_nothing_in_a_run_depends_on_where_it_lies(maml: Maml) -> None:
 
 
 @pytest.mark.integration
-def test_a_second_process_in_a_run_is_refused_at_once(
+def test_a_second_process_in_a_run_is_rejected_at_once(
     maml: Maml, maml_error: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
@@ -384,7 +382,7 @@ def test_a_second_process_in_a_run_is_refused_at_once(
 
 
 @pytest.mark.integration
-def test_the_folder_of_a_run_that_just_starts_is_not_another_ones(
+def test_a_run_that_is_just_starting_owns_its_folder(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     Path("mine", "checkpoints").mkdir(parents=True)

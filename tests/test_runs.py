@@ -17,7 +17,7 @@ from maml_pipeline.tradeoff.cells import meta_steps_done
 
 
 def essence(run: Run) -> dict[str, object]:
-    """Return all that a report shows of a run."""
+    """Return everything that a report shows of a run."""
     return {
         **{name: getattr(run, name) for name in (*QUANTITIES, "name", "experiment", "test_curve")},
         "result": run.result,
@@ -70,7 +70,7 @@ def test_the_result_of_an_unfinished_run_is_its_latest_validation(
     (folder / "test.json").unlink()
     table = folder / "metrics.csv"
     lines = table.read_text().splitlines(keepends=True)
-    # It is writing its next row just now.
+    # The last row is only partly written.
     table.write_text("".join(line for line in lines[:-1]) + lines[-1][:9])
     (run,) = find_runs([folder]).runs
     assert not run.is_finished and run.result is not None and run.result.split == "val"
@@ -140,7 +140,7 @@ def test_findings_name_result_memory_and_time(rows: list[ComparisonRow]) -> None
     assert second is not None and f"{second.mean:.4f}" in sentences[0]
 
 
-def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
+def test_runs_with_other_settings_are_separate_groups(trained_runs: Path) -> None:
     runs = find_runs([trained_runs / "lines"]).runs
     model = runs[0].config["model"]
     faster = [
@@ -154,7 +154,7 @@ def test_runs_that_differ_by_more_are_told_apart(trained_runs: Path) -> None:
     groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.method)))
     assert [*groups] == [f"toy, model.inner_lr {lr}" for lr in (model["inner_lr"], 0.2)]
     assert all(len(row.runs) == 2 for rows in groups.values() for row in rows)
-    # Where a run's data lie, and how they are read, does not matter.
+    # Data paths and the number of workers do not matter.
     moved = [
         replace(run, config=run.config | {"data": run.config["data"] | {"num_workers": 3}})
         for run in runs
@@ -169,7 +169,7 @@ def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> N
     assert not findings([row])
 
 
-def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[ComparisonRow]) -> None:
+def test_tradeoff_json_never_contains_nan(rows: list[ComparisonRow]) -> None:
     run = rows[0].runs[0]
     lost = replace(run, test=dict.fromkeys(run.test, math.nan))
     diverged = ComparisonRow([lost, replace(lost, test=dict.fromkeys(run.test, math.inf))], None)
@@ -179,7 +179,7 @@ def test_a_reader_of_tradeoff_json_needs_no_nan(rows: list[ComparisonRow]) -> No
         assert json.loads(text)["method"] == row.method
 
 
-def test_meta_steps_of_a_table_that_grows(tmp_path: Path) -> None:
+def test_meta_steps_are_counted_while_metrics_csv_grows(tmp_path: Path) -> None:
     table = tmp_path / "metrics.csv"
     assert meta_steps_done(tmp_path) == 0
     for text, steps in (("", 0), ("step,a\n", 0), ("step,a\n4,1\n", 5), ("step,a\n4,1\n17", 5)):

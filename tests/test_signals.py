@@ -1,4 +1,4 @@
-"""A signal ends a command with its state saved and a requeue, or with an exit status that is not 0."""
+"""A signal saves the state and requeues the job, or ends the command with a nonzero exit status."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ FIT = (
 PLACES = {
     "importing": (cli, "import_module"),
     "parsing": (training.TrainingCommand, "parse_arguments"),
-    "packing data": (TaskDataModule, "prepare_data"),
+    "preparing data": (TaskDataModule, "prepare_data"),
     "opening the folder": (training.TrainingCommand, "_open_folder"),
     "setting up": (TaskDataModule, "setup"),
     "building the optimizer": (MetaLearner, "configure_optimizers"),
@@ -39,12 +39,12 @@ PLACES = {
     "the test": (MetaLearner, "on_test_epoch_start"),
     "the result": (ResultTable, "on_test_end"),
     "artifacts": (training, "attach_artifacts"),
-    "ending W&B": (training, "finish_tracking"),
+    "finishing W&B": (training, "finish_tracking"),
 }
 
 
 class CallbackOrder(Checkpoint):
-    """Keeps the names of the callbacks in the order in which Lightning calls them."""
+    """Records the names of the callbacks in the order in which Lightning calls them."""
 
     names: ClassVar[list[str]] = []
 
@@ -54,15 +54,15 @@ class CallbackOrder(Checkpoint):
 
 
 def test_the_last_state_is_saved_after_every_other_callback(maml: Maml) -> None:
-    # Also after a `Checkpoint` of the user's own.
+    # Also after a `Checkpoint` callback that the user adds.
     maml(*FIT, "--trainer.callbacks=tests.test_signals.CallbackOrder")
     names = CallbackOrder.names
     assert names.index("StopOnSignal") < names.index("CallbackOrder")
     assert names[-3:] == ["EndEarly", "BestCheckpoint", "LastCheckpoint"]
 
 
-class Spy:
-    """Sends this process a signal when a function is called for the first time, and then calls it."""
+class SignalAtCall:
+    """Sends this process a signal at the first call of a function, before the function runs."""
 
     def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str, signum: int) -> None:
         original = getattr(owner, name)
@@ -79,7 +79,7 @@ class Spy:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run that never stopped."""
+    """Return the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
@@ -93,17 +93,17 @@ def exit_status(maml: Maml, *arguments: object) -> int:
     return int(stopped.value.code or 0)
 
 
-# From the first line to the last ----------------------------------------------------------------
+# At every stage of a command --------------------------------------------------------------------
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "importing"])
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_a_signal_ends_a_fit_with_its_own_status_and_the_run_is_resumed(
+def test_a_signal_sets_the_exit_status_of_a_fit_which_then_resumes_exactly(
     maml: Maml, tmp_path: Path, whole: Path, place: str, signum: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        spy = Spy(patch, *PLACES[place], signum)
+        spy = SignalAtCall(patch, *PLACES[place], signum)
         assert exit_status(maml, *FIT) == 128 + signum
         assert spy.is_hit
     if signum == signal.SIGTERM:
@@ -113,9 +113,7 @@ def test_a_signal_ends_a_fit_with_its_own_status_and_the_run_is_resumed(
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_signal_puts_a_job_of_slurm_back_into_its_queue(
-    maml: Maml, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_a_signal_requeues_a_slurm_job(maml: Maml, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     asked: list[str | None] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
 
@@ -124,7 +122,7 @@ def test_a_signal_puts_a_job_of_slurm_back_into_its_queue(
         return True
 
     monkeypatch.setattr(slurm, "requeue", requeue)
-    spy = Spy(monkeypatch, *PLACES[place], signal.SIGUSR1)
+    spy = SignalAtCall(monkeypatch, *PLACES[place], signal.SIGUSR1)
     assert exit_status(maml, *FIT) == 0
     assert spy.is_hit and asked == ["7"]
 
@@ -134,13 +132,13 @@ def test_a_job_that_cannot_be_requeued_does_not_count_as_completed(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(slurm, "requeue", lambda: False)
-    Spy(monkeypatch, *PLACES["validation"], signal.SIGUSR1)
+    SignalAtCall(monkeypatch, *PLACES["validation"], signal.SIGUSR1)
     assert exit_status(maml, *FIT) == 128 + signal.SIGUSR1
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("command", ["test", "validate", "report", "derive"])
-def test_a_signal_ends_the_other_commands_with_its_own_status(
+def test_a_signal_sets_the_exit_status_of_the_other_commands(
     maml: Maml,
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,14 +149,14 @@ def test_a_signal_ends_the_other_commands_with_its_own_status(
     measure = ("--config", whole / "config.yaml", "--run.dir", whole, "--ckpt_path", "last")
     arguments = {"test": measure, "validate": measure, "report": (whole,), "derive": ()}
     places = {"report": (Path, "mkdir"), "derive": (derive, "derive")}
-    spy = Spy(monkeypatch, *places.get(command, (MetaLearner, "_evaluate")), signum)
+    spy = SignalAtCall(monkeypatch, *places.get(command, (MetaLearner, "_evaluate")), signum)
     assert exit_status(maml, command, *arguments[command]) == 128 + signum
     assert spy.is_hit
     # There is nothing to resume.
     assert capsys.readouterr().err == f"maml: stopped by {signal.Signals(signum).name}\n"
 
 
-def test_a_signal_that_a_library_swallows_still_ends_in_a_status(
+def test_a_signal_swallowed_by_a_library_still_sets_the_exit_status(
     maml: Maml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def swallow(*args: object) -> None:
@@ -182,7 +180,7 @@ def test_lightning_installs_no_signal_handler(maml: Maml, monkeypatch: pytest.Mo
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:
+def test_a_users_trainer_gets_its_signal_handlers_back() -> None:
     class Seen(Callback):
         def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
             seen.append(signal.getsignal(signal.SIGTERM))
@@ -196,7 +194,7 @@ def test_a_trainer_of_ones_own_gets_its_signal_handlers_back() -> None:
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
-# While it starts, and while C code runs -----------------------------------------------------------
+# During imports and in C code -----------------------------------------------------------------------
 
 
 @pytest.mark.integration
@@ -226,7 +224,7 @@ WHILE_C_CODE_RUNS = """
     def send(count):
         for _ in range(count):
             os.kill(os.getpid(), signal.SIGINT)
-            # The first is acknowledged, which shows that Python's own handlers wait for the C code.
+            # The first is acknowledged although Python's own handlers wait for the C code.
             {between}
 
     with signals.listening(signals.Response.EXIT):
@@ -256,7 +254,7 @@ def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
 
 
 @pytest.mark.integration
-def test_the_second_ctrl_c_ends_a_process_whatever_a_library_makes_of_it() -> None:
+def test_the_second_ctrl_c_ends_a_process_even_if_a_library_catches_it() -> None:
     ended = run_python("""
         import atexit, os, signal, sys, types
         from maml_pipeline import cli, signals
@@ -299,7 +297,7 @@ def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:
 CELL = """
 import signal, sys, time
 def end(signum, frame):
-    print("ended in order", flush=True)
+    print("ended cleanly", flush=True)
     sys.exit(128 + signum)
 signal.signal(signal.SIGTERM, end)
 print("trains", flush=True)
@@ -323,5 +321,5 @@ def test_a_signal_ends_a_tradeoff_and_its_training(
     monkeypatch.setattr(cells, "meta_steps_done", watch)
     arguments = ("--orders", "first,second", "--out", "grid")
     assert exit_status(maml, "tradeoff", *FIT[1:3], *arguments) == 128 + signum
-    assert log.read_text() == "trains\nended in order\n"
+    assert log.read_text() == "trains\nended cleanly\n"
     assert not (tmp_path / "grid" / "second-k1-s0").exists()

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm: any number of nodes, preempted, killed, in arrays, and asked for wrongly."""
+"""Jobs on a real Slurm cluster: on two nodes, preempted, killed, in arrays, or invalid."""
 
 import contextlib
 import json
@@ -54,13 +54,11 @@ def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Pat
     assert weights[0]["network.weight"].dtype == torch.float64
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-9)
-    # Rank 0 alone writes: one folder a run.
+    # Only rank 0 writes: one folder per run.
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"one", "two"}
 
 
-def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_preemption_never_changes_the_run(cluster: Cluster, tmp_path: Path) -> None:
     run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000)
     whole = cluster.train(tmp_path, TWO_NODES, *run, "--run.dir", "whole", WANDB_MODE="offline")
     assert cluster.wait(whole)["JobState"] == "COMPLETED", log(tmp_path, whole)
@@ -75,20 +73,20 @@ def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
         if count < 3:
             cluster.run(tmp_path, "scancel", "--signal=USR1", job)
         else:
-            # As another partition's job does that has more right to the nodes.
+            # As a job of a partition with a higher priority does.
             urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"]
             cluster.run(tmp_path, "sbatch", *urgent, "--output=/dev/null")
         wait_for(lambda count=count: int(cluster.show(job)["Restarts"]) == count, "the requeueing")  # type: ignore[misc]
         saved.append(int(checkpoint_tensors(folder)["meta_step"]))
     end = cluster.wait(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "3"), log(tmp_path, job)
-    # Not at a multiple of checkpoint_every: each was saved because it was asked to stop.
+    # Each was saved because of its signal, not at a multiple of checkpoint_every.
     assert all(a > b for a, b in zip(saved, meta_steps, strict=True)) and saved[-1] < LONG
     assert log(tmp_path, job).count("its state is saved") == 3
     assert_same_run(tmp_path / "whole", folder)
 
     logs = find_wandb_logs(folder)
-    assert len(logs) == 1, "W&B goes on with one id"
+    assert len(logs) == 1, "W&B keeps one id"
     steps = [[row["step"] for row in read_wandb_log(part)[1]] for part in next(iter(logs.values()))]
     assert len(steps) == 4
     recorded = [step for part in steps for step in part]
@@ -96,12 +94,14 @@ def test_a_run_preempted_at_three_random_meta_steps_ends_as_one_that_never_was(
     assert recorded == [row["step"] for row in read_wandb_log(whole_log)[1]]
 
 
-def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_preempted_before_its_first_meta_step_is_requeued(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     run = (*TOY, "--trainer.max_steps", 40, "--run.dir", "early")
     job = cluster.train(tmp_path, [], *run)
     config = tmp_path / "early" / "config.yaml"
-    for count, is_there in enumerate((lambda: imports_torch(cluster, job), config.exists), 1):
-        wait_for(is_there, "the imports" if count == 1 else str(config))
+    for count, has_happened in enumerate((lambda: imports_torch(cluster, job), config.exists), 1):
+        wait_for(has_happened, "the imports" if count == 1 else str(config))
         cluster.run(tmp_path, "scancel", "--signal=TERM", job)
         wait_for(lambda count=count: int(cluster.show(job)["Restarts"]) == count, "the requeueing")  # type: ignore[misc]
     end = cluster.wait(job)
@@ -111,16 +111,16 @@ def test_a_job_preempted_before_its_first_meta_step_comes_back(cluster: Cluster,
 
 
 def imports_torch(cluster: Cluster, job: str) -> bool:
-    """Tell whether a job's process has come as far as to map PyTorch's libraries."""
+    """Return whether a job's process has loaded PyTorch's libraries."""
     shown = cluster.show(job)
     if shown["JobState"] == "RUNNING":
-        with contextlib.suppress(AssertionError, OSError):  # its step has not begun
+        with contextlib.suppress(AssertionError, OSError):  # its step has not started
             pids = cluster.processes(job, shown["NodeList"])
             return any("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     return False
 
 
-def test_a_killed_rank_fails_its_job_fast_which_is_requeued_and_goes_on(
+def test_a_killed_rank_fails_its_job_which_is_requeued_and_resumes(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
@@ -139,10 +139,8 @@ def test_a_killed_rank_fails_its_job_fast_which_is_requeued_and_goes_on(
     assert_same_run(tmp_path / "whole", folder)
 
 
-def test_a_job_that_is_killed_again_and_again_stays_away_at_last(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    # As one that needs more memory than there is: five restarts, and no more.
+def test_a_job_is_not_requeued_after_five_restarts(cluster: Cluster, tmp_path: Path) -> None:
+    # As a job that runs out of memory every time.
     (tmp_path / "dies.sh").write_text("kill -9 $$")
     dies = f"bash {tmp_path}/dies.sh"
     job = cluster.train(tmp_path, [], MAML_COMMAND=dies, SLURM_RESTART_COUNT="5")
@@ -159,7 +157,7 @@ def test_a_job_that_is_killed_again_and_again_stays_away_at_last(
         (["--gpus-per-node=2"], (), "this job has 2 GPUs but 1 tasks on a node; submit it with --gpus"),
     ],
 )
-def test_devices_that_disagree_with_the_allocation_are_an_error_at_once(
+def test_devices_that_disagree_with_the_allocation_fail_at_once(
     cluster: Cluster, tmp_path: Path, flags: list[str], key: tuple[object, ...], message: str
 ) -> None:
     job = cluster.train(tmp_path, flags, *TOY, *key, "--run.dir", "run")
@@ -197,7 +195,7 @@ def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster,
     jobs = {(grid_folder / name / "slurm_job.txt").read_text() for name in names}
     assert jobs == {f"{array}_{element}\n" for element in range(4)}
 
-    # What `maml tradeoff` trains itself, without Slurm, is the same to the last bit.
+    # `maml tradeoff` without Slurm trains identical weights.
     local = (*grid[:-1], "local", "--orders", "second", "--seeds", "1")
     cluster.run(tmp_path, *maml, "tradeoff", *local)
     assert_same_run(grid_folder / "second-k1-s1", tmp_path / "local" / "second-k1-s1")

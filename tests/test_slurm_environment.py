@@ -1,4 +1,4 @@
-"""What Slurm's environment variables make of a run, without a Slurm: jobs, shells and odd values."""
+"""Slurm's environment variables, without a Slurm cluster: jobs, shells and malformed values."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from maml_pipeline import slurm
-from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.cli.cluster_environment import cluster_environment
 from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, meta_step, read_config, read_files
 
 Slurm = Callable[..., None]
@@ -21,7 +21,7 @@ SRUN = {
 
 @pytest.fixture
 def in_slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    """Return a function that puts this process into a Slurm job, by its variables alone."""
+    """Return a function that sets Slurm's variables as in a job."""
     monkeypatch.setenv("MAML_OFFLINE", "")  # which a run in a job sets
     monkeypatch.setattr(slurm, "requeue", lambda: False)
 
@@ -40,7 +40,7 @@ def start_both(maml: Maml) -> None:
         maml("fit", *SHORT, "--model.inner_lr", inner_lr)
 
 
-def test_of_two_runs_in_a_job_each_goes_on_in_its_own_folder(in_slurm: Slurm, maml: Maml) -> None:
+def test_two_runs_in_one_job_resume_in_their_own_folders(in_slurm: Slurm, maml: Maml) -> None:
     in_slurm(JOB_ID="7")
     start_both(maml)
     first, second = Path("runs", SHORT_NAME), Path("runs", f"{SHORT_NAME}-2")
@@ -57,7 +57,7 @@ def test_of_two_runs_in_a_job_each_goes_on_in_its_own_folder(in_slurm: Slurm, ma
     assert [read_config(folder)["model"]["inner_lr"] for folder in (first, second)] == [0.1, 0.02]
 
 
-def test_a_job_that_was_killed_before_it_saved_begins_anew_in_its_folder(
+def test_a_job_killed_before_its_first_checkpoint_starts_over_in_its_folder(
     in_slurm: Slurm, maml: Maml
 ) -> None:
     in_slurm(JOB_ID="7")
@@ -73,7 +73,7 @@ def test_a_job_that_was_killed_before_it_saved_begins_anew_in_its_folder(
 @pytest.mark.parametrize(
     "variables", [{"JOB_ID": "8", "RESTART_COUNT": "1"}, {"JOB_ID": "7"}, {"RESTART_COUNT": "1"}]
 )
-def test_no_other_job_and_no_job_that_starts_takes_a_run(
+def test_only_a_restarted_job_resumes_its_run(
     variables: dict[str, str], in_slurm: Slurm, maml: Maml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_slurm(JOB_ID="7")
@@ -106,7 +106,7 @@ def test_nothing_is_downloaded_in_a_job(
     assert not list(tmp_path.iterdir())
 
 
-# Shells and odd values --------------------------------------------------------------------------
+# Shells and malformed values --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_shell_in_a_job_trains_like_any_other(
     assert Path("runs", SHORT_NAME, "test.json").exists()
 
 
-def test_a_task_that_srun_started_is_one_of_slurms(in_slurm: Slurm, maml: Maml) -> None:
+def test_a_task_started_by_srun_uses_slurms_environment(in_slurm: Slurm, maml: Maml) -> None:
     in_slurm(JOB_ID="7", JOB_NAME="maml", **SRUN)
     assert slurm.starts_processes()
     (plugin,) = cluster_environment()
@@ -152,7 +152,7 @@ def test_a_task_that_srun_started_is_one_of_slurms(in_slurm: Slurm, maml: Maml) 
         ("RESTART_COUNT", "abc"),
     ],
 )
-def test_a_variable_that_is_no_number_is_one_line(
+def test_a_variable_that_is_not_a_number_is_a_one_line_error(
     name: str, value: str, in_slurm: Slurm, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     in_slurm(JOB_ID="7", JOB_NAME="maml", **{**SRUN, name: value})
@@ -161,7 +161,7 @@ def test_a_variable_that_is_no_number_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_rank_is_none(in_slurm: Slurm, maml: Maml) -> None:
+def test_an_empty_rank_is_ignored(in_slurm: Slurm, maml: Maml) -> None:
     in_slurm(PROCID="")
     maml("fit", *SHORT)
     assert Path("runs", SHORT_NAME, "test.json").exists()

@@ -1,4 +1,4 @@
-"""`maml submit` and `maml prepare`: a job asks for what its config says, and errors come at once."""
+"""`maml submit` requests what the config needs; `maml prepare` prepares the data."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def _login_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put an sbatch into the path that notes its arguments, a line a call, and counts jobs from 7."""
+    """Put an `sbatch` on the PATH that records its arguments in a file, and counts jobs from 7."""
     folder = tmp_path / "bin"
     folder.mkdir()
     calls = tmp_path / "calls.txt"
@@ -67,21 +67,19 @@ def commands(dry_run: str) -> list[list[str]]:
         (SINE, ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1"]),
     ],
 )
-def test_a_job_asks_for_the_nodes_and_devices_of_its_config(
+def test_a_job_requests_the_nodes_and_devices_of_its_config(
     maml: Maml, arguments: tuple[object, ...], asked: list[str]
 ) -> None:
     ((_, *command),) = commands(maml("submit", "--dry_run", *arguments))
     assert command[:3] == asked
     at = command.index(str(SLURM / "train.sbatch"))
     assert command[at + 1 :][: len(arguments)] == [str(argument) for argument in arguments]
-    # What the config leaves open is settled, so that the job cannot find anything else.
+    # Open settings are resolved at submission, so that the job cannot resolve them differently.
     if arguments == SINE:
         assert command[at + 3 :] == ["--trainer.devices", "1", "--trainer.accelerator", "gpu"]
 
 
-def test_all_gpus_of_a_node_are_as_many_as_the_cluster_has(
-    maml: Maml, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_gpus_of_a_node_are_requested(maml: Maml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAML_GPUS_PER_NODE", "8")
     monkeypatch.setenv("MAML_GPU_TYPE", "h100")
     overlay = ("--config", CONFIGS / "multi_gpu.yaml")
@@ -129,25 +127,25 @@ def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
         ((*TOY, "--model.inner_lrr", 1), "model.inner_lr"),
         ((*TOY, "--model.inner_steps", -1), "inner_steps is -1"),
         ((*TOY, "--trainer.devices", "0"), "trainer.devices is 0; give the number of devices per node"),
-        ((*TOY, "--trainer.accelerator", "tpu"), "trainer.accelerator is tpu; in a job"),
+        ((*TOY, "--trainer.accelerator", "tpu"), "trainer.accelerator is tpu; a job takes cpu or gpu"),
         ((*TOY, "--", "--nodes=2"), "--nodes follows from trainer.num_nodes"),
         ((*TOY, "--", "-N2"), "-N follows from trainer.num_nodes"),
         ((*TOY, "--", "--gpus-per-node", "4"), "--gpus-per-node follows from trainer.devices"),
         ((*TOY, "--", "--gres=gpu:4"), "--gres follows from trainer.devices"),
-        ((*TOY, "--", "partition"), "partition is not a flag of sbatch"),
+        ((*TOY, "--", "partition"), "partition comes after --"),
         ((*TOY, "--", "--array=0-3"), "--array is set by `maml submit --tradeoff`"),
         (("--tradeoff", *TOY, "--cell", 1), "--cell is set by `maml submit` for each job"),
         (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' is not a whole number"),
     ],
 )
-def test_what_could_never_run_is_not_submitted(
+def test_an_invalid_job_is_not_submitted(
     maml_error: Maml, sbatch: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     assert message in maml_error("submit", *arguments)
     assert not sbatch.exists()
 
 
-def test_sbatch_s_own_refusal_is_passed_on(maml_error: Maml, sbatch: Path, tmp_path: Path) -> None:
+def test_an_error_of_sbatch_is_passed_on(maml_error: Maml, sbatch: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     assert "sbatch: error: no" in maml_error("submit", *TOY)
 
@@ -167,7 +165,7 @@ def test_without_slurm_nothing_is_submitted(
         (("--cell", 0, "--report"), "not allowed with argument"),
     ],
 )
-def test_a_cell_or_a_report_that_cannot_be_is_refused(
+def test_an_invalid_cell_or_report_is_rejected(
     maml_error: Maml, tmp_path: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     assert message in maml_error("tradeoff", *TOY, *arguments)
@@ -175,13 +173,13 @@ def test_a_cell_or_a_report_that_cannot_be_is_refused(
 
 
 @pytest.mark.integration
-def test_the_job_scripts_are_sound() -> None:
+def test_the_job_scripts_parse() -> None:
     for script in [*SLURM.iterdir(), CONFIGS.parent / "scripts" / "local_slurm.sh"]:
         if script.suffix != ".md":
             subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def test_prepare_says_where_data_and_cache_lie(
+def test_prepare_prints_the_paths_of_data_and_cache(
     maml: Maml, synthetic_omniglot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed = maml(
@@ -189,7 +187,7 @@ def test_prepare_says_where_data_and_cache_lie(
     )
     (cache,) = (tmp_path / "cache").iterdir()
     assert printed.splitlines() == [f"Data:  {synthetic_omniglot.resolve()}", f"Cache: {cache}"]
-    # What a job then reads, it reads without a network.
+    # A job can now load them offline.
     monkeypatch.setenv(OFFLINE.name, "1")
     load_images(synthetic_omniglot, tmp_path / "cache")
 

@@ -1,4 +1,4 @@
-"""A user's own tasks: what is accepted, and what is refused in one line before a run starts."""
+"""User-defined tasks are accepted, or rejected in one line before a run starts."""
 
 import json
 import random
@@ -230,7 +230,7 @@ def test_varying_shots_work_with_one_task_per_batch(
         ("BatchOfArrays", "support_x of BatchOfArrays.batch is ndarray; for 4 indices it must be a"),
     ],
 )
-def test_invalid_tasks_are_refused_before_the_run_folder_exists(
+def test_invalid_tasks_are_rejected_before_the_run_folder_exists(
     maml_error: Callable[..., str], tmp_path: Path, tasks: str, message: str
 ) -> None:
     assert message in maml_error(*TOY, "--data.tasks", f"my_tasks.{tasks}")
@@ -253,7 +253,7 @@ def test_every_split_that_a_run_uses_is_checked(first: tuple[Split, int]) -> Non
 
 
 class EndsLate(Lines):
-    """A list that ends during a run whose length is not known in advance."""
+    """A list that ends during a run of unknown length."""
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         return [super(EndsLate, self).task(seed, split, i) for i in range(8)][index]
@@ -277,7 +277,7 @@ def test_a_list_is_not_a_distribution() -> None:
         TaskDataModule(tasks)
 
 
-def test_part_of_a_large_meta_batch_is_checked() -> None:
+def test_only_part_of_a_large_meta_batch_is_checked() -> None:
     drawn: list[int] = []
 
     class Counting(Lines):
@@ -314,7 +314,7 @@ def test_a_task_batch_is_returned_without_a_copy() -> None:
     assert all(a is b for a, b in zip(batch, Kept.tensors, strict=True))
 
 
-def test_tasks_drawn_from_the_global_random_state_are_refused() -> None:
+def test_tasks_drawn_from_the_global_random_state_are_rejected() -> None:
     class Impure(TaskDistribution):
         def task(self, seed: int, split: Split, index: int) -> Task:
             x: Tensor = torch.full((3, 1), random.random())

@@ -1,4 +1,4 @@
-"""Meta-step s trains on tasks s * B to (s + 1) * B - 1, whatever restarts the loader."""
+"""Meta-step s trains on tasks s * B to (s + 1) * B - 1, regardless of epochs, workers and restarts."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ STOPS = (1, 4, 5, 7, 10, 11)
 
 
 class Numbered(TaskDistribution):
-    """Tasks that hold their own index."""
+    """Tasks that contain their own index."""
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         number = torch.tensor([[float(index)]])
@@ -31,7 +31,7 @@ class Numbered(TaskDistribution):
 
 
 class Drawn(Callback):
-    """Keeps the tasks of every batch, by meta-step."""
+    """Records the tasks of every batch, by meta-step."""
 
     def __init__(self) -> None:
         self.tasks: dict[int, list[int]] = {}
@@ -42,7 +42,7 @@ class Drawn(Callback):
 
 
 def fit(folder: Path, steps: int, workers: int = 0, **settings: Any) -> tuple[Drawn, MetaLearner]:
-    """Train to a number of meta-steps, from where the run in the folder stopped."""
+    """Train until meta-step `steps`, resuming from the folder's checkpoint if there is one."""
     drawn, last = Drawn(), folder / "last.ckpt"
     torch.manual_seed(0)
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=1e-6)
@@ -105,7 +105,7 @@ EPOCHS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", EPOCHS.values(), ids=EPOCHS)
-def test_every_task_is_drawn_once_in_order_also_by_a_resumed_run(
+def test_every_task_is_drawn_once_and_in_order_even_after_resuming(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     whole, learner = fit(tmp_path / "whole", META_STEPS, **settings)
@@ -119,7 +119,7 @@ def test_every_task_is_drawn_once_in_order_also_by_a_resumed_run(
         assert same_weights(learner, resumed)
 
 
-def test_epochs_alone_end_a_run(tmp_path: Path) -> None:
+def test_max_epochs_ends_a_run(tmp_path: Path) -> None:
     epochs = {"limit_train_batches": 5, "val_check_interval": 7, "max_epochs": 3}
     whole, learner = fit(tmp_path / "whole", -1, **epochs)
     assert whole.tasks == expected(range(15))
@@ -128,13 +128,13 @@ def test_epochs_alone_end_a_run(tmp_path: Path) -> None:
         after, resumed = fit(tmp_path / str(stop), -1, **epochs)
         assert after.tasks == expected(range(stop, 15))
         assert same_weights(learner, resumed)
-    # The end is saved, too: there is nothing left to train, unless more epochs are asked for.
+    # The final state is saved: nothing is left to train unless max_epochs grows.
     assert fit(tmp_path / "whole", -1, **epochs)[0].tasks == {}
     assert fit(tmp_path / "whole", -1, **epochs | {"max_epochs": 4})[0].tasks == expected(range(15, 20))
 
 
 @pytest.mark.parametrize("limit", [{}, {"limit_train_batches": 4}])
-def test_accumulated_batches_go_on_in_the_stream(tmp_path: Path, limit: dict[str, Any]) -> None:
+def test_accumulated_batches_continue_in_the_stream(tmp_path: Path, limit: dict[str, Any]) -> None:
     settings = {"accumulate_grad_batches": 2, "val_check_interval": 6, **limit}
     whole, learner = fit(tmp_path / "whole", META_STEPS, **settings)
     assert whole.tasks == expected(range(META_STEPS), accumulate=2)
@@ -147,7 +147,7 @@ def test_accumulated_batches_go_on_in_the_stream(tmp_path: Path, limit: dict[str
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("workers", "reload"), [(2, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
-def test_workers_go_on_in_the_stream_whether_they_stay_or_are_replaced(
+def test_workers_continue_in_the_stream_even_if_replaced(
     tmp_path: Path, workers: int, reload: int
 ) -> None:
     settings = {
@@ -160,7 +160,7 @@ def test_workers_go_on_in_the_stream_whether_they_stay_or_are_replaced(
     assert drawn.tasks == expected(range(5))
 
 
-def test_the_command_trains_the_same_with_epochs_and_without(maml: Any, tmp_path: Path) -> None:
+def test_epochs_never_change_the_training(maml: Any, tmp_path: Path) -> None:
     run = (*RUN, "--trainer.max_steps", 13, "--trainer.val_check_interval", 4)
     maml(*run, "--run.dir", tmp_path / "one")
     maml(*run, "--trainer.limit_train_batches", 5, "--run.dir", tmp_path / "several")
@@ -168,7 +168,7 @@ def test_the_command_trains_the_same_with_epochs_and_without(maml: Any, tmp_path
 
 
 @pytest.mark.parametrize("name", ["limit_train_batches", "val_check_interval"])
-def test_an_epoch_or_a_validation_within_a_meta_step_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_epoch_or_a_validation_within_a_meta_step_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"trainer.{name} is 3 batches.* give a multiple of 2$"):
         fit(tmp_path, 4, **{"val_check_interval": 2, "accumulate_grad_batches": 2, name: 3})
 
@@ -189,7 +189,7 @@ def test_an_epoch_or_a_validation_within_a_meta_step_is_refused(tmp_path: Path, 
         ),
     ],
 )
-def test_epochs_that_cannot_work_are_refused_before_a_folder_is_made(
+def test_epochs_that_cannot_work_are_rejected_before_a_folder_is_made(
     maml_error: Any, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     toy = Path(__file__).parent.parent / "configs" / "toy.yaml"

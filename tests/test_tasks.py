@@ -89,6 +89,6 @@ def test_points_lie_on_a_line() -> None:
         (lambda: Omniglot(shots=10, query_shots=11), "10 [+] 11 = 21; it must be at most 20"),
     ],
 )
-def test_settings_out_of_range_are_refused(make: Callable[[], object], message: str) -> None:
+def test_settings_out_of_range_are_rejected(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()

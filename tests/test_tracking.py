@@ -127,7 +127,7 @@ def test_an_offline_run_has_description_metrics_and_summary(
         ("toy", {}, "toy-k1", "toy-second-s0"),
     ],
 )
-def test_group_and_order_set_runs_apart(
+def test_group_name_and_tags_follow_from_the_config(
     config: str, changes: dict[str, Any], group: str, name: str
 ) -> None:
     values = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
@@ -165,7 +165,7 @@ def test_slurm_ids_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_after(rows: int, signum: signal.Signals, folder: Path, *arguments: object) -> None:
-    """Run the command, and send it a signal once it has logged so many rows more."""
+    """Run the command and send it a signal after it has logged `rows` more rows."""
 
     def logged() -> int:
         return len(read_metrics(folder)) if (folder / "metrics.csv").exists() else 0
@@ -181,7 +181,7 @@ def stop_after(rows: int, signum: signal.Signals, folder: Path, *arguments: obje
 
 
 @pytest.mark.integration
-def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
+def test_a_run_stopped_twice_keeps_one_id_and_logs_each_meta_step_once(
     maml: Maml, tmp_path: Path, offline: None, server: StandIn
 ) -> None:
     folder = tmp_path / "run"
@@ -203,7 +203,7 @@ def test_stopped_and_resumed_twice_a_run_has_one_id_and_each_meta_step_once(
     assert [row["meta_step"] for row in run.history] == steps
     assert [row["_step"] for row in run.history] == steps
     asked = [name for name, _ in server.operations if name in ("UpsertBucket", "RunResumeStatus")]
-    # Every part but the first resumes the run; a kill may have come before W&B had written anything.
+    # Every part but the first resumes the run. A killed process may not have written any records.
     parts = [log for log in logs if not is_empty(log)]
     assert asked.count("RunResumeStatus") == len(parts) - 1 > 0 and asked[0] == "UpsertBucket"
     assert run.summary["val/loss"]["min"] == pytest.approx(lowest(folder, "val/loss"))
@@ -216,7 +216,7 @@ def test_resuming_from_the_best_checkpoint_starts_a_new_wandb_run(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
     folder = tmp_path / "run"
-    # The worst is called the best, so that it is not the last.
+    # Mode max selects the worst checkpoint, which is not the last one.
     worst = (*SHORT, "--run.dir", folder, "--run.mode", "max")
     maml(*worst)
     maml(*worst, "--ckpt_path", "best")
@@ -228,12 +228,12 @@ def test_resuming_from_the_best_checkpoint_starts_a_new_wandb_run(
 
 @pytest.mark.integration
 @pytest.mark.parametrize("resumed_in", ["the sweep", "no sweep"])
-def test_in_a_sweep_the_id_is_the_agents_and_the_resumed_half_continues_that_run(
+def test_a_sweep_run_keeps_the_agents_id_after_resuming(
     resumed_in: str, maml: Maml, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
-    settings = wandb.setup().settings  # as W&B reads WANDB_SWEEP_ID and WANDB_RUN_ID, once a process
+    settings = wandb.setup().settings  # W&B reads the variables once per process
     monkeypatch.setattr(settings, "sweep_id", "sweep1")
     monkeypatch.setattr(settings, "run_id", "trial1")
     folder = tmp_path / "run"
@@ -265,7 +265,7 @@ def test_an_invalid_id_is_ignored(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_an_empty_id_is_replaced_by_a_new_one_that_gets_the_whole_run(
+def test_a_new_id_replaces_an_empty_one_and_receives_the_whole_history(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
     folder = tmp_path / "run"
@@ -285,7 +285,7 @@ def wandb_id(folder: Path) -> str:
 
 
 @pytest.mark.integration
-def test_a_trade_off_is_one_group_with_the_orders_apart(
+def test_a_tradeoff_is_one_group_with_a_job_type_per_order(
     maml: Maml, tmp_path: Path, offline: None
 ) -> None:
     maml("tradeoff", *SHORT[1:], "--out", tmp_path / "all")
@@ -326,7 +326,9 @@ def test_an_online_run_resumes_with_its_id(tmp_path: Path, server: StandIn) -> N
 
 
 @pytest.mark.integration
-def test_an_offline_run_keeps_artifacts_where_asked_and_no_key(tmp_path: Path, server: StandIn) -> None:
+def test_an_offline_run_stores_requested_artifacts_but_no_api_key(
+    tmp_path: Path, server: StandIn
+) -> None:
     asked = ("--run.artifacts", "true", "--run.dir", tmp_path / "run")
     done = maml_process(*SHORT, *asked, WANDB_MODE="offline", WANDB_API_KEY=API_KEY)
     assert done.returncode == 0 and API_KEY not in done.stdout + done.stderr
@@ -375,7 +377,7 @@ def test_a_failing_log_call_ends_only_the_tracking(
 
 
 @pytest.mark.integration
-def test_sync_refuses_missing_runs_and_keys(
+def test_sync_rejects_missing_runs_and_keys(
     maml: Maml, maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

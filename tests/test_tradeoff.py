@@ -1,4 +1,4 @@
-"""`maml tradeoff`: every cell is trained once, also after kills, stops and failures."""
+"""`maml tradeoff` trains every cell once, even after kills, stops and failures."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from maml_pipeline.runs.lock import lock_run_folder
+from maml_pipeline.runs.locked_folder import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress import UNKNOWN_TIME, GridProgress
@@ -26,13 +26,13 @@ SHORT = ("--trainer.max_steps", 40, "--trainer.val_check_interval", 20, "--data.
 
 
 @pytest.fixture(autouse=True)
-def _trainings_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def _cells_can_import_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 class Dropout(nn.Module):
-    """Trains in first order; checkpointed inner steps would draw other numbers each time."""
+    """A network with dropout, which checkpointed inner steps reject."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
     log = (folder / "second-k1-s0" / "log.txt").read_text()
     assert log.count("Run folder:") == 2
 
-    # Each cell is what `maml fit` makes of its settings, killed or not.
+    # A killed and resumed cell equals `maml fit` with the same settings.
     fit = ("fit", *long[1:3], *long[5:], "--run.dir", tmp_path / "alone")
     maml(*fit, "--trainer.enable_progress_bar", "false")
     alone, cell = (json.loads((path / "test.json").read_text()) for path in (
@@ -183,7 +183,7 @@ def test_one_process_at_a_time_trains_a_cell(tmp_path: Path) -> None:
     assert (cell / "test.json").exists()
 
 
-def test_the_grid_is_seed_by_seed_and_every_cell_once() -> None:
+def test_the_grid_is_ordered_by_seed_and_has_no_duplicates() -> None:
     grid = make_grid(["first", "second"], [1, 5], [0, 1])
     assert len({cell.name for cell in grid}) == len(grid) == 8
     assert [cell.seed for cell in grid] == [0] * 4 + [1] * 4

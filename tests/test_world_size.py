@@ -1,4 +1,4 @@
-"""A run computes the same on any number of devices: here on 1, 2 and 4 CPU processes, in float64."""
+"""The number of devices never changes a run, here on 1, 2 and 4 CPU processes in float64."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ WORLDS = (1, 2, 4)
 SEVERAL = (2, 4)
 UNCOMPILED = [name for name, _ in runs.cases()]
 Worlds = dict[int, list[dict[str, Any]]]
-"""By world size, what every rank found."""
+"""The results of every rank, by world size."""
 HELD = "memory/meta_step_peak_bytes"
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worlds(folder: Path) -> Worlds:
-    """Run every case once a world size."""
+    """Run every case once per world size."""
     return {n: on_every_rank(runs.uncompiled, n, folder / str(n), seconds=300) for n in WORLDS}
 
 
@@ -61,13 +61,11 @@ def check_case(worlds: Worlds, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)
-def test_the_meta_gradient_and_the_weights_are_the_same_and_reduced_once(
-    worlds: Worlds, name: str
-) -> None:
+def test_world_size_never_changes_the_meta_gradient_or_the_weights(worlds: Worlds, name: str) -> None:
     check_case(worlds, name)
 
 
-def test_ranks_agree_to_the_bit(worlds: Worlds) -> None:
+def test_all_ranks_have_identical_weights(worlds: Worlds) -> None:
     for world_size in SEVERAL:
         first, *others = worlds[world_size]
         for name in UNCOMPILED:
@@ -75,11 +73,11 @@ def test_ranks_agree_to_the_bit(worlds: Worlds) -> None:
                 assert all(torch.equal(value, other[name].weights[key]) for other in others)
 
 
-def test_the_ways_of_training_do_what_they_say(worlds: Worlds) -> None:
+def test_accumulation_clipping_and_annealing_take_effect(worlds: Worlds) -> None:
     found = worlds[1][0]
     name = "one inner step"
     weights = {way: found[name + way].weights for way in ("", ", accumulated", ", clipped")}
-    # Twice 4 tasks are the 8 tasks of the whole meta-batch; clipping has something to clip.
+    # Twice 4 tasks are the 8 tasks of a meta-batch, and clipping changes the weights.
     assert difference(weights[", accumulated"], weights[""]) < 1e-9
     assert difference(weights[", clipped"], weights[""]) > 1e-3
     annealed = found["vectorized, annealed"].weights
@@ -92,9 +90,7 @@ def test_the_ways_of_training_do_what_they_say(worlds: Worlds) -> None:
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
 @pytest.mark.parametrize("tasks", runs.EVALUATED)
-def test_every_task_is_evaluated_once_and_the_figures_are_the_same(
-    worlds: Worlds, engine: str, tasks: int
-) -> None:
+def test_world_size_never_changes_an_evaluation(worlds: Worlds, engine: str, tasks: int) -> None:
     name = f"{engine}, evaluation of {tasks}"
     expected, whole = worlds[1][0][name]
     assert len(set(whole)) == tasks
@@ -118,10 +114,10 @@ def rows(folder: Path, world_size: int) -> list[dict[str, float]]:
 TIMES = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
 
 
-def test_metrics_are_written_once_with_the_same_figures(worlds: Worlds, folder: Path) -> None:
+def test_world_size_never_changes_metrics_csv(worlds: Worlds, folder: Path) -> None:
     alone = rows(folder, 1)
     names = {name for row in alone for name in row}
-    # Validations, the probes' figures and the mean training loss are all among them.
+    # Validation, probes and training loss are all logged.
     assert {"val/loss_ci95", "order_gap/cosine", "speed/meta_step_flops", "train/loss"} <= names
     for world_size in SEVERAL:
         several = rows(folder, world_size)
@@ -132,30 +128,30 @@ def test_metrics_are_written_once_with_the_same_figures(worlds: Worlds, folder: 
                     assert row[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
 
 
-def test_the_memory_of_the_rank_that_takes_most_is_logged(worlds: Worlds, folder: Path) -> None:
+def test_the_largest_peak_of_all_ranks_is_logged(worlds: Worlds, folder: Path) -> None:
     for world_size in SEVERAL:
         by_rank = [found["whole run"]["peaks"] for found in worlds[world_size]]
         logged = [row["memory/meta_step_peak_bytes"] for row in rows(folder, world_size) if HELD in row]
         assert len(logged) == 4  # of the meta-steps 5, 10, 15 and 20
         assert logged == [max(peaks) for peaks in zip(*by_rank, strict=True)]
-        # The last rank alone holds its ballast, so that the largest is not the first one's.
+        # The ballast makes the peak of each rank larger than that of the previous one.
         assert all(a < b for peaks in zip(*by_rank, strict=True) for a, b in pairwise(peaks))
 
 
-def test_one_rank_that_cannot_compare_the_orders_stops_no_other(worlds: Worlds) -> None:
+def test_a_rank_without_memory_for_the_order_gap_stops_no_other(worlds: Worlds) -> None:
     for world_size in WORLDS:
         assert [f["one rank out of memory"] for f in worlds[world_size]] == [
             runs.META_STEPS
         ] * world_size
 
 
-def test_rank_zero_alone_writes(worlds: Worlds, folder: Path) -> None:
+def test_only_rank_zero_writes(worlds: Worlds, folder: Path) -> None:
     for world_size in WORLDS:
         names = {path.name for path in (folder / str(world_size) / "run").rglob("*")}
         assert names == {"metrics.csv", "checkpoints", "best.ckpt", "last.ckpt"}
 
 
-def test_devices_that_do_not_divide_the_meta_batch_are_refused_by_every_rank(worlds: Worlds) -> None:
+def test_devices_that_do_not_divide_the_meta_batch_are_rejected_by_every_rank(worlds: Worlds) -> None:
     for world_size in WORLDS:
         reasons = {found["refused"] for found in worlds[world_size]}
         message = "meta_batch_size is 6, which 4 devices do not divide; each device takes an equal share"
@@ -163,7 +159,7 @@ def test_devices_that_do_not_divide_the_meta_batch_are_refused_by_every_rank(wor
 
 
 def fit_on(devices: int, folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Run the command, which starts the other processes itself."""
+    """Run the command, which starts the other ranks itself."""
     wanted = {
         "trainer.devices": devices,
         "trainer.strategy": "ddp",
@@ -180,7 +176,7 @@ def fit_on(devices: int, folder: Path, **settings: object) -> subprocess.Complet
     )
 
 
-def test_the_command_keeps_one_run_of_two_devices(tmp_path: Path) -> None:
+def test_the_command_writes_one_run_on_two_devices(tmp_path: Path) -> None:
     steps = {"trainer.max_steps": 30, "trainer.val_check_interval": 10}
     done = fit_on(2, tmp_path, **steps, **{"data.val_tasks": 1, "data.test_tasks": 9})
     assert done.returncode == 0, done.stderr
@@ -197,7 +193,7 @@ def test_the_command_keeps_one_run_of_two_devices(tmp_path: Path) -> None:
     assert logged == [9, 19, 29]
 
 
-def test_devices_that_do_not_divide_the_meta_batch_are_refused_without_a_traceback(
+def test_devices_that_do_not_divide_the_meta_batch_are_rejected_without_a_traceback(
     tmp_path: Path,
 ) -> None:
     done = fit_on(3, tmp_path)
@@ -212,7 +208,7 @@ def test_devices_that_do_not_divide_the_meta_batch_are_refused_without_a_traceba
 
 
 @pytest.mark.slow
-def test_compiled_engines_too(tmp_path: Path) -> None:
+def test_world_size_never_changes_compiled_training(tmp_path: Path) -> None:
     found = {n: on_every_rank(runs.compiled, n, tmp_path / str(n), seconds=1200) for n in WORLDS}
     for name in runs.compiled_cases():
         check_case(found, name)

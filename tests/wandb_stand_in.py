@@ -1,4 +1,4 @@
-"""A stand-in for W&B's server on loopback: it keeps what the real client sends, and answers like one."""
+"""A fake W&B server on loopback, which records what the real client sends."""
 
 import base64
 import json
@@ -11,14 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 API_KEY = "feedfacefeedfacefeedfacefeedfacefeedface"
-"""Recognisable, and of the length of a real one."""
+"""Recognisable, with the length of a real key."""
 
 ENTITY = "someone"
 
 
 @dataclass
 class StoredRun:
-    """A run as the server has it: the fields last sent, and the lines of its history."""
+    """A stored run: its latest fields, and the lines of its history."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -31,15 +31,15 @@ class StoredRun:
 
 @dataclass
 class StandIn:
-    """What has arrived.
+    """The state of the server: everything that clients have sent.
 
     Args:
-        url: For `WANDB_BASE_URL`.
+        url: The value for `WANDB_BASE_URL`.
         operations: Name and variables of every GraphQL request, in order.
-        runs: By id.
-        views: Saved workspaces and reports, in the order in which they were made.
+        runs: The runs by id.
+        views: Saved workspaces and reports, in order of creation.
         artifacts: Type and collection of every artifact.
-        projects: Those that exist.
+        projects: The existing projects.
     """
 
     url: str
@@ -51,7 +51,7 @@ class StandIn:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Answer a GraphQL request, and keep it."""
+        """Record a GraphQL request and answer it."""
         named = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = named[1] if named else ""
         self.operations.append((name, variables))
@@ -189,7 +189,7 @@ class StandIn:
         ]
 
     def add_lines(self, name: str, files: dict[str, Any]) -> None:
-        """Keep a part of a run's stream: W&B's clients say at which line it belongs."""
+        """Store a part of a run's stream at the offset that the client gives."""
         run = self.runs.setdefault(name, StoredRun())
         if history := files.get("wandb-history.jsonl"):
             start = history["offset"]
@@ -217,28 +217,28 @@ def _project(name: str) -> dict[str, Any]:
 
 
 def _nothing(query: str) -> dict[str, Any]:
-    """Answer what this server has nothing of: each field that was asked for is null."""
+    """Answer an unknown request with null."""
     top = re.search(r"\{\s*(\w+)", query)
     return {top[1]: None} if top else {}
 
 
 class QuietServer(ThreadingHTTPServer):
-    """A server whose clients may hang up without a word, as W&B's do."""
+    """A server that ignores disconnecting clients."""
 
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 def at(server: StandIn) -> dict[str, str]:
-    """Return the environment variables that make W&B's client talk to a server."""
+    """Return the environment variables that connect W&B's client to a server."""
     return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": API_KEY}
 
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    """Serve on a free port of loopback until the block ends."""
+    """Serve on a free loopback port until the context ends."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

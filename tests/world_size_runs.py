@@ -1,4 +1,4 @@
-"""What every rank of a world runs for the laws of `tests/test_world_size.py`."""
+"""Trainings that every rank runs for `tests/test_world_size.py`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class RandomImages(TaskDistribution):
 
 
 class Partly(nn.Module):
-    """A network with a frozen layer, a parameter that nothing uses, and one of zero gradient."""
+    """A network with a frozen layer, an unused parameter, and one with zero gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def uncompiled(folder: Path) -> dict[str, Any]:
 
 
 def compiled_cases() -> dict[str, Case]:
-    """Return what is compiled, which takes half a minute a case: each order, and checkpointed."""
+    """Return the compiled cases, which take half a minute each: both orders, and checkpointed."""
     compiled = {"engine": "vectorized", "compile": True}
     return {
         "first order": Case(compiled | {"first_order": True}),
@@ -161,13 +161,13 @@ def build(case: Case) -> MetaLearner:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"inner_steps": 2, "loss": mse_loss, "inner_lr": 0.02}
     if case.images:
-        # A bias before a normalisation has a gradient of rounding alone, which Adam magnifies.
+        # The gradient of a bias before a normalisation is rounding error, which Adam magnifies.
         settings |= {"loss": cross_entropy, "inner_lr": 0.3, "metric": accuracy, "optimizer": sgd}
     return MetaLearner(case.network(), **(settings | case.learner))
 
 
 def trainer(**settings: Any) -> Trainer:
-    """Build a trainer of all ranks in float64, with Lightning's own DDP where there are several."""
+    """Build a float64 trainer for all ranks, with Lightning's DDP if there are several."""
     world_size = int(os.environ[WORLD_SIZE_VARIABLE])
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
@@ -186,13 +186,13 @@ def trainer(**settings: Any) -> Trainer:
 
 
 class Recorder(Callback):
-    """Keeps the first meta-gradient, and counts DDP's gradient reductions in each backward pass."""
+    """Records the first meta-gradient, and counts DDP's gradient reductions in each backward pass."""
 
     def __init__(self) -> None:
         self.reductions: list[int] = []
 
     def on_train_start(self, trainer: Trainer, learner: Any) -> None:
-        """Count reductions, where there are other ranks."""
+        """Count reductions if there are several ranks."""
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.register_comm_hook(self, Recorder.reduce)
 
@@ -203,18 +203,18 @@ class Recorder(Callback):
         return allreduce_hook(group, bucket)
 
     def on_before_backward(self, *args: Any) -> None:
-        """Begin to count."""
+        """Start the count of this batch."""
         self.reductions.append(0)
 
     def on_before_optimizer_step(self, trainer: Trainer, learner: Any, *args: Any) -> None:
-        """Remember the gradient, which is not clipped yet."""
+        """Store the gradient before clipping."""
         if trainer.global_step == 0:
             named = learner.network.named_parameters()
             self.gradient = {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def evaluate(engine: str, tasks: int) -> tuple[dict[str, Tensor], list[float]]:
-    """Test an untrained network: the figures, and this rank's tasks, by their first support input."""
+    """Test an untrained network; return the metrics, and this rank's tasks by their first input."""
     learner, seen = build(Case({"engine": engine, "eval_inner_steps": 3})), Seen()
     data = TaskDataModule(SineWaves(shots=5), META_BATCH, test_tasks=tasks)
     lightning = trainer(callbacks=[seen])
@@ -223,18 +223,18 @@ def evaluate(engine: str, tasks: int) -> tuple[dict[str, Tensor], list[float]]:
 
 
 class Seen(Callback):
-    """Keeps the first support input of every task that this rank evaluates."""
+    """Records the first support input of every task that this rank evaluates."""
 
     def __init__(self) -> None:
         self.tasks: list[float] = []
 
     def on_test_batch_start(self, trainer: Trainer, learner: Any, batch: Any, *args: Any) -> None:
-        """Remember the batch's tasks."""
+        """Store the batch's tasks."""
         self.tasks += batch.support_x[:, 0, 0].tolist()
 
 
 def whole_run(folder: Path) -> dict[str, Any]:
-    """Train with everything that `maml fit` puts beside it, validating fewer tasks than ranks."""
+    """Train with all loggers and callbacks of `maml fit`, validating fewer tasks than ranks."""
     probes, checkpoints = ProbeSettings(every=5).callbacks(), folder / "run" / "checkpoints"
     lightning = trainer(
         logger=MetricsCSV(folder / "run" / "metrics.csv"),
@@ -263,15 +263,15 @@ def whole_run(folder: Path) -> dict[str, Any]:
 
 
 class Ballast(Callback):
-    """Makes the last rank hold a megabyte more than the others when a meta-step ends."""
+    """Makes the peak of each rank a megabyte larger than that of the previous one."""
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
-        """Hold it for a moment."""
+        """Allocate and free the ballast."""
         torch.empty(10**6 * (trainer.global_rank + 1), dtype=torch.uint8)
 
 
 def one_rank_out_of_memory() -> int:
-    """Return the meta-steps that are taken although the last rank cannot compare the orders."""
+    """Return the number of meta-steps of a run whose last rank has no memory to compare the orders."""
 
     def out_of_memory(learner: MetaLearner, batch: Any) -> Any:
         if learner.global_rank == learner.trainer.world_size - 1:
@@ -286,7 +286,7 @@ def one_rank_out_of_memory() -> int:
 
 
 def refused() -> str:
-    """Return why a meta-batch of 6 tasks cannot be trained on these ranks, if it cannot."""
+    """Return the error for a meta-batch of 6 tasks on these ranks, or an empty text."""
     try:
         trainer(max_steps=1).fit(build(Case({})), datamodule=TaskDataModule(SineWaves(shots=5), 6))
     except UserError as error:

@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     """One network with one loss.
 
     `inputs` is `vectors (S, 2)`, `tokens (S, 3)` from 0 to 4 or `images (S, 1, 16, 16)`; `rejected`
-    maps what `tests/test_exactness.py` computes, or the beginning of its name, to the expected error.
+    maps a computation of `tests/test_exactness.py`, or a prefix of its name, to the expected error.
     """
 
     build: Callable[[], nn.Module]
@@ -38,7 +38,7 @@ def between(*layers: nn.Module) -> nn.Module:
 
 
 class Calling(nn.Module):
-    """Four linear layers and whatever `prepare` adds, called as `call` says."""
+    """Four linear layers, extended by `prepare` and evaluated by `call`."""
 
     def __init__(
         self, call: Callable[[Any, Tensor], Tensor], prepare: Callable[[Any], None] | None = None
@@ -244,7 +244,7 @@ class Squared(torch.autograd.Function):
 
 
 class Detached(Squared):
-    """x^2, whose second derivative is lost, which may be intended."""
+    """x^2 without a second derivative, which may be intended."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ class Detached(Squared):
 
 
 class Tokens(nn.Module):
-    """An embedding of any settings, the mean over tokens, and a linear layer."""
+    """An embedding with the given settings, the mean over tokens, and a linear layer."""
 
     def __init__(self, functional: bool = False, **settings: Any) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class Attending(nn.Module):
 
 
 class Sampling(nn.Module):
-    """Reads an image at learned places."""
+    """Samples an image at learned positions."""
 
     def __init__(self) -> None:
         super().__init__()

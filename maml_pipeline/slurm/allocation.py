@@ -1,4 +1,4 @@
-"""The nodes, tasks and GPUs that a run requests from Slurm, derived from its configuration."""
+"""What a training requests from Slurm: nodes, GPUs, and one task per device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SET_BY_CONFIG = {
         "trainer.devices",
     ),
 }
-"""Flags of sbatch that follow from the configuration, each with the key that determines it."""
+"""sbatch flags that follow from the configuration, and the key that sets each."""
 
 AUTO_DEVICES = ("auto", "-1")
 CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
@@ -26,13 +26,13 @@ CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
 
 @dataclass(frozen=True)
 class Allocation:
-    """The nodes and devices that a job requests.
+    """What a job requests.
 
     Args:
         nodes: Number of nodes.
-        devices: Number of devices per node, each with one task.
-        gpus: GPUs per node in the syntax of sbatch: `4`, `a100:4`, or `0`.
-        fit_flags: Flags for `maml fit` that replace `auto` in its configuration.
+        devices: Devices per node, each with one task.
+        gpus: GPUs per node in the notation of sbatch: `4`, `a100:4`, or `0`.
+        fit_flags: Flags of `maml fit` that fix what its configuration leaves to the machine.
     """
 
     nodes: int
@@ -50,24 +50,24 @@ class Allocation:
 
     def __str__(self) -> str:
         one, more = ("CPU process", "CPU processes") if self.gpus == "0" else ("GPU", "GPUs")
-        per_node = f"{self.devices} {one if self.devices == 1 else more}"
-        return per_node if self.nodes == 1 else f"{self.nodes} nodes with {per_node} each"
+        of_node = f"{self.devices} {one if self.devices == 1 else more}"
+        return of_node if self.nodes == 1 else f"{self.nodes} nodes with {of_node} each"
 
 
-def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
-    """Derive the allocation from the `trainer` section of a configuration.
+def required_allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
+    """Return what the `trainer` of a configuration needs.
 
     Args:
-        trainer: That section of the resolved configuration.
-        gpus_per_node: Number of GPUs per node for `devices` `auto` or -1, as text.
-        gpu_type: Type of GPU; empty for any.
+        trainer: That part of the resolved configuration.
+        gpus_per_node: GPUs per node for `auto` and -1, as text from cluster.env.
+        gpu_type: Type of the GPUs; empty for any.
 
     Raises:
-        UserError: The section cannot run in a job, or a value is not a number.
+        UserError: The trainer cannot run in a job, or a value is not a number.
     """
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     if accelerator not in (*CPU, *GPU):
-        raise UserError(f"trainer.accelerator is {accelerator}; in a job it must be cpu or gpu")
+        raise UserError(f"trainer.accelerator is {accelerator}; a job takes cpu or gpu")
     on_cpu = accelerator in CPU
     gpus_by_default = GPUS_PER_NODE.parse(gpus_per_node)
     if str(devices) in AUTO_DEVICES:
@@ -76,14 +76,14 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
         number = count_devices(devices)
     flags: tuple[str, ...] = () if str(devices) == str(number) else ("--trainer.devices", str(number))
     if accelerator == "auto":
-        # If a GPU fails, the job must stop instead of training on a CPU.
+        # If the GPU fails, the job must stop, not fall back to the CPU.
         flags += ("--trainer.accelerator", "gpu")
     gpus = "0" if on_cpu else f"{gpu_type}:{number}" if gpu_type else str(number)
     return Allocation(trainer["num_nodes"], number, gpus, flags)
 
 
 def count_devices(devices: Any) -> int:
-    """Count devices in any form that Lightning accepts: 2, "2", [0, 1] or "0,1".
+    """Count devices in any notation of Lightning: 2, "2", [0, 1] or "0,1".
 
     Raises:
         UserError: The value has none of these forms.
@@ -98,17 +98,17 @@ def count_devices(devices: Any) -> int:
 
 
 def check_sbatch_flags(flags: Sequence[str], is_array: bool) -> None:
-    """Reject flags of sbatch that could contradict the configuration.
+    """Refuse sbatch flags that could contradict the configuration.
 
     Args:
-        flags: The flags as typed.
-        is_array: Whether `maml submit` sets `--array` and `--dependency`.
+        flags: The flags after `--`.
+        is_array: Whether the job is an array, whose `--dependency` is set already.
 
     Raises:
-        UserError: A flag is rejected; the message names the key to set instead.
+        UserError: A flag follows from the configuration, or is set by `maml submit`.
     """
     if flags and not flags[0].startswith("-"):
-        raise UserError(f"{flags[0]} is not a flag of sbatch, which is all that may follow --")
+        raise UserError(f"{flags[0]} comes after --, where only sbatch flags are allowed")
     for flag in flags:
         name = flag.partition("=")[0]
         if name not in SET_BY_CONFIG and flag[:1] == "-" and flag[1:2] != "-":
@@ -118,4 +118,4 @@ def check_sbatch_flags(flags: Sequence[str], is_array: bool) -> None:
         if name == "--gres" and "gpu" in flag:
             raise UserError("--gres follows from trainer.devices; set that key before the --")
         if name in ("--array", "-a") or (is_array and name in ("--dependency", "-d")):
-            raise UserError(f"{name} is set by `maml submit --tradeoff`; leave it out")
+            raise UserError(f"{name} is set by `maml submit --tradeoff`")
