@@ -81,15 +81,17 @@ def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) ->
 
 
 def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
-    from maml_pipeline.cli.tradeoff import Plan
+    from maml_pipeline.cli.tradeoff import parse
+    from maml_pipeline.cli.tradeoff_plan import Plan
     from maml_pipeline.runs.folder import REPORT
 
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
-    requested = required_allocation(Plan(arguments, elsewhere=True).shared["trainer"], *cluster_gpus())
+    trainer = Plan(*parse(arguments), elsewhere=True).shared["trainer"]
+    requested = required_allocation(trainer, *cluster_gpus())
     arguments = [*arguments, *requested.fit_flags]
     # Again, with the devices that the jobs request, which the folder's config must hold.
-    plan = Plan(arguments, elsewhere=True)
+    plan = Plan(*parse(arguments), elsewhere=True)
     cells = plan.tradeoff.cells
     missing = [i for i, cell in enumerate(cells) if not plan.tradeoff.is_finished(cell)]
     array = [

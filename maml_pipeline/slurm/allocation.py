@@ -93,7 +93,7 @@ def count_devices(devices: Any) -> int:
     text = str(devices)
     count = str(len([part for part in text.split(",") if part])) if "," in text else text
     if not count.isdigit() or int(count) < 1:
-        raise UserError(f"trainer.devices is {devices}; give the number of devices of a node")
+        raise UserError(f"trainer.devices is {devices}; give the number of devices per node")
     return int(count)
 
 
