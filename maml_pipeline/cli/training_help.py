@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     ),
     "model": (
         Key("model.network", "", "class: maml_pipeline.networks.MLP, ..."),
-        Key("model.network.ways", "", "outputs of a ConvNet: as many as data.tasks.ways"),
+        Key("model.network.ways", "", "outputs of a ConvNet; must equal data.tasks.ways"),
         Key("model.loss", "", "function: torch.nn.functional.mse_loss, ..."),
         Key("model.metric", "null", "second measure: maml_pipeline.learner.accuracy, ..."),
         Key("model.inner_lr", "", "inner learning rate alpha"),
@@ -83,7 +83,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("trainer.max_steps", "-1", "meta-steps; -1: no limit", True),
         Key("trainer.max_time", "null", "time limit, DD:HH:MM:SS", True),
         Key("trainer.val_check_interval", "500", "meta-steps between validations", True),
-        Key("trainer.log_every_n_steps", "null: 50", "meta-steps between rows", True),
+        Key("trainer.log_every_n_steps", "null: 50", "meta-steps between logged rows", True),
         Key("trainer.accelerator", "auto", "cpu, gpu or auto"),
         Key("trainer.devices", "auto", "devices per node: a number or a list"),
         Key("trainer.num_nodes", "1", "nodes"),
