@@ -67,7 +67,7 @@ def test_an_additional_checkpoint_callback_saves_and_does_not_affect_the_test(
     maml("fit", *SHORT, *own, "--run.dir", tmp_path / "run")
     assert list((tmp_path / "mine").iterdir())
     config = tmp_path / "run" / "config.yaml"
-    assert "Test after" in maml("test", "--config", config, "--ckpt_path", "best")
+    assert "Test of best.ckpt" in maml("test", "--config", config, "--ckpt_path", "best")
 
 
 def test_a_plateau_scheduler_steps_once_per_validation_and_resumes_exactly(

@@ -336,7 +336,7 @@ def test_testing_a_checkpoint_with_another_runs_config_writes_nothing(
     before = read_files(Path())
     best = ("--ckpt_path", "one/checkpoints/best.ckpt")
     assert "Test of best.ckpt" in maml("test", "--config", "two/config.yaml", *best)
-    assert "Test after" in maml("test", *SHORT, "--model.inner_lr", 0.2, *best)
+    assert "Test of best.ckpt" in maml("test", *SHORT, "--model.inner_lr", 0.2, *best)
     assert read_files(Path()) == before
     error = maml_error("test", *SHORT, "--run.dir", "two", *best)
     assert "is not a checkpoint of the run in run.dir two" in error
@@ -405,7 +405,7 @@ def test_a_second_process_in_a_run_is_rejected_at_once(
         assert "mine is in use: another process trains in it" in error
         assert read_files(Path("mine")) == before
         # Testing a run needs no lock.
-        assert "Test after" in maml("test", "--config", "mine/config.yaml")
+        assert "Test of best.ckpt" in maml("test", "--config", "mine/config.yaml")
     maml("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")
     assert meta_step(Path("mine")) == 12
 

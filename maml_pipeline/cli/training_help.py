@@ -94,6 +94,15 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     ),
 }
 
+EVALUATED = {
+    "ckpt_path": Key(
+        "ckpt_path",
+        "null: best if --config is a run's, else none",
+        "evaluate best, last or a file; none: the initial parameters",
+    ),
+}
+"""Keys that mean something else for `validate` and `test`."""
+
 DESCRIPTIONS = {
     "fit": "Meta-train, then test the best checkpoint.",
     "validate": "Evaluate a checkpoint on the validation tasks.",
@@ -139,6 +148,11 @@ def usage(command: str) -> str:
     return f"maml {command} --config FILE [--config OVERLAY] [--KEY VALUE ...]"
 
 
+def _evaluation_keys(keys: Sequence[Key]) -> list[Key]:
+    """Return the keys of `validate` and `test`."""
+    return [EVALUATED.get(key.name, key) for key in keys if not key.only_fit]
+
+
 def _parser(command: str) -> Parser:
     """Return a parser of the keys in `GROUPS`, which is used for its help alone."""
     parser = Parser(
@@ -150,7 +164,7 @@ def _parser(command: str) -> Parser:
         add_help=False,
     )
     for title, keys in GROUPS.items():
-        shown = [key for key in keys if command == "fit" or not key.only_fit]
+        shown = [*keys] if command == "fit" else _evaluation_keys(keys)
         group = parser.add_argument_group(title) if shown else None
         for key in shown:
             default = f" [{key.default}]" if key.default else ""
