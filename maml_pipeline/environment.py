@@ -89,19 +89,19 @@ class Variable(Generic[T]):
 
 
 def child_environment(**changes: str | None) -> dict[str, str]:
-    """Return the environment for a child process.
+    """Return the environment of a child process.
 
     Args:
-        changes: Variables to set, or with `None` to remove.
+        changes: Variables to set, or to remove if the value is `None`.
     """
     changed = {**os.environ, **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
 
 def check_environment() -> None:
-    """Validate the variables that libraries read on import, and those of this package and of W&B.
+    """Validate the variables that libraries read when they are imported, and those of W&B.
 
-    What Lightning reads although it is empty is removed. Imports nothing heavy.
+    Removes empty variables that Lightning would read as numbers. Imports no library.
 
     Raises:
         UserError: A value is malformed.
@@ -146,6 +146,10 @@ def _wandb_mode(text: str) -> str:
     return text
 
 
+def _text_variable(name: str, meaning: str, set_by: str) -> Variable[str | None]:
+    return Variable(name, meaning, set_by, convert=_text, must_be="text", default=None)
+
+
 FLAG = "1 or 0"
 
 
@@ -183,13 +187,10 @@ GPUS_PER_NODE: Variable[int] = Variable(
     must_be="a number from 1",
     default=1,
 )
-REPOSITORY: Variable[str | None] = Variable(
+REPOSITORY = _text_variable(
     "MAML_REPOSITORY",
     "Checkout whose job scripts and virtual environment a job uses; default: the submission folder.",
     set_by="`maml submit`",
-    convert=_text,
-    must_be="a folder",
-    default=None,
 )
 
 # Ranks and distributed training -----------------------------------------------------------------
@@ -208,13 +209,10 @@ RANKS = (
 )
 """Where Lightning looks for the rank of a process, in this order."""
 
-MASTER_ADDR: Variable[str | None] = Variable(
+MASTER_ADDR = _text_variable(
     "MASTER_ADDR",
     "Address of the node of rank 0.",
     set_by="slurm/launch.sh, torchrun, or the user on each node",
-    convert=_text,
-    must_be="a host name or address",
-    default=None,
 )
 MASTER_PORT: Variable[int | None] = Variable(
     "MASTER_PORT",
@@ -237,7 +235,7 @@ NODE_RANK: Variable[int | None] = Variable(
 
 
 def _slurm_text(name: str, meaning: str) -> Variable[str | None]:
-    return Variable(f"SLURM_{name}", meaning, "Slurm", _text, "as Slurm sets it", default=None)
+    return _text_variable(f"SLURM_{name}", meaning, set_by="Slurm")
 
 
 def _slurm_number(name: str, meaning: str, default: int) -> Variable[int]:
@@ -251,8 +249,8 @@ SLURM_JOB_ID = _slurm_text("JOB_ID", "Id of the job; set in every job.")
 SLURM_JOB_NAME = _slurm_text("JOB_NAME", "Name of the job; `bash` or `interactive` for a shell.")
 SLURM_ARRAY_JOB_ID = _slurm_text("ARRAY_JOB_ID", "Id of the job array.")
 SLURM_ARRAY_TASK_ID = _slurm_text("ARRAY_TASK_ID", "Index of the job in its array.")
-SLURM_RESTART_COUNT = _slurm_number("RESTART_COUNT", "How often the job was requeued.", default=0)
-SLURM_NTASKS = _slurm_number("NTASKS", "Tasks of the job: one a device.", default=1)
+SLURM_RESTART_COUNT = _slurm_number("RESTART_COUNT", "Number of times the job was requeued.", default=0)
+SLURM_NTASKS = _slurm_number("NTASKS", "Tasks of the job: one per device.", default=1)
 SLURM_NNODES = _slurm_number("NNODES", "Nodes of the job.", default=1)
 SLURM_NTASKS_PER_NODE = _slurm_number("NTASKS_PER_NODE", "Tasks on each node.", default=1)
 SLURM_PROCID = _slurm_number("PROCID", "Rank of this process in the job.", default=0)
@@ -277,13 +275,10 @@ WANDB_DISABLED: Variable[bool] = Variable(
     must_be=FLAG,
     default=False,
 )
-WANDB_API_KEY: Variable[str | None] = Variable(
+WANDB_API_KEY = _text_variable(
     "WANDB_API_KEY",
-    "API key; default: the key that `wandb login` stored in the netrc file.",
+    "API key; default: the one that `wandb login` stored in the netrc file.",
     set_by="the user",
-    convert=_text,
-    must_be="an API key",
-    default=None,
 )
 WANDB_BASE_URL: Variable[str] = Variable(
     "WANDB_BASE_URL",
@@ -293,56 +288,38 @@ WANDB_BASE_URL: Variable[str] = Variable(
     must_be="a URL",
     default="https://api.wandb.ai",
 )
-WANDB_RUN_ID: Variable[str | None] = Variable(
+WANDB_RUN_ID = _text_variable(
     "WANDB_RUN_ID",
     "Id of a new W&B run. `maml tradeoff` removes it for its cells, each of which is its own run.",
     set_by="the agent of a W&B sweep, or the user",
-    convert=_text,
-    must_be="an id",
-    default=None,
 )
-WANDB_RESUME: Variable[str | None] = Variable(
+WANDB_RESUME = _text_variable(
     "WANDB_RESUME",
     "Whether W&B may append to an existing run.",
     set_by="`maml sync`, for the later parts of a resumed run",
-    convert=_text,
-    must_be="allow, must or never",
-    default=None,
 )
-WANDB_SILENT: Variable[str | None] = Variable(
+WANDB_SILENT = _text_variable(
     "WANDB_SILENT",
     "Whether W&B prints no messages.",
     set_by="`maml dashboard`, unless the user has set it",
-    convert=_text,
-    must_be="true or false",
-    default=None,
 )
-NETRC: Variable[str | None] = Variable(
+NETRC = _text_variable(
     "NETRC",
     "The netrc file in which `wandb login` stores the API key; default: ~/.netrc.",
     set_by="the user",
-    convert=_text,
-    must_be="a file",
-    default=None,
 )
 
 # Libraries --------------------------------------------------------------------------------------
 
-KINETO_LOG_LEVEL: Variable[str | None] = Variable(
+KINETO_LOG_LEVEL = _text_variable(
     "KINETO_LOG_LEVEL",
     "Least severity that PyTorch's profiler prints; at 99 it prints nothing.",
     set_by="the memory meter, unless the user has set it: the profiler reports that there is no GPU",
-    convert=_text,
-    must_be="a number",
-    default=None,
 )
-NVML_CUDA_CHECK: Variable[str | None] = Variable(
+NVML_CUDA_CHECK = _text_variable(
     "PYTORCH_NVML_BASED_CUDA_CHECK",
     "Whether PyTorch asks NVML for GPUs; importing Lightning sets 1.",
-    set_by="`maml fit` sets 0 without a GPU: Adam asks in every step, and NVML is loaded anew each time",
-    convert=_text,
-    must_be=FLAG,
-    default=None,
+    set_by="`maml fit` sets 0 without a GPU: Adam asks in every step, and each time loads NVML again",
 )
 
 # Variables that only shell scripts and scripts/*.py use -----------------------------------------

@@ -1,4 +1,4 @@
-"""Handling of signals that ask a command to stop; learner/preemption.py has the whole sequence."""
+"""Handling signals that ask a command to stop; learner/preemption.py describes the whole sequence."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""A time limit in 2 minutes (`sbatch --signal=SIGUSR1@120`), preemption, Ctrl-C, a closed terminal."""
+"""Time limit in 2 minutes (`sbatch --signal=SIGUSR1@120`), preemption, Ctrl-C, closed terminal."""
 
 SECONDS_TO_INTERRUPT = 1.0
 
@@ -21,13 +21,13 @@ Handlers = dict[signal.Signals, Any]
 
 
 class Stopped(BaseException):
-    """A command has stopped because it was asked to.
+    """A command stopped because of a signal.
 
     Not an `Exception`, so that no library handles it as a failure.
 
     Args:
-        signum: The signal; `None` if only another rank got one.
-        meta_steps: Meta-steps done by a training whose state is saved.
+        signum: The signal; `None` if only another rank received one.
+        meta_steps: Meta-steps done by a run whose state is saved.
         by_all: Whether all ranks have agreed to stop here.
         remark: Further information for the user.
     """
@@ -45,7 +45,7 @@ class Stopped(BaseException):
         self.by_all = by_all
         self.remark = remark
         self.resume_command: str | None = None
-        """How to resume; set by the command, which knows the run folder."""
+        """The command that resumes the run; set by the command that knows the run folder."""
 
     @property
     def exit_status(self) -> int:
@@ -54,7 +54,7 @@ class Stopped(BaseException):
 
 
 class Response(Enum):
-    """What the first signal does. A second Ctrl-C interrupts immediately."""
+    """Response to the first signal. A second Ctrl-C interrupts immediately."""
 
     EXIT = "end the process: nothing has been done yet"
     RAISE = "raise `Stopped` immediately"
@@ -123,12 +123,12 @@ def restore(replaced: Handlers) -> None:
 
 
 def respond(response: Response, announces: bool = False, meta_steps: int | None = None) -> None:
-    """Set what a signal does from now on.
+    """Set the response to signals from now on.
 
     Args:
         response: The response to the first signal.
         announces: Whether `Response.NOTE` immediately acknowledges a signal on stderr.
-        meta_steps: Meta-steps of a training whose state is saved, for `Stopped`.
+        meta_steps: Meta-steps done by a run whose state is saved, for `Stopped`.
     """
     _State.response, _State.announces, _State.meta_steps = response, announces, meta_steps
 
@@ -149,7 +149,7 @@ def raise_if_requested() -> None:
 
 
 def was_interrupted() -> bool:
-    """Tell whether a second Ctrl-C was received: start nothing that may take time."""
+    """Tell whether a second Ctrl-C was received, so that nothing slow should be started."""
     return _State.interrupted.is_set()
 
 
@@ -161,7 +161,7 @@ def exit_if_interrupted() -> None:
 
 def _handle(signum: int, frame: FrameType | None) -> None:
     if _State.requested is not None:
-        # Signals that Slurm repeats do not change the response to the first one.
+        # Slurm may repeat a signal; only a second Ctrl-C changes the response.
         if signum == signal.SIGINT:
             _State.interrupted.set()
             raise KeyboardInterrupt
@@ -174,7 +174,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 
 def _exit(message: str, status: int) -> NoReturn:
-    """End this process without an exception, which C code may swallow or abort on."""
+    """End this process without an exception, which C code may swallow or turn into an abort."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

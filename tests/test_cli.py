@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_or_one_of_another_network_is_rejected(
     other = ("--model.network", "maml_pipeline.networks.MLP", "--run.dir", tmp_path / "other")
     assert "is of another network: network." in maml_error("fit", *SHORT, *other, "--ckpt_path", last)
     last.write_bytes(last.read_bytes()[:1000])
-    assert "or damaged" in maml_error("test", *SHORT, "--ckpt_path", last)
+    assert "or is damaged" in maml_error("test", *SHORT, "--ckpt_path", last)
     assert not (tmp_path / "other").exists()
 
 

@@ -181,11 +181,13 @@ def test_launched_processes() -> None:
         assert launcher.procs == [], "the launcher keeps its processes in `procs`"
 
 
-def test_cluster_environment() -> None:
-    with still_holds("cluster_environment"):
+def test_chosen_cluster_environment() -> None:
+    with still_holds("chosen_cluster_environment"):
         given = SLURMEnvironment(auto_requeue=False)
-        assert lightning_internals.cluster_environment(make_trainer(plugins=[given])) is given
-        assert isinstance(lightning_internals.cluster_environment(make_trainer()), LightningEnvironment)
+        assert lightning_internals.chosen_cluster_environment(make_trainer(plugins=[given])) is given
+        assert isinstance(
+            lightning_internals.chosen_cluster_environment(make_trainer()), LightningEnvironment
+        )
 
 
 @pytest.mark.parametrize(("given", "expected"), [(True, True), (False, False), (None, False)])

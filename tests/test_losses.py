@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import accuracy
-from maml_pipeline.learner.compatibility import check_compatibility
+from maml_pipeline.learner.model_checks import check_compatibility
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
 from tests.helpers import CONFIGS, make_trainer
@@ -172,7 +172,7 @@ def test_a_config_sets_the_arguments_of_a_loss(maml: Callable[..., str], tmp_pat
         (
             "loss",
             "my_measures.Learned",
-            "loss learned has trainable parameters, but the network's alone",
+            "loss learned has trainable parameters, but only those",
         ),
         ("metric", "my_measures.NUMBER", "Unexpected import object 3"),
         ("metric", "my_measures.one_argument", "metric one_argument does not fit predictions (5, 1)"),
@@ -184,7 +184,7 @@ def test_a_config_sets_the_arguments_of_a_loss(maml: Callable[..., str], tmp_pat
             "metric whole returns () int64; it must return one floating-poi",
         ),
         ("metric", "my_measures.raises", "metric raises does not fit predictions (5, 1) float32 and ta"),
-        ("metric", "my_measures.unnamed", "metric is called <lambda>, which is no name to log it"),
+        ("metric", "my_measures.unnamed", "metric <lambda> has no name to log it under"),
         ("metric", "my_measures.Learned", "metric learned has trainable parameters"),
     ],
 )

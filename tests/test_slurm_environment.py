@@ -8,7 +8,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from maml_pipeline import slurm
-from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.cli.cluster_environment import cluster_environment
 from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, meta_step, read_config, read_files
 
 Slurm = Callable[..., None]

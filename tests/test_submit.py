@@ -126,14 +126,14 @@ def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
     [
         ((*TOY, "--model.inner_lrr", 1), "model.inner_lr"),
         ((*TOY, "--model.inner_steps", -1), "inner_steps is -1"),
-        ((*TOY, "--trainer.devices", "0"), "trainer.devices is 0; give the number of devices of a node"),
+        ((*TOY, "--trainer.devices", "0"), "trainer.devices is 0; give the number of devices per node"),
         ((*TOY, "--trainer.accelerator", "tpu"), "trainer.accelerator is tpu; a job takes cpu or gpu"),
         ((*TOY, "--", "--nodes=2"), "--nodes follows from trainer.num_nodes"),
         ((*TOY, "--", "-N2"), "-N follows from trainer.num_nodes"),
         ((*TOY, "--", "--gpus-per-node", "4"), "--gpus-per-node follows from trainer.devices"),
         ((*TOY, "--", "--gres=gpu:4"), "--gres follows from trainer.devices"),
-        ((*TOY, "--", "partition"), "partition stands after --"),
-        ((*TOY, "--", "--array=0-3"), "--array is what `maml submit --tradeoff` sets itself"),
+        ((*TOY, "--", "partition"), "partition comes after --"),
+        ((*TOY, "--", "--array=0-3"), "--array is set by `maml submit --tradeoff`"),
         (("--tradeoff", *TOY, "--cell", 1), "--cell is set by `maml submit` for each job"),
         (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' is not a whole number"),
     ],
@@ -154,7 +154,7 @@ def test_without_slurm_nothing_is_submitted(
     maml_error: Maml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "there is no sbatch here" in maml_error("submit", *TOY)
+    assert "sbatch was not found" in maml_error("submit", *TOY)
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_epochs_never_change_the_training(maml: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["limit_train_batches", "val_check_interval"])
 def test_an_epoch_or_a_validation_within_a_meta_step_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"trainer.{name} is 3 batches.* name a multiple of 2$"):
+    with pytest.raises(UserError, match=f"trainer.{name} is 3 batches.* give a multiple of 2$"):
         fit(tmp_path, 4, **{"val_check_interval": 2, "accumulate_grad_batches": 2, name: 3})
 
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from maml_pipeline.runs.lock import lock_run_folder
+from maml_pipeline.runs.locked_folder import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress import UNKNOWN_TIME, GridProgress

@@ -8,19 +8,19 @@ from jsonargparse.typing import restricted_number_type
 from pytorch_lightning.cli import LightningArgumentParser
 
 from maml_pipeline import slurm
+from maml_pipeline.cli.checkpoint_to_evaluate import find_evaluation_target
 from maml_pipeline.cli.checks import check_settings
-from maml_pipeline.cli.evaluation_target import find_evaluation_target
 from maml_pipeline.cli.jsonargparse_internals import HookedCLI
 from maml_pipeline.cli.requested_run import RequestedRun
+from maml_pipeline.cli.start_or_resume import RunTarget, find_training_target
 from maml_pipeline.cli.training_help import DESCRIPTIONS, usage
 from maml_pipeline.cli.training_parser import TrainingParser
-from maml_pipeline.cli.training_target import RunTarget, find_training_target
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.limits import MAX_SEED
 from maml_pipeline.runs.folder import RunSettings
 from maml_pipeline.runs.results import RESULT_FILES
-from maml_pipeline.slurm.submission import AUTO_DEVICES
+from maml_pipeline.slurm.allocation import AUTO_DEVICES
 
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
 

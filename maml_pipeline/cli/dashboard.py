@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import WANDB_SILENT
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking.session import logged_in, server_answers
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -29,8 +28,11 @@ def run(arguments: Sequence[str]) -> None:
     add("--measure", default="accuracy", help="accuracy, loss, ... (default: accuracy)")
     add("--inner_steps", type=int, default=3, help="number of inner steps at test (default: 3)")
     settings = parser.parse_args(arguments)
-    if settings.inner_steps < 0:
-        raise UserError(f"--inner_steps is {settings.inner_steps}; it must be 0 or more")
+    # Imported late: Lightning takes seconds to import, which help must not.
+    from maml_pipeline.learner.tracking.session import logged_in, server_answers
+    from maml_pipeline.tasks.task import check_at_least
+
+    check_at_least("--inner_steps", settings.inner_steps, 0)
     if not WANDB_SILENT.is_set():
         WANDB_SILENT.set("true")  # otherwise W&B prints both URLs too
     if not logged_in():

@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 
 from maml_pipeline.cli.parser import Parser, path_argument
-from maml_pipeline.tasks import Omniglot
-from maml_pipeline.tasks.omniglot_download import find_or_download
-from maml_pipeline.tasks.omniglot_images import cache_path
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -35,6 +32,11 @@ def run(arguments: Sequence[str]) -> None:
         "--cache_dir", type=path_argument, help="cache folder (default: the user's cache folder)"
     )
     settings = parser.parse_args(arguments)
+    # Imported late: PyTorch takes seconds to import, which help must not.
+    from maml_pipeline.tasks import Omniglot
+    from maml_pipeline.tasks.omniglot_download import find_or_download
+    from maml_pipeline.tasks.omniglot_images import cache_path
+
     Omniglot(root=settings.root, cache_dir=settings.cache_dir).prepare()
     halves = find_or_download(settings.root)
     print(f"Data:  {halves[0].resolve().parent}")

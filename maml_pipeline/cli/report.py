@@ -5,10 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maml_pipeline.cli.parser import Parser, path_argument
-from maml_pipeline.report.comparison import compare
-from maml_pipeline.report.page import write_report
-from maml_pipeline.report.table import print_table
-from maml_pipeline.runs.find import find_runs
 from maml_pipeline.text import printable
 
 
@@ -51,6 +47,12 @@ def report_runs(paths: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: There is no run to report, or the report cannot be written.
     """
+    # Imported late: Lightning takes seconds to import, which help must not.
+    from maml_pipeline.report.comparison import compare
+    from maml_pipeline.report.page import write_report
+    from maml_pipeline.report.table import print_table
+    from maml_pipeline.runs.find import find_runs
+
     found = find_runs(paths)
     for line in found.skipped:
         print(f"Left out: {line}", file=sys.stderr)

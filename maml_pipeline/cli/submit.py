@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.errors import UserError
+from maml_pipeline.slurm.allocation import Allocation, check_sbatch_flags, required_allocation
 from maml_pipeline.slurm.sbatch import (
     TRADEOFF_SCRIPT,
     TRAIN_SCRIPT,
@@ -13,7 +14,6 @@ from maml_pipeline.slurm.sbatch import (
     print_dry_run,
     submit_job,
 )
-from maml_pipeline.slurm.submission import Allocation, allocation, check_sbatch_flags
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) ->
     from maml_pipeline.cli.resolved_config import ResolvedConfig
 
     config = ResolvedConfig(arguments, elsewhere=True)
-    requested = allocation(config.values["trainer"], *cluster_gpus())
+    requested = required_allocation(config.values["trainer"], *cluster_gpus())
     flags = [*requested.sbatch_flags, f"--job-name=maml-{config.run_name}", *sbatch_flags]
     command = [*flags, str(TRAIN_SCRIPT), *arguments, *requested.fit_flags]
     if dry_run:
@@ -81,15 +81,17 @@ def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) ->
 
 
 def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
-    from maml_pipeline.cli.tradeoff import Plan
+    from maml_pipeline.cli.tradeoff import parse
+    from maml_pipeline.cli.tradeoff_plan import Plan
     from maml_pipeline.runs.folder import REPORT
 
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
-    requested = allocation(Plan(arguments, elsewhere=True).shared["trainer"], *cluster_gpus())
+    trainer = Plan(*parse(arguments), elsewhere=True).shared["trainer"]
+    requested = required_allocation(trainer, *cluster_gpus())
     arguments = [*arguments, *requested.fit_flags]
     # Again, with the devices that the jobs request, which the folder's config must hold.
-    plan = Plan(arguments, elsewhere=True)
+    plan = Plan(*parse(arguments), elsewhere=True)
     cells = plan.tradeoff.cells
     missing = [i for i, cell in enumerate(cells) if not plan.tradeoff.is_finished(cell)]
     array = [

@@ -9,9 +9,6 @@ from pathlib import Path
 from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking import logged_in
-from maml_pipeline.learner.tracking.logs import find_wandb_logs
-from maml_pipeline.learner.tracking.wandb_internals import is_empty, is_offline, is_synced
 from maml_pipeline.locks import is_locked
 from maml_pipeline.runs.folder import WANDB_ID
 from maml_pipeline.text import printable
@@ -42,6 +39,9 @@ def run(arguments: Sequence[str]) -> None:
     add("--entity", help="team or user (default: yours)")
     add("--project", help="project (default: the project set when the run was logged)")
     settings = parser.parse_args(arguments)
+    # Imported late: Lightning takes seconds to import, which help must not.
+    from maml_pipeline.learner.tracking import logged_in
+
     rounds = _rounds(settings.runs)
     if not rounds:
         print("Nothing to upload: every run is already uploaded, or was online")
@@ -56,6 +56,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
     """Return the logs to upload: first the first log of every run, then every second log, and so on."""
+    from maml_pipeline.learner.tracking.logs import find_wandb_logs
+    from maml_pipeline.learner.tracking.wandb_internals import is_empty, is_offline, is_synced
+
     runs: dict[str, list[Path]] = {}
     for path in paths:
         if not path.exists():
@@ -86,6 +89,8 @@ def _rounds(paths: Sequence[Path]) -> list[list[Path]]:
 def _upload(logs: Sequence[Path], options: Sequence[str], resumes: bool) -> None:
     if not logs:
         return
+    from maml_pipeline.learner.tracking.wandb_internals import is_synced
+
     command = [sys.executable, "-m", "wandb", "sync", *options, *(str(log.parent) for log in logs)]
     # W&B asks the server for the last step and continues from it (compare wandb#5865).
     environment = child_environment(WANDB_RESUME="allow") if resumes else None

@@ -16,10 +16,10 @@ from maml_pipeline.cli import training_help
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checked_command import CheckedCommand
 from maml_pipeline.cli.checks.callbacks import as_list
-from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.cli.cluster_environment import cluster_environment
+from maml_pipeline.cli.start_or_resume import check_free, resume_command
 from maml_pipeline.cli.stopping import end_stopped, leave_process_group
 from maml_pipeline.cli.terminal import configure_logging
-from maml_pipeline.cli.training_target import check_free, resume_command
 from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
@@ -34,7 +34,7 @@ from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import StartTracking, finish_tracking
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
-from maml_pipeline.runs.lock import open_run_folder
+from maml_pipeline.runs.locked_folder import open_run_folder
 from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import Stopped

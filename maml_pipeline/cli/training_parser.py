@@ -11,8 +11,8 @@ import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
+from maml_pipeline.cli.checks.address_space import bounded_memory
 from maml_pipeline.cli.checks.blame import refusal
-from maml_pipeline.cli.checks.memory import bounded_memory
 from maml_pipeline.cli.config_files import check_config_files
 from maml_pipeline.cli.jsonargparse_internals import has_subcommands, parser_keys
 from maml_pipeline.cli.parser import Parser

@@ -1,6 +1,7 @@
 """MetaLearner, the LightningModule, its tasks as a LightningDataModule, and their callbacks."""
 
 from maml_pipeline.learner.data import TaskDataModule
-from maml_pipeline.learner.meta_learner import MetaLearner, accuracy
+from maml_pipeline.learner.measures import accuracy
+from maml_pipeline.learner.meta_learner import MetaLearner
 
 __all__ = ["MetaLearner", "TaskDataModule", "accuracy"]

@@ -1,48 +1,41 @@
-"""Tasks as a LightningDataModule: the tasks of each meta-step, and each device's share."""
+"""Tasks as a LightningDataModule: which tasks each meta-step and each evaluation take."""
 
-import ctypes
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
-from multiprocessing.sharedctypes import RawValue
-from types import FrameType
-from typing import Any
 
 from pytorch_lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.workers import check_picklable
-from maml_pipeline.signals import SIGNALS
+from maml_pipeline.learner.task_stream import TaskLoader, TaskStream
+from maml_pipeline.learner.workers import check_picklable, outlive_signals
 from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.checks import check_tasks, draw_batch
 from maml_pipeline.tasks.task import check_at_least, type_name
 
 EVALUATION_SEED = 0
-SECONDS_TO_SERVE = 10
+"""Seed of validation and test tasks, equal in all runs."""
 
 
 class TaskDataModule(LightningDataModule):
     """Draw meta-batches from a distribution of tasks.
 
-    Meta-step s trains on tasks s * B to (s + 1) * B - 1, whatever the number of devices, however
-    often the run was resumed, and however its meta-steps are divided into epochs. Validation and test
-    tasks are the same for every run, so that runs with different seeds are compared on the same tasks.
+    Meta-step s trains on tasks s * B to (s + 1) * B - 1, regardless of the number of devices, of
+    resuming, and of epochs. Validation and test tasks are the same in every run, so that runs with
+    different seeds are compared on the same tasks.
 
     Args:
         tasks: The distribution.
-        meta_batch_size: Tasks B of a meta-step over all devices; with `accumulate_grad_batches` of
-            Lightning, a meta-step takes that many times B.
-        val_tasks: Tasks of one validation.
-        test_tasks: Tasks of the test.
-        num_workers: Processes that draw tasks ahead, for each device; 0 draws them in the main one.
-        seed: Seed of the training tasks; from the command line it is `seed_everything`.
+        meta_batch_size: Number of tasks B in a meta-step, over all devices. With Lightning's
+            `accumulate_grad_batches`, a meta-step takes that many times B tasks.
+        val_tasks: Number of tasks in a validation.
+        test_tasks: Number of tasks in the test.
+        num_workers: Number of processes per device that draw tasks ahead; 0 to draw them in the main
+            process.
+        seed: Seed of the training tasks; on the command line, `seed_everything`.
 
     Raises:
-        UserError: A number is out of its range, or the devices do not divide `meta_batch_size`.
+        UserError: A setting is out of range.
     """
 
     def __init__(
@@ -77,17 +70,17 @@ class TaskDataModule(LightningDataModule):
         self.tasks.prepare()
 
     def setup(self, stage: str) -> None:
-        """Refuse devices that do not divide the meta-batch, and intervals that split a meta-step.
+        """Reject trainer settings that would split a meta-batch unequally, or a meta-step.
 
         Raises:
-            UserError: The trainer's settings do not fit.
+            UserError: The number of devices or an interval does not fit.
         """
         self.check_devices(self.world_size)
         if self.trainer is not None and stage == "fit":
             check_meta_steps_are_whole(self.trainer)
 
     def check_devices(self, devices: int) -> None:
-        """Refuse a number of devices that does not divide the meta-batch; may be called before a run.
+        """Check that a number of devices divides the meta-batch; may be called before a run.
 
         Raises:
             UserError: It does not.
@@ -99,17 +92,17 @@ class TaskDataModule(LightningDataModule):
             )
 
     def check_tasks(self, splits: Sequence[Split], train_batches: int) -> Task:
-        """Draw the first and the last task of what a run takes; may be called before it.
+        """Draw and check the first and the last task that a run will take from each split.
 
         Args:
-            splits: The splits that it draws from.
-            train_batches: How many batches it trains on, where that is known, else 0.
+            splits: The splits that the run draws from.
+            train_batches: Number of training batches; 0 if unknown.
 
         Returns:
-            The first of them.
+            The first task of the first split.
 
         Raises:
-            UserError: The distribution does not keep its promises.
+            UserError: A task is invalid, or not a pure function of (seed, split, index).
         """
         numbers = {
             "train": (self.seed, train_batches * self.meta_batch_size),
@@ -132,7 +125,7 @@ class TaskDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:
-        """Draw tasks endlessly, from the current meta-step whenever Lightning starts to iterate."""
+        """Draw tasks endlessly; each iteration starts at the current meta-step."""
         return self._loader("train", self.seed, self._next_training_task)
 
     def _next_training_task(self) -> int:
@@ -142,11 +135,11 @@ class TaskDataModule(LightningDataModule):
         return int(batches_done * self.meta_batch_size)
 
     def val_dataloader(self) -> DataLoader[TaskBatch]:
-        """Draw every validation task once, over all devices."""
+        """Draw every validation task once, divided among the devices."""
         return self._loader("val", EVALUATION_SEED, stop=self.val_tasks)
 
     def test_dataloader(self) -> DataLoader[TaskBatch]:
-        """Draw every test task once, over all devices."""
+        """Draw every test task once, divided among the devices."""
         return self._loader("test", EVALUATION_SEED, stop=self.test_tasks)
 
     def _loader(
@@ -168,115 +161,27 @@ class TaskDataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=on_cuda,
-            # A fork beside the threads of gloo or W&B may inherit a lock that nobody gives back. A
-            # process that starts afresh takes seconds, so it stays from one validation to the next.
+            # A fork beside the threads of gloo or W&B may inherit a lock that is never released. Spawned
+            # processes take seconds to start, so they persist between validations.
             multiprocessing_context="spawn" if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=outlive_signals,
         )
 
 
-def _outlive_signals(worker: int) -> None:
-    """Keep a worker running for the current meta-step when a signal asks the run to stop.
-
-    Slurm sends signals to all processes. A parent also ends its workers by SIGTERM, so SIGTERM ends them
-    after a delay.
-    """
-    for signum in SIGNALS:
-        signal.signal(signum, _end_later if signum == signal.SIGTERM else signal.SIG_IGN)
-
-
-def _end_later(signum: int, frame: FrameType | None) -> None:
-    timer = threading.Timer(SECONDS_TO_SERVE, os._exit, args=[0])
-    timer.daemon = True
-    timer.start()
-
-
-class TaskStream(IterableDataset[TaskBatch]):
-    """One device's share of consecutive batches of tasks.
-
-    Batch b holds the tasks from `start + b * batch_size`, cut off at `stop`, and each device takes an
-    equal part of it, or as nearly so as the last batch allows. Every device sees every batch, also
-    one without a task for it, as T = 0 tasks: Lightning stops a run whose devices do not see equally
-    many. An iterable dataset, so that Lightning does not put a sampler of its own between the two.
-    """
-
-    def __init__(
-        self,
-        draw: Callable[[Sequence[int]], TaskBatch],
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        stop: int | None,
-    ) -> None:
-        self.draw = draw
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        # In memory shared with workers, which keep their copy of the stream from one epoch to the next.
-        self.start = RawValue(ctypes.c_uint64, 0)
-        self.stop = stop
-
-    def __iter__(self) -> Iterator[TaskBatch]:
-        # The loader collects from its workers in turn, so that every W-th batch is a worker's.
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        first_batch = self.start.value + worker * self.batch_size
-        for start in count(first_batch, workers * self.batch_size):
-            tasks = self.batch_size if self.stop is None else min(self.batch_size, self.stop - start)
-            if tasks <= 0:
-                return
-            first, end = (tasks * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            if first < end:
-                yield self.draw(range(start + first, start + end))
-            else:
-                yield TaskBatch(*(tensor[:0] for tensor in self.draw([start])))
-
-    def __len__(self) -> int:
-        if self.stop is None:
-            raise TypeError("an endless stream of tasks has no length")
-        return -(-self.stop // self.batch_size)
-
-
-class TaskLoader(DataLoader[TaskBatch]):
-    """A loader that starts each iteration at the task that is due, also in workers that are running.
-
-    Args:
-        stream: What to draw.
-        first_task: Called when an iteration starts; returns the index of its first task.
-        settings: As for `DataLoader`.
-    """
-
-    def __init__(self, stream: TaskStream, first_task: Callable[[], int], **settings: Any) -> None:
-        super().__init__(stream, **settings)
-        self._stream = stream
-        self._first_task = first_task
-
-    def __iter__(self) -> Any:
-        self._stream.start.value = self._first_task()
-        return super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the position follows from the meta-steps. Lightning warns without this."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load nothing."""
-
-
 def check_meta_steps_are_whole(trainer: Trainer) -> None:
-    """Refuse a trainer whose epochs or validations would end in the middle of a meta-step.
+    """Check that epochs and validations do not end in the middle of a meta-step.
 
-    Lightning counts both in batches, of which a meta-step has `accumulate_grad_batches`.
+    Lightning counts both in batches, and a meta-step has `accumulate_grad_batches` of them.
 
     Raises:
-        UserError: One of them would.
+        UserError: One of them does.
     """
     batches = trainer.accumulate_grad_batches
     for name in ("limit_train_batches", "val_check_interval"):
         value = getattr(trainer, name)
         if isinstance(value, int) and value % batches:
             raise UserError(
-                f"trainer.{name} is {value} batches, which is no whole number of meta-steps: each has "
-                f"accumulate_grad_batches = {batches} batches; name a multiple of {batches}"
+                f"trainer.{name} is {value} batches, not a whole number of meta-steps: each has "
+                f"accumulate_grad_batches = {batches} batches; give a multiple of {batches}"
             )

@@ -1,4 +1,4 @@
-"""A training that ends before `trainer.max_steps`: by a time limit, or by EarlyStopping."""
+"""Ending training before `trainer.max_steps`: by a time limit, or by EarlyStopping."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from maml_pipeline.learner import lightning_internals
 class EndEarly(Checkpoint):
     """End training after a whole meta-step, say why, and keep it ended when the run is resumed.
 
-    A training that a metric ended has ended for good: without this, Lightning would resume it. A time
-    limit counts the time of all parts of a run, so that a longer one continues it.
+    Training that was ended by a metric does not resume, as it would with Lightning alone. A time limit
+    covers all parts of a run, so a longer limit continues it.
 
-    A `Checkpoint`, since Lightning calls those after all other callbacks, in the order of the list: the
-    last state is saved after what this has noted.
+    A `Checkpoint`, because Lightning calls checkpoint callbacks after all others, in the order of the
+    list: the last state is saved after this callback has noted that training ended.
     """
 
     def __init__(self) -> None:
@@ -25,32 +25,32 @@ class EndEarly(Checkpoint):
         self._stopped_before_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make EarlyStopping check after validations, before the last state is saved."""
+        """Make EarlyStopping check after a validation and before the last state is saved."""
         for callback in trainer.early_stopping_callbacks:
             lightning_internals.check_after_validation(callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not resume a training that a metric ended under the same conditions."""
+        """End training at once if a metric has ended it under the same conditions."""
         is_ended = bool(self._ended_by) and self._ended_by == _conditions(trainer)
         trainer.should_stop = trainer.should_stop or is_ended
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Postpone a stop within a meta-step to its end."""
+        """Postpone a stop to the end of the current meta-step."""
         self._stops_after_meta_step = self._stops_after_meta_step or trainer.should_stop
         is_within_meta_step = lightning_internals.is_within_meta_step(trainer)
         trainer.should_stop = self._stops_after_meta_step and not is_within_meta_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note whether something other than the validation ends the training."""
+        """Note whether training ends regardless of the validation."""
         self._stopped_before_validation = trainer.should_stop
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the validation ended the training; the last state, saved next, says so."""
+        """Note that the validation ended training; the last state, saved next, includes this."""
         if trainer.state.fn == "fit" and trainer.should_stop and not self._stopped_before_validation:
             self._ended_by = _conditions(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why the training ended early."""
+        """Print why training ended early."""
         if trainer.should_stop and trainer.global_step != trainer.max_steps:
             _print(f"Training ended after meta-step {trainer.global_step:,}: {_reason(trainer)}")
 
@@ -59,12 +59,12 @@ class EndEarly(Checkpoint):
         return {"ended_by": self._ended_by}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load them from a checkpoint."""
+        """Restore the conditions from a checkpoint."""
         self._ended_by = state_dict["ended_by"]
 
 
 def _conditions(trainer: Trainer) -> list[str]:
-    """Return under which conditions a metric ends the training."""
+    """Return the conditions under which a metric ends training."""
     names = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "divergence_threshold")
     return [
         ", ".join(f"{name} {getattr(callback, name)}" for name in names)
@@ -79,8 +79,8 @@ def _reason(trainer: Trainer) -> str:
             remaining = callback.time_remaining()
             if remaining is not None and remaining <= 0:
                 return (
-                    "its time is over (trainer.max_time, or Timer); give a longer one with "
-                    "--ckpt_path last to resume it"
+                    "the time limit was reached (trainer.max_time, or Timer); set a longer one with "
+                    "--ckpt_path last to resume"
                 )
         message = getattr(callback, "stopping_reason_message", None)
         if isinstance(callback, EarlyStopping) and message:

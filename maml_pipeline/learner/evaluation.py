@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from maml_pipeline.learner.compatibility import measure_name
+from maml_pipeline.learner.measures import measure_name
+from maml_pipeline.learner.outer_optimizer import step_plateau_schedulers
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss
 from maml_pipeline.meta_gradient.inner_loop import check_finite
 from maml_pipeline.tasks import TaskBatch
@@ -55,7 +56,7 @@ class EvaluatedByAdaptation(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean and confidence interval of every measure, and step ReduceLROnPlateau."""
         self._log_curves("val")
-        self._step_plateau_schedulers()
+        step_plateau_schedulers(self.trainer, self._evaluated)
 
     def on_test_epoch_start(self) -> None:
         """Start with no task measured."""
@@ -121,17 +122,6 @@ class EvaluatedByAdaptation(LightningModule):
         """Log a value that is already equal on every device; the maximum of equal values is exact."""
         self._evaluated[name] = value.item()
         self.log(name, value, prog_bar=prog_bar, reduce_fx="max", sync_dist=True)
-
-    def _step_plateau_schedulers(self) -> None:
-        """Step schedules that watch a validation result.
-
-        Before the state is saved: Lightning would step them after it, and a resumed run miss the step.
-        """
-        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
-            return
-        for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor is not None:
-                config.scheduler.step(self._evaluated[config.monitor])  # type: ignore[arg-type]
 
 
 def _gather_tasks(curves: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def starts_ranks_by_script(trainer: Trainer) -> bool:
     return getattr(trainer.strategy, "_start_method", "popen") == "popen"
 
 
-def cluster_environment(trainer: Trainer) -> ClusterEnvironment:
+def chosen_cluster_environment(trainer: Trainer) -> ClusterEnvironment:
     """Return what Lightning detected as the starter of the ranks: Slurm, torchrun, itself, ...
 
     Private because only some strategies have a public `cluster_environment`.

@@ -1,4 +1,4 @@
-"""metrics.csv: one table a run, also when the run was stopped and resumed."""
+"""metrics.csv: one table per run, including runs that were stopped and resumed."""
 
 import csv
 import os
@@ -15,24 +15,24 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
 
 MetricsRow = dict[str, float]
-"""What was logged at one meta-step, by metric; `step` is the meta-step, a whole number from 0."""
+"""The values logged at one meta-step, by metric; `step` is the meta-step, an integer from 0."""
 
 TAIL_BYTES = 20_000
 """Enough for several rows of any run."""
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Read a run's `metrics.csv`, also while it is written or after its process was killed.
+    """Read a run's `metrics.csv`, also while it is being written or after its process was killed.
 
     Args:
         path: The table.
 
     Returns:
-        Its rows in order, without empty cells. A last row that was cut short is left out. No row where
-        there is no table.
+        The rows in order, without empty cells and without an incomplete last row; empty if there is no
+        table.
 
     Raises:
-        UserError: An earlier row is damaged, which no interrupted run leaves behind.
+        UserError: A row other than the last is damaged, which no interrupted run causes.
     """
     try:
         lines = _whole_lines(path.read_bytes())
@@ -43,20 +43,20 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     rows = [_parse(lines[0], line) for line in lines[1:]]
     if None in rows[:-1]:
         raise UserError(
-            f"{path} is damaged in line {rows.index(None) + 2}: it does not hold a number or nothing in "
-            "each column; delete that line, or restore the file"
+            f"{path} is damaged in line {rows.index(None) + 2}: each cell must be a number or empty; "
+            "delete that line, or restore the file"
         )
     return [row for row in rows if row is not None]
 
 
 def read_last_row(path: Path) -> MetricsRow | None:
-    """Read the last whole row of a run's `metrics.csv`, in the same time for a table of any length.
+    """Read the last complete row of a run's `metrics.csv`, in constant time for any length.
 
     Args:
         path: The table.
 
     Returns:
-        The row, or `None` where there is none.
+        The row; `None` if there is none.
     """
     try:
         with path.open("rb") as file:
@@ -67,20 +67,20 @@ def read_last_row(path: Path) -> MetricsRow | None:
     except FileNotFoundError:
         return None
     names = _whole_lines(header)
-    # The first line of the tail may lack its beginning, and the last its end.
+    # The first line of the tail may lack its beginning, and the last line its end.
     lines = _whole_lines(tail)[start > len(header) :]
     rows = [row for line in lines[-2:] if names and (row := _parse(names[0], line)) is not None]
     return rows[-1] if rows else None
 
 
 def _whole_lines(content: bytes) -> list[str]:
-    """Return the lines that were written to their end."""
+    """Return the complete lines, without a last line that does not end."""
     whole, _, _ = content.rpartition(b"\n")
     return whole.decode(errors="replace").splitlines()
 
 
 def _parse(header: str, line: str) -> MetricsRow | None:
-    """Return the cells that are not empty; `None` where they are not those of a row."""
+    """Return the cells that are not empty; `None` if the line is not a row."""
     try:
         names, cells = csv.reader([header, line])
         row = {name: _number(cell) for name, cell in zip(names, cells, strict=True) if cell}
@@ -90,12 +90,12 @@ def _parse(header: str, line: str) -> MetricsRow | None:
 
 
 def _number(text: str) -> float:
-    """Return a number that is written again as it was read: an integer stays one."""
+    """Convert a cell so that it is written as it was read: an integer stays an integer."""
     return int(text) if text.isdecimal() else float(text)
 
 
 class AppendingWriter(ExperimentWriter):
-    """Lightning's writer, which would delete the table that a resumed run finds."""
+    """Lightning's writer, which alone would delete the table of a resumed run."""
 
     def __init__(self, path: Path) -> None:
         self.NAME_METRICS_FILE = path.name  # Lightning's own name for the attribute
@@ -105,12 +105,12 @@ class AppendingWriter(ExperimentWriter):
         self._take_columns(read_metrics(Path(self.metrics_file_path)))
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Keep a row, without Lightning's count of epochs: there is one, and it has no end."""
+        """Keep a row for `save`, without Lightning's epoch: there is a single endless one."""
         super().log_metrics({k: v for k, v in metrics_dict.items() if k != "epoch"}, step)
 
     def save(self) -> None:
-        """Append the rows that were kept; a new column replaces the table in one step."""
-        # Lightning asks again at the end of a run. A row that could not be written is not tried twice.
+        """Append the rows that were kept; for a new column, replace the table atomically."""
+        # Lightning saves again at the end of a run, which must not retry rows that failed.
         rows, self.metrics = self.metrics, []
         if not rows:
             return
@@ -121,7 +121,7 @@ class AppendingWriter(ExperimentWriter):
             self._replace([*read_metrics(path), *rows])
 
     def drop_from(self, step: int) -> None:
-        """Drop the rows of `step` and later, which a resumed run is about to write again."""
+        """Drop the rows from `step` on, which a resumed run is about to write again."""
         path = Path(self.metrics_file_path)
         if path.exists():
             self._replace([row for row in read_metrics(path) if row["step"] < step])
@@ -141,7 +141,7 @@ class AppendingWriter(ExperimentWriter):
 
 
 def _append(path: Path, text: str) -> None:
-    """Append to a file all or nothing, as far as the system lets it."""
+    """Append to a file; undo a partial append if writing fails."""
     with path.open("rb+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
@@ -167,7 +167,7 @@ class MetricsCSV(CSVLogger):
 
     @property
     def experiment(self) -> AppendingWriter:
-        """The open table."""
+        """The writer of the table."""
         if self._experiment is None:
             self._experiment = AppendingWriter(self.path)
         assert isinstance(self._experiment, AppendingWriter)
@@ -175,14 +175,14 @@ class MetricsCSV(CSVLogger):
 
 
 class DropRepeatedRows(Callback):
-    """Cut metrics.csv back to the meta-step that a resumed run starts from."""
+    """Truncate metrics.csv to the meta-step from which a run resumes."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the rows between the checkpoint and the moment the run was killed."""
+        """Drop the rows that a killed run logged after its last checkpoint."""
         self._drop(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the test of a run that was killed after it, and had nothing left to train."""
+        """Drop the test result of a run that was killed after its test, with nothing left to train."""
         self._drop(trainer)
 
     @rank_zero_only

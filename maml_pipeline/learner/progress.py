@@ -1,4 +1,4 @@
-"""The progress bar of a training: meta-steps done, rate, time left and the latest measures."""
+"""The progress bar of training: meta-steps done, rate, time left and the latest measures."""
 
 import sys
 import time
@@ -13,19 +13,18 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 from maml_pipeline.learner import lightning_internals
 from maml_pipeline.learner.meta_learner import MetaLearner
 
-COMPILING = "compiling the meta-gradient (once, about a minute)..."
 NARROWEST_BAR = 8
-"""Measures that would make the bar narrower than so many columns are left out."""
+"""Fewest columns of the bar; measures that would leave it fewer are not shown."""
 
 
 class MetaStepProgressBar(TQDMProgressBar):
     """Show the meta-steps done, their rate, the time left and the latest measures.
 
-    The rate is that of this process, and leaves out the first meta-step of each gradient order, in which
+    The rate is that of this process without the first meta-step of each gradient order, in which
     `torch.compile` runs and caches fill. It includes validations.
 
-    Redrawn by the clock, not in every step: reading a measure from a GPU waits for the GPU, and a Slurm
-    log keeps every line that a terminal would overwrite.
+    The bar is redrawn at intervals, not in every meta-step: reading a measure from a GPU waits for the
+    GPU, and a Slurm log keeps every line that a terminal would overwrite.
 
     Args:
         clock: Returns the time in seconds.
@@ -58,29 +57,28 @@ class MetaStepProgressBar(TQDMProgressBar):
         )
 
     def init_validation_tqdm(self) -> Tqdm:
-        """Draw validation's own bar on a terminal only."""
+        """Draw the bar of a validation on a terminal only."""
         return super().init_validation_tqdm() if self.on_terminal else Tqdm(disable=True)
 
     def init_test_tqdm(self) -> Tqdm:
-        """Draw the test's own bar on a terminal only."""
+        """Draw the bar of a test on a terminal only."""
         return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
-        """Keep the bar: Lightning would restart it, though not in a resumed run."""
+        """Keep the bar, which Lightning would restart at every epoch."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Announce compiling, and start measuring the rate again, where the gradient order is new."""
+        """Restart the rate when the gradient order changes, and leave the line to the engine's log."""
         first_order = isinstance(pl_module, MetaLearner) and pl_module.takes_first_order()
         if first_order in self._orders_seen:
             return
         self._orders_seen.add(first_order)
         self._measured_from, self._first_step = None, trainer.global_step
-        if isinstance(pl_module, MetaLearner) and pl_module.compiles:
-            self.train_progress_bar.set_description_str(COMPILING)
-            if not self.train_progress_bar.disable:
-                print(flush=True)  # log messages of the compiler start on their own line
+        compiles = isinstance(pl_module, MetaLearner) and pl_module.compiles
+        if compiles and not self.train_progress_bar.disable:
+            print(flush=True)  # the engine logs that it compiles, on a line of its own
 
     def on_train_batch_end(
         self,
@@ -90,7 +88,7 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Redraw when it is time, and at the end."""
+        """Redraw at intervals, and at the end."""
         now = self.clock()
         self.train_progress_bar.n = trainer.global_step
         if self._measured_from is None and trainer.global_step > self._first_step:
@@ -100,7 +98,7 @@ class MetaStepProgressBar(TQDMProgressBar):
             self._draw(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the validation measured."""
+        """Show the results of the validation."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._draw(trainer, pl_module)

@@ -3,7 +3,7 @@
 One meta-gradient, from the learner down:
 
     MetaLearner.training_step           learner/meta_learner.py
-    +- Engine.meta_gradient             vectorized_engine.py or learn2learn_engine.py
+    +- Engine.meta_gradient             engine.py, then vectorized_engine.py or learn2learn_engine.py
        +- verified_workarounds          exactness/: compare with plain autograd, once per network
        +- vectorized_loss               chunk_loss.py: the loss of each task, given its parameters
        +- chunk_gradient                methods.py, for each chunk of tasks that adapt at once:

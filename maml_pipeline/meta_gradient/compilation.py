@@ -39,7 +39,8 @@ class CompiledCalls:
         layouts = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
         key = (function, constants, structure, layouts, *_autocast(tensors))
         if key not in self._compiled and not self._failed:
-            logger.info("compile: %s, once", function.__name__.replace("_", " "))
+            name = function.__name__.replace("_", " ")
+            logger.info("compile: %s, once; this can take a minute", name)
             try:
                 return self._compile(key, of_tensors, tensors)
             except torch.OutOfMemoryError:

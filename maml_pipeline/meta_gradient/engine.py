@@ -1,10 +1,20 @@
-"""The interface of an engine, and the meta-gradient that it returns."""
+"""What all engines share: their interface, and the exactness check before each first use."""
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from maml_pipeline.meta_gradient.exactness import (
+    Computation,
+    Workarounds,
+    derivative_error,
+    evaluation_mode,
+    verified_workarounds,
+)
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
+from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import TaskBatch
 
 
@@ -26,7 +36,7 @@ class MetaGradient(NamedTuple):
     metric: Tensor | None
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Computes meta-gradients. Engines differ in speed, memory and the networks they support."""
 
     def meta_gradient(
@@ -56,7 +66,13 @@ class Engine(Protocol):
             Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
             Networks", 2017, equation 1 and algorithm 1; first order: section 5.2.
         """
-        ...
+        workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
+        try:
+            return self._meta_gradient(network, loss, batch, inner, workarounds, metric)
+        except RuntimeError as error:
+            if (explained := derivative_error(network, inner, error)) is None:
+                raise
+            raise explained from error
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """Compare this engine with plain autograd on two of these tasks, once per network.
@@ -73,7 +89,7 @@ class Engine(Protocol):
         Raises:
             UserError: The meta-gradient would not be exact; the message names a remedy.
         """
-        ...
+        verified_workarounds(self._computation(inner), network, loss, batch, inner)
 
     def check_evaluation(
         self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
@@ -83,7 +99,9 @@ class Engine(Protocol):
         Raises:
             UserError: The evaluation would not be exact; the message names a remedy.
         """
-        ...
+        inner = inner.for_evaluation()
+        with evaluation_mode(network):
+            verified_workarounds(self._evaluation(), network, loss, batch, inner)
 
     def adaptation_curves(
         self,
@@ -111,4 +129,44 @@ class Engine(Protocol):
         Returns:
             `(T, k + 1)` for each measure, by its name.
         """
-        ...
+        inner = inner.for_evaluation()
+        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
+            # Autograd cannot save inference tensors, but it can save their clones.
+            batch = TaskBatch(*(tensor.clone() for tensor in batch))
+            workarounds = verified_workarounds(self._evaluation(), network, loss, batch, inner)
+            return self._curves(network, measures, loss, batch, inner, workarounds, transductive)
+
+    # What each engine implements -----------------------------------------------------------------
+
+    @abstractmethod
+    def _computation(self, inner: InnerLoop) -> Computation:
+        """Return the meta-gradient as it is compared with plain autograd."""
+
+    @abstractmethod
+    def _evaluation(self) -> Computation:
+        """Return the evaluation as it is compared with plain autograd."""
+
+    @abstractmethod
+    def _meta_gradient(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+        metric: Loss | None,
+    ) -> MetaGradient:
+        """Compute `meta_gradient` with workarounds that make it exact."""
+
+    @abstractmethod
+    def _curves(
+        self,
+        network: nn.Module,
+        measures: dict[str, Loss],
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+        transductive: bool,
+    ) -> dict[str, Tensor]:
+        """Compute `adaptation_curves` with workarounds that make them exact."""

@@ -13,13 +13,10 @@ from maml_pipeline.meta_gradient.exactness import (
     Computation,
     LossesAndGradient,
     Workarounds,
-    evaluation_mode,
-    verified_workarounds,
 )
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
 
 if TYPE_CHECKING:
@@ -41,45 +38,69 @@ class Learn2LearnEngine(Engine):
     as layers that are also in a plain list.
     """
 
-    def meta_gradient(
+    def _computation(self, inner: InnerLoop) -> Computation:
+        return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
+
+    def _evaluation(self) -> Computation:
+        return EVALUATION
+
+    def _meta_gradient(
         self,
         network: nn.Module,
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
-        metric: Loss | None = None,
+        workarounds: Workarounds,
+        metric: Loss | None,
     ) -> MetaGradient:
-        """See `Engine.meta_gradient`."""
-        workarounds = _verified_workarounds(network, loss, batch, inner)
-        return _meta_gradient(network, loss, batch, inner, workarounds, metric)
+        is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
+        task_gradient = _stateless_gradient if is_stateless else _clone_gradient
+        parameters = trainable_parameters(network)
+        gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        inner_losses: list[Tensor] = []
+        metrics: list[Tensor] = []
+        for task in batch.tasks():
+            # A separate function, so that no graph of this task outlives the call.
+            with workarounds.preserved_attributes(network):
+                losses, prediction, addends = task_gradient(network, loss, task, inner, workarounds)
+            inner_losses.append(losses)
+            if metric is not None:
+                metrics.append(metric(prediction, task.query_y))
+            for name, addend in addends.items():
+                gradient[name] += addend
 
-    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
-        """See `Engine.check`."""
-        _verified_workarounds(network, loss, batch, inner)
+        losses_by_task = torch.stack(inner_losses)
+        return MetaGradient(
+            loss=losses_by_task[:, -1].mean(),
+            gradient={name: total.div_(len(inner_losses)) for name, total in gradient.items()},
+            inner_losses=losses_by_task,
+            metric=torch.stack(metrics) if metrics else None,
+        )
 
-    def check_evaluation(
-        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
-    ) -> None:
-        """See `Engine.check_evaluation`."""
-        with evaluation_mode(network):
-            verified_workarounds(EVALUATION, network, loss, batch, inner.for_evaluation())
-
-    def adaptation_curves(
+    def _curves(
         self,
         network: nn.Module,
         measures: dict[str, Loss],
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
-        transductive: bool = True,
+        workarounds: Workarounds,
+        transductive: bool,
     ) -> dict[str, Tensor]:
-        """See `Engine.adaptation_curves`."""
-        inner = inner.for_evaluation()
-        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
-            # Autograd cannot save inference tensors, but it can save their clones.
-            batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            workarounds = verified_workarounds(EVALUATION, network, loss, batch, inner)
-            return _adaptation_curves(network, measures, loss, batch, inner, workarounds, transductive)
+        curves = []
+        for task in batch.tasks():
+            chunk = TaskBatch.stack([task])
+            with workarounds.preserved_attributes(network):
+                if workarounds.bypass_clones:
+                    theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+                    chunk_loss = single_task_loss(network, loss, workarounds)
+                    curve = chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
+                else:
+                    curve = _clone_curves(
+                        network, measures, loss, chunk, inner, workarounds, transductive
+                    )
+            curves.append(curve)
+        return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
 
 
 @cache
@@ -102,47 +123,6 @@ def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     return learn2learn_maml()(
         network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
     ).clone()
-
-
-def _verified_workarounds(
-    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
-) -> Workarounds:
-    is_checkpointed = inner.method is Method.CHECKPOINTED
-    computation = CHECKPOINTED if is_checkpointed else META_GRADIENT
-    return verified_workarounds(computation, network, loss, batch, inner)
-
-
-def _meta_gradient(
-    network: nn.Module,
-    loss: Loss,
-    batch: TaskBatch,
-    inner: InnerLoop,
-    workarounds: Workarounds,
-    metric: Loss | None = None,
-) -> MetaGradient:
-    is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
-    task_gradient = _stateless_gradient if is_stateless else _clone_gradient
-    parameters = trainable_parameters(network)
-    gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    inner_losses: list[Tensor] = []
-    metrics: list[Tensor] = []
-    for task in batch.tasks():
-        # A separate function, so that no graph of this task outlives the call.
-        with workarounds.preserved_attributes(network):
-            losses, prediction, addends = task_gradient(network, loss, task, inner, workarounds)
-        inner_losses.append(losses)
-        if metric is not None:
-            metrics.append(metric(prediction, task.query_y))
-        for name, addend in addends.items():
-            gradient[name] += addend
-
-    losses_by_task = torch.stack(inner_losses)
-    return MetaGradient(
-        loss=losses_by_task[:, -1].mean(),
-        gradient={name: total.div_(len(inner_losses)) for name, total in gradient.items()},
-        inner_losses=losses_by_task,
-        metric=torch.stack(metrics) if metrics else None,
-    )
 
 
 def _clone_gradient(
@@ -174,29 +154,6 @@ def _stateless_gradient(
     return result.inner_losses[0], result.prediction[0], result.gradient
 
 
-def _adaptation_curves(
-    network: nn.Module,
-    measures: dict[str, Loss],
-    loss: Loss,
-    batch: TaskBatch,
-    inner: InnerLoop,
-    workarounds: Workarounds,
-    transductive: bool,
-) -> dict[str, Tensor]:
-    curves = []
-    for task in batch.tasks():
-        chunk = TaskBatch.stack([task])
-        with workarounds.preserved_attributes(network):
-            if workarounds.bypass_clones:
-                theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-                chunk_loss = single_task_loss(network, loss, workarounds)
-                curve = chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
-            else:
-                curve = _clone_curves(network, measures, loss, chunk, inner, workarounds, transductive)
-        curves.append(curve)
-    return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
-
-
 def _clone_curves(
     network: nn.Module,
     measures: dict[str, Loss],
@@ -221,16 +178,16 @@ def _clone_curves(
 def _losses_and_gradient(
     network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> LossesAndGradient:
-    result = _meta_gradient(network, loss, batch, inner, workarounds)
+    engine = Learn2LearnEngine()
+    result = engine._meta_gradient(network, loss, batch, inner, workarounds, metric=None)
     return LossesAndGradient(result.inner_losses, result.gradient)
 
 
 def _query_losses(
     network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> LossesAndGradient:
-    curves = _adaptation_curves(
-        network, {"loss": loss}, loss, batch, inner, workarounds, transductive=True
-    )
+    engine = Learn2LearnEngine()
+    curves = engine._curves(network, {"loss": loss}, loss, batch, inner, workarounds, transductive=True)
     return LossesAndGradient(curves["loss"], {})
 
 

@@ -26,7 +26,7 @@ MODULE_REGISTRIES = ("_parameters", "_buffers", "_modules")
 """Attributes in which `nn.Module` keeps what is registered; `preservation` treats them separately."""
 
 
-class Allocation(NamedTuple):
+class CpuAllocation(NamedTuple):
     """An allocation on the CPU; a deallocation has a size that is not positive."""
 
     time: int
@@ -34,7 +34,7 @@ class Allocation(NamedTuple):
     size: int
 
 
-def cpu_allocations(profiler: profile) -> list[Allocation]:
+def cpu_allocations(profiler: profile) -> list[CpuAllocation]:
     """Return every CPU allocation of a finished profile, in order of time.
 
     The public profiler reports memory by operator; a peak needs the single events.
@@ -43,11 +43,11 @@ def cpu_allocations(profiler: profile) -> list[Allocation]:
     results = profiler.profiler.kineto_results
     assert results is not None
 
-    def walk(events: Iterable[Any]) -> Iterator[Allocation]:
+    def walk(events: Iterable[Any]) -> Iterator[CpuAllocation]:
         for event in events:
             if event.tag == _EventType.Allocation:
                 fields = event.extra_fields
-                yield Allocation(event.start_time_ns, fields.ptr, fields.alloc_size)
+                yield CpuAllocation(event.start_time_ns, fields.ptr, fields.alloc_size)
             yield from walk(event.children)
 
     return sorted(walk(results.experimental_event_tree()), key=lambda allocation: allocation.time)

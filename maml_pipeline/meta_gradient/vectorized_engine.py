@@ -15,13 +15,10 @@ from maml_pipeline.meta_gradient.exactness import (
     Computation,
     LossesAndGradient,
     Workarounds,
-    evaluation_mode,
-    verified_workarounds,
 )
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.methods import ChunkGradient, call_eagerly, chunk_gradient
-from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import TaskBatch
 from maml_pipeline.tasks.task import check_at_least
 
@@ -71,16 +68,21 @@ class VectorizedEngine(Engine):
         """Copy and pickle the settings only: the caches belong to the current network."""
         return VectorizedEngine, (self.tasks_per_chunk, self.compile)
 
-    def meta_gradient(
+    def _computation(self, inner: InnerLoop) -> Computation:
+        return META_GRADIENT
+
+    def _evaluation(self) -> Computation:
+        return EVALUATION
+
+    def _meta_gradient(
         self,
         network: nn.Module,
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
-        metric: Loss | None = None,
+        workarounds: Workarounds,
+        metric: Loss | None,
     ) -> MetaGradient:
-        """See `Engine.meta_gradient`."""
-        workarounds = verified_workarounds(META_GRADIENT, network, loss, batch, inner)
         chunk_loss = self._chunk_loss(network, loss, workarounds)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         with workarounds.preserved_attributes(network):
@@ -97,39 +99,23 @@ class VectorizedEngine(Engine):
             metric=None if metric is None else measure_each_task(metric, prediction, batch.query_y),
         )
 
-    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
-        """See `Engine.check`."""
-        verified_workarounds(META_GRADIENT, network, loss, batch, inner)
-
-    def check_evaluation(
-        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
-    ) -> None:
-        """See `Engine.check_evaluation`."""
-        with evaluation_mode(network):
-            verified_workarounds(EVALUATION, network, loss, batch, inner.for_evaluation())
-
-    def adaptation_curves(
+    def _curves(
         self,
         network: nn.Module,
         measures: dict[str, Loss],
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
-        transductive: bool = True,
+        workarounds: Workarounds,
+        transductive: bool,
     ) -> dict[str, Tensor]:
-        """See `Engine.adaptation_curves`."""
-        inner = inner.for_evaluation()
-        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
-            # Autograd cannot save inference tensors, but it can save their clones.
-            batch = TaskBatch(*(tensor.clone() for tensor in batch))
-            workarounds = verified_workarounds(EVALUATION, network, loss, batch, inner)
-            chunk_loss = self._chunk_loss(network, loss, workarounds)
-            theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-            with workarounds.preserved_attributes(network):
-                chunks = [
-                    chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
-                    for chunk in self._chunks(chunk_loss, theta, batch, inner)
-                ]
+        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        with workarounds.preserved_attributes(network):
+            chunks = [
+                chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
+                for chunk in self._chunks(chunk_loss, theta, batch, inner)
+            ]
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
 
     def _chunk_loss(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:

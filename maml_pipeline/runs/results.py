@@ -1,4 +1,4 @@
-"""Print and save the results of tests and validations of a run."""
+"""Printing and saving the results of a run's tests and validations."""
 
 import hashlib
 import json
@@ -20,25 +20,25 @@ from maml_pipeline.runs.folder import TEST, VALIDATION
 from maml_pipeline.tasks import TaskBatch
 
 RESULT_FILES = {"test": TEST, "validate": VALIDATION}
-"""The file of a run's own result, by command."""
+"""The file with a run's own result, by command."""
 
 PROTOCOLS = {
     True: "transductive: each query set is predicted as one batch",
     False: "not transductive: each query point is predicted by itself, with the support set",
 }
-"""What `model.transductive` means, printed below a result to which it makes a difference."""
+"""Descriptions of `model.transductive`, printed below a result that depends on it."""
 
 
 class ResultTable(Callback):
-    """Print the result of a test or validation as a table, one row an inner step, and save it.
+    """Print the result of a test or validation as a table with one row per inner step, and save it.
 
-    `test.json` and `val.json` hold the run's own result: that of its best checkpoint with the run's own
-    settings. Any other measurement is saved to a separate file, such as `test-1f0c63ab.json`, together
-    with the settings that differ.
+    `test.json` and `val.json` hold the run's own result, of its best checkpoint with its own settings.
+    Any other result is saved to a separate file, such as `test-1f0c63ab.json`, with the settings that
+    differ.
 
     Args:
         folder: The run's folder; `None` to save nothing.
-        differences: The settings of this measurement that differ from the run's own.
+        differences: The settings of this evaluation that differ from the run's own.
     """
 
     def __init__(self, folder: Path | None, differences: Sequence[Difference] = ()) -> None:
@@ -48,7 +48,7 @@ class ResultTable(Callback):
         self._points_interact: bool | None = None
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Remove the results of a run that resumes training: they belong to an earlier state."""
+        """Remove the results of a run that resumes training, since they are of an earlier state."""
         if self.folder is not None and trainer.is_global_zero and not self._has_trained:
             for file in RESULT_FILES.values():
                 (self.folder / file).unlink(missing_ok=True)
@@ -57,13 +57,13 @@ class ResultTable(Callback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Find out, once, whether query points influence each other's predictions."""
+        """Find out, once, whether predictions of query points depend on each other."""
         self._check_interaction(pl_module, batch)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Find out the same, unless training continues after this validation."""
+        """Find out the same before a validation outside training."""
         if trainer.state.fn == "validate":
             self._check_interaction(pl_module, batch)
 
@@ -75,11 +75,11 @@ class ResultTable(Callback):
             self._points_interact = points_interact(learner.network, *task)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the result over the test tasks."""
+        """Show and save the result on the test tasks."""
         self._show(trainer, pl_module, "test", TEST)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the result over the validation tasks, unless training continues after it."""
+        """Show and save the result on the validation tasks, outside training."""
         if trainer.state.fn == "validate":
             self._show(trainer, pl_module, "val", RESULT_FILES["validate"])
 
@@ -103,9 +103,9 @@ class ResultTable(Callback):
         console.print(title, highlight=False)
         console.print(table)
         if self.folder is not None:
-            self._keep(self.folder, file, result)
+            self._save(self.folder, file, result)
 
-    def _keep(self, folder: Path, file: str, result: dict[str, Any]) -> None:
+    def _save(self, folder: Path, file: str, result: dict[str, Any]) -> None:
         if not self.differences:
             write_atomically(folder / file, json.dumps(result, indent=2) + "\n")
             return
@@ -113,18 +113,18 @@ class ResultTable(Callback):
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
         path = folder / file.replace(".", f"-{digest}.")
         write_atomically(path, json.dumps({**result, "differs": differing}, indent=2) + "\n")
-        print(f"Not the run's own result, which is {file}: kept as {path}")
+        print(f"Saved to {path}, since it is not the run's own result ({file}):")
         for key, here, there in self.differences:
             print(f"  {key}: {here} here, {there} in the run")
 
 
 def points_interact(network: nn.Module, query_x: Tensor, support_x: Tensor) -> bool:
-    """Return whether the prediction of a query point depends on what it is predicted together with.
+    """Tell whether the prediction of a query point depends on the other points in its batch.
 
-    That is so with batch normalisation by batch statistics.
+    It does if the network normalises by batch statistics.
 
     Args:
-        network: In the mode in which it is evaluated.
+        network: The network, in evaluation mode.
         query_x: The inputs of one task's query set, `(Q, ...)`.
         support_x: The inputs of the same task's support set, `(S, ...)`.
     """

@@ -1,4 +1,4 @@
-"""Slurm: the job that this process is in, and the allocation that a new job asks for."""
+"""Slurm: the current job, and the allocation that a new job requests."""
 
 from maml_pipeline.slurm.job import (
     check_allocation,

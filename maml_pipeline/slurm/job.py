@@ -21,7 +21,7 @@ from maml_pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
-"""States of a job that was cancelled or is ending by itself, and must not be requeued."""
+"""States of a job that was cancelled or is ending, and must not be requeued."""
 
 
 def job_id() -> str | None:
@@ -31,7 +31,7 @@ def job_id() -> str | None:
 
 
 def ids() -> dict[str, str]:
-    """Return what identifies the job in its run's record: ids of job and array, name and restarts."""
+    """Return the ids, name and restart count of the job, for the record of its run."""
     known = {
         "job_id": SLURM_JOB_ID.get(),
         "job_name": SLURM_JOB_NAME.get(),
@@ -43,21 +43,21 @@ def ids() -> dict[str, str]:
 
 
 def is_restart() -> bool:
-    """Tell whether the job was requeued and has started again."""
+    """Tell whether this is a job that was requeued."""
     return job_id() is not None and SLURM_RESTART_COUNT.get() > 0
 
 
 def is_shell() -> bool:
     """Tell whether this process runs in a job but was not started by `srun`.
 
-    Lightning then starts the ranks. This is the case in the shell of `salloc`, whatever the job's name,
-    in one opened by `srun --pty bash`, and in a batch script that calls the program without `srun`.
+    Lightning then starts the ranks. This is the case in the shell of `salloc`, in a shell opened by
+    `srun --pty bash`, and in a batch script that calls the program without `srun`.
     """
     return SLURM_NTASKS.is_set() and not starts_processes()
 
 
 def starts_processes() -> bool:
-    """Tell whether `srun` started this process, as one task for each device.
+    """Tell whether `srun` started this process, as one task per device.
 
     Raises:
         UserError: Only some of the variables that `srun` sets are set, or one is not a number.
@@ -74,13 +74,13 @@ def starts_processes() -> bool:
 
 
 def check_allocation(devices: int, nodes: int) -> None:
-    """Refuse a configuration that does not use exactly the devices of the job.
+    """Check that the configuration uses exactly the devices of the job.
 
-    The ranks would otherwise wait for each other forever.
+    Otherwise the ranks would wait for each other forever.
 
     Args:
-        devices: Devices of each node, by the configuration.
-        nodes: Nodes, by the configuration.
+        devices: Devices per node in the configuration.
+        nodes: Nodes in the configuration.
 
     Raises:
         UserError: The job has another number of tasks or nodes.
@@ -89,18 +89,18 @@ def check_allocation(devices: int, nodes: int) -> None:
     if (devices * nodes, nodes) != (job_tasks, job_nodes):
         raise UserError(
             f"trainer.devices is {devices} and trainer.num_nodes {nodes}, but the Slurm job has "
-            f"{job_tasks} tasks on {job_nodes} nodes: ask for --nodes={nodes} "
+            f"{job_tasks} tasks on {job_nodes} nodes: request --nodes={nodes} "
             f"--ntasks-per-node={devices}, as `maml submit` does"
         )
 
 
 def tasks_per_node() -> int:
-    """Return how many tasks `srun` started on each node: one for each device."""
+    """Return the number of tasks that `srun` started on each node: one per device."""
     return SLURM_NTASKS.require() // SLURM_NNODES.get()
 
 
 def requeue() -> bool:
-    """Requeue this job, which ends it; learner/preemption.py has the whole sequence.
+    """Requeue this job, which ends it; learner/preemption.py describes the whole sequence.
 
     Returns:
         Whether the job was requeued; `False` outside Slurm, and for a job that is being cancelled.

@@ -1,4 +1,4 @@
-"""Call sbatch with the job scripts of this repository and the settings of slurm/cluster.env."""
+"""Calling sbatch with the job scripts of this repository and the settings of slurm/cluster.env."""
 
 import shlex
 import shutil
@@ -30,7 +30,7 @@ def check_sbatch(needs_cluster: bool) -> None:
         UserError: There is no sbatch, or no job script.
     """
     if needs_cluster and not shutil.which("sbatch"):
-        raise UserError("there is no sbatch here; submit on a login node of a Slurm cluster")
+        raise UserError("sbatch was not found; submit on a login node of a Slurm cluster")
     if not SCRIPTS.exists():
         raise UserError(f"{SCRIPTS} is missing; run maml from a checkout of its repository")
 
@@ -55,7 +55,7 @@ def submit_job(command: Sequence[str]) -> str:
 
 
 def print_dry_run(script: Path, *commands: Sequence[str]) -> None:
-    """Print what would be submitted, as shell commands, and the job script.
+    """Print the shell commands that would be run, and the job script.
 
     Args:
         script: The job script.

@@ -21,19 +21,19 @@ from maml_pipeline.tradeoff.progress import GridProgress
 
 POLL_SECONDS = 0.5
 SECONDS_TO_STOP = 100
-"""Time for a meta-step, and for W&B to finish; `sbatch --signal=SIGUSR1@120` leaves no more."""
+"""Time for the current meta-step and for W&B to finish, within `sbatch --signal=SIGUSR1@120`."""
 
 
 def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Cell, str]:
-    """Train and test the cells that are not finished, one after the other.
+    """Train and test the unfinished cells, one after another.
 
     Args:
-        tradeoff: Its folder exists.
-        max_steps: Meta-steps of each cell.
-        console: Shows the progress.
+        tradeoff: A trade-off whose folder exists.
+        max_steps: Number of meta-steps of each cell.
+        console: Where to show the progress.
 
     Returns:
-        The reason for each cell that failed.
+        The failed cells, each with the reason.
 
     Raises:
         UserError: Another process has locked the folder.
@@ -70,8 +70,8 @@ def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Ce
 def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
     """Replace this process by the run of one cell, while other jobs may run other cells.
 
-    `srun` starts this once for each device. A requeued job starts it again and resumes from the cell's
-    last checkpoint. Returns only if the cell is finished.
+    `srun` starts this process once per device. A requeued job starts it again, and the run resumes from
+    its last checkpoint. Returns only if the cell is finished.
 
     Raises:
         UserError: Another process has locked the folder.
@@ -125,8 +125,8 @@ def _train_cell(
     Args:
         tradeoff: The trade-off of the cell.
         cell: What to train.
-        descriptors: Those that hold the lock of the folder; the process inherits them.
-        watch: Called twice a second with the number of meta-steps done.
+        descriptors: File descriptors that hold the lock of the folder; the process inherits them.
+        watch: Called every half second with the number of meta-steps done.
 
     Returns:
         The reason for a failure, or `None`.
@@ -138,9 +138,9 @@ def _train_cell(
     folder.mkdir(exist_ok=True)
     with (folder / run_folder.LOG).open("a+", errors="replace") as log:
         earlier_attempts = log.seek(0, os.SEEK_END)
-        # A stop that was raised while the process starts would leave it running.
+        # If a signal raised `Stopped` while the process starts, the process would keep running.
         signals.respond(Response.NOTE, announces=True)
-        # A W&B id in the environment is for this process; each cell is a W&B run of its own.
+        # A W&B id in the environment is meant for this process; each cell is a separate W&B run.
         environment = child_environment(WANDB_RUN_ID=None)
         process = subprocess.Popen(
             fit_command(tradeoff, cell),

@@ -13,7 +13,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.rank import is_rank_zero
-from maml_pipeline.slurm.submission import AUTO_DEVICES, count_devices
+from maml_pipeline.slurm.allocation import AUTO_DEVICES, count_devices
 
 
 def check_settings(

@@ -8,7 +8,7 @@ import psutil
 import torch
 from jsonargparse import Namespace
 
-from maml_pipeline.cli.checks.memory import bounded_memory
+from maml_pipeline.cli.checks.address_space import bounded_memory
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.workers import check_picklable

@@ -11,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from maml_pipeline.cli.checks.blame import first_line
 from maml_pipeline.cli.checks.callbacks import as_list
-from maml_pipeline.cli.launcher import cluster_environment
+from maml_pipeline.cli.cluster_environment import cluster_environment
 from maml_pipeline.environment import MASTER_ADDR, MASTER_PORT, NODE_RANK
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import lightning_internals
@@ -110,7 +110,7 @@ def _check_strategy(trainer: Trainer, settings: Namespace) -> None:
 
 def _check_nodes(trainer: Trainer, settings: Namespace) -> None:
     """Refuse to wait for ranks on other nodes that nothing starts."""
-    environment = lightning_internals.cluster_environment(trainer)
+    environment = lightning_internals.chosen_cluster_environment(trainer)
     if settings.num_nodes == 1 or not isinstance(environment, LightningEnvironment):
         return
     needed = (MASTER_ADDR, MASTER_PORT, NODE_RANK)

@@ -1,4 +1,4 @@
-"""Probes: callbacks that measure what a gradient order costs and leaves out, and change nothing."""
+"""Probes: callbacks that measure the cost and the error of a gradient order, and change nothing."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ __all__ = ["MemoryProbe", "OrderGapProbe", "Probe", "ProbeSettings", "SpeedProbe
 
 @dataclass
 class ProbeSettings:
-    """What is measured while training, besides losses; docs/metrics.md lists the figures.
+    """What to measure during training besides losses; docs/metrics.md lists the metrics.
 
     Args:
-        every: Meta-steps between two measurements; the first is at the tenth.
+        every: Meta-steps between two measurements; the first is at the tenth meta-step.
         memory: Measure the peak memory of a meta-step.
         speed: Measure the time of a meta-step, tasks per second and FLOPs.
         order_gap: Compare both orders' meta-gradients. Needs about the memory of checkpointed inner
@@ -36,10 +36,10 @@ class ProbeSettings:
             )
 
     def callbacks(self) -> list[Probe]:
-        """Build the probes that are wanted, in the order in which they disturb each other least."""
-        wanted = (
+        """Build the requested probes, in the order in which they disturb each other least."""
+        probes = (
             (self.order_gap, OrderGapProbe),
             (self.speed, SpeedProbe),
             (self.memory, MemoryProbe),
         )
-        return [probe(self.every) for is_wanted, probe in wanted if is_wanted]
+        return [probe(self.every) for is_requested, probe in probes if is_requested]

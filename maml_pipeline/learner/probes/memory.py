@@ -1,4 +1,4 @@
-"""The memory probe: what a meta-step holds at its peak, to the byte."""
+"""The memory probe: the peak memory of a meta-step, to the byte."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,11 +17,10 @@ from maml_pipeline.tasks import TaskBatch
 
 
 class MemoryProbe(Probe):
-    """Logs what is there before a meta-step, and the peak of what the meta-step adds.
+    """Log the memory held before a meta-step, and the peak of what the meta-step adds.
 
-    The meta-step itself is measured, from its first batch to the optimiser's update, with the
-    allocator's own figures: exact, and the same in every repetition. Over several devices the largest
-    figure is logged.
+    The allocator's own figures, from the meta-step's first batch to the optimiser's update: exact and
+    reproducible. With several devices, the largest figure is logged.
 
     Raises:
         UserError: Lightning's PyTorch profiler would run at the same time, on the CPU.
@@ -32,17 +31,17 @@ class MemoryProbe(Probe):
         self._meter: PeakMeter | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be measured."""
+        """Reject a profiler that would run at the same time."""
         if isinstance(trainer.profiler, PyTorchProfiler) and pl_module.device.type == "cpu":  # type: ignore[attr-defined]
             raise UserError(
-                "trainer.profiler is pytorch, beside which memory cannot be measured on the CPU: "
+                "trainer.profiler is pytorch, which prevents measuring memory on the CPU: "
                 "set probes.memory to false"
             )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: TaskBatch, batch_idx: int
     ) -> None:
-        """Begin with the first batch of a probe step."""
+        """Start measuring at the first batch of a probe step."""
         assert isinstance(pl_module, MetaLearner)
         if self._meter is None and self.is_probe_step(trainer):
             self.warm_up(trainer, pl_module, batch)
@@ -50,7 +49,7 @@ class MemoryProbe(Probe):
             self._meter = PeakMeter(pl_module.device)
             self._before = {
                 "memory/parameters_bytes": _bytes(pl_module.state_dict().values()),
-                # Those of the meta-step before, which a process that has just resumed the run lacks.
+                # From the previous meta-step; none in a process that has just resumed the run.
                 "memory/gradients_bytes": _bytes(trainable_parameters(pl_module.network).values()),
                 "memory/optimizer_bytes": _bytes(
                     value
@@ -60,13 +59,13 @@ class MemoryProbe(Probe):
                     if isinstance(value, Tensor)
                 ),
             }
-            # The last meta-step's gradients, which this one would drop later. Now, so that nothing from
-            # before is freed while it is measured: the CPU's allocator could not tell its size.
+            # Free the previous gradients now, not during the measurement: the CPU's allocator would not
+            # know their size.
             pl_module.zero_grad()
             self._meter.start()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """End once the optimiser has made its update."""
+        """Stop measuring after the optimiser's update."""
         if self._meter is None or trainer.global_step == self._measured_step:
             return
         peak, device = self._meter.stop(), self._meter.device
@@ -81,7 +80,7 @@ class MemoryProbe(Probe):
         self.log_exactly(trainer, dict(zip(figures, largest.tolist(), strict=True)), self._measured_step)
 
     def on_exception(self, trainer: Trainer, *args: Any) -> None:
-        """Stop measuring: PyTorch's profiler outlives its owner otherwise."""
+        """Stop measuring; otherwise PyTorch's profiler would keep running."""
         if self._meter is not None:
             self._meter.stop()
             self._meter = None

@@ -1,4 +1,4 @@
-"""The order-gap probe: how far the first-order meta-gradient is from the second-order one."""
+"""The order-gap probe: how much the first-order meta-gradient differs from the second-order one."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.meta_learner import MetaLearner
-from maml_pipeline.learner.probes.probe import Probe, preserve_state
+from maml_pipeline.learner.probes.probe import Probe, preserve_state, uncompiled_meta_gradient
 from maml_pipeline.meta_gradient.inner_loop import Parameters
 from maml_pipeline.meta_gradient.order_gap import OrderGap, order_gaps
 from maml_pipeline.tasks import TaskBatch
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class OrderGapProbe(Probe):
-    """Logs the cosine, norm ratio and relative error of first order against second order.
+    """Log the cosine, norm ratio and relative error of first order against second order.
 
-    Both meta-gradients are taken at the parameters and on the tasks of the probe step, uncompiled, so
-    that they differ by the order alone; second order with checkpointed inner steps, in little
-    memory. Over several devices the mean meta-gradients are compared. Where second order is not to
-    be had, for this network or in this memory, a first-order run says so once and goes on without.
+    Both meta-gradients are computed uncompiled, with the parameters and tasks of the probe step, so that
+    they differ only in their order; second order checkpoints inner steps to save memory. With several
+    devices, the mean meta-gradients are compared. If second order is not possible, because of the
+    network or for lack of memory, the probe warns once and stays off.
     """
 
     def __init__(self, every: int = 500) -> None:
@@ -41,10 +41,10 @@ class OrderGapProbe(Probe):
             return
         self._probed_step = trainer.global_step
         gradients, reason = _both_or_why_not(trainer, pl_module, batch)
-        # The memory of one device may not do where that of the others does: all compare, or none.
+        # One device may lack memory where the others do not: either all compare, or none.
         if trainer.strategy.reduce_boolean_decision(gradients is None, all=False) or gradients is None:
             self._is_off = True
-            logger.warning("order_gap is not measured: %s", reason or "another device says why")
+            logger.warning("order_gap is not measured: %s", reason or "it failed on another device")
             return
         first, second = gradients
         gaps = order_gaps(_mean(trainer, first), _mean(trainer, second))
@@ -68,9 +68,9 @@ def both_orders(learner: MetaLearner, batch: TaskBatch) -> tuple[Parameters, Par
     """Compute the first- and the second-order meta-gradient of a batch."""
     inner = learner.inner_loop()
     return (
-        learner.uncompiled_meta_gradient(batch, replace(inner, first_order=True)).gradient,
-        learner.uncompiled_meta_gradient(
-            batch, replace(inner, first_order=False, checkpointed=True)
+        uncompiled_meta_gradient(learner, batch, replace(inner, first_order=True)).gradient,
+        uncompiled_meta_gradient(
+            learner, batch, replace(inner, first_order=False, checkpointed=True)
         ).gradient,
     )
 

@@ -1,4 +1,4 @@
-"""What all probes share: when they measure, and where the figures go."""
+"""What all probes share: when they measure, what they must not change, and logging."""
 
 import contextlib
 import random
@@ -10,20 +10,21 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from maml_pipeline.learner.meta_learner import MetaLearner
+from maml_pipeline.meta_gradient import InnerLoop, MetaGradient
 from maml_pipeline.tasks import TaskBatch
 
 FIRST_PROBE_STEP = 10
-"""By then compilers have compiled, caches are full and the optimiser has its state."""
+"""By then, compilation is over, caches are filled and the optimiser has its state."""
 
 WARM_UP_STEPS = 3
-"""So many meta-steps fill caches and compile: in a run the first are not measured, in a process that
-resumes it as many meta-gradients are computed and thrown away."""
+"""Meta-steps that compile and fill caches. A run does not measure its first ones; a process that resumes
+a run computes as many meta-gradients and discards them."""
 
 
 class Probe(Callback):
-    """Measures on probe steps: the tenth meta-step, and every multiple of `every`.
+    """Measure in probe steps: the tenth meta-step, and every multiple of `every`.
 
-    A probe changes nothing that is trained: with it or without, the weights are the same to the bit.
+    A probe does not change training: the weights with and without it are bitwise equal.
 
     Args:
         every: Meta-steps between two measurements.
@@ -34,36 +35,36 @@ class Probe(Callback):
         self.steps_at_start = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where this process begins."""
+        """Note the meta-step at which this process starts."""
         self.steps_at_start = trainer.global_step
 
     def is_probe_step(self, trainer: Trainer) -> bool:
-        """Tell whether the current meta-step is measured, whichever process computes it."""
+        """Tell whether the current meta-step is measured; the same in a resumed run."""
         number = trainer.global_step + 1
         is_due = number == FIRST_PROBE_STEP or number % self.every == 0
         return is_due and trainer.global_step >= WARM_UP_STEPS
 
     def is_warm(self, trainer: Trainer) -> bool:
-        """Tell whether this process has computed enough meta-steps to be judged."""
+        """Tell whether this process has computed enough meta-steps to be measured."""
         return self.missing_warm_up_steps(trainer) <= 0
 
     def missing_warm_up_steps(self, trainer: Trainer) -> int:
-        """Return how many meta-steps this process lacks to be warm."""
+        """Return how many meta-steps this process still needs to be warm."""
         return WARM_UP_STEPS - (trainer.global_step - self.steps_at_start)
 
     def warm_up(self, trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
-        """Compute, in a process that has just begun, meta-gradients that change nothing."""
+        """Compute and discard meta-gradients in a process that has just started."""
         for _ in range(self.missing_warm_up_steps(trainer)):
-            throw_away_meta_gradient(trainer, learner, batch)
+            discard_meta_gradient(trainer, learner, batch)
 
     def log_exactly(self, trainer: Trainer, figures: Mapping[str, float], meta_step: int) -> None:
-        """Hand figures to every logger as they are: Lightning's own way rounds bytes to float32."""
+        """Log figures to every logger directly; `LightningModule.log` would round bytes to float32."""
         for logger in trainer.loggers:
             logger.log_metrics(dict(figures), step=meta_step)
 
 
-def throw_away_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
-    """Compute the meta-gradient of a batch as the current meta-step does, and change nothing."""
+def discard_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
+    """Compute a batch's meta-gradient as the current meta-step does, without changing any state."""
     with (
         preserve_state(learner.network, learner.device),
         trainer.precision_plugin.forward_context(),
@@ -71,9 +72,25 @@ def throw_away_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: Task
         learner.meta_gradient(batch)
 
 
+def uncompiled_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
+    """Compute a meta-gradient of either order with the run's engine, but uncompiled.
+
+    Args:
+        learner: Gives the network, the loss and the engine.
+        batch: T tasks.
+        inner: The inner loop and gradient order.
+
+    Raises:
+        UserError: The network does not support this order.
+    """
+    learner.check_first_batch(batch)
+    engine = learner.uncompiled_engine
+    return engine.meta_gradient(learner.network, learner.loss, batch, inner, learner.metric)
+
+
 @contextlib.contextmanager
 def preserve_state(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Undo what calling a network changes: its buffers, and the random state of every library."""
+    """Restore what calling a network changes: its buffers, and the random state of all libraries."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     python, numpy = random.getstate(), np.random.get_state()
     cuda = [device] if device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""The speed probe: what a meta-step takes, and what it computes."""
+"""The speed probe: the time and the FLOPs of a meta-step."""
 
 import statistics
 import time
@@ -12,8 +12,9 @@ from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.probes.probe import (
     WARM_UP_STEPS,
     Probe,
+    discard_meta_gradient,
     preserve_state,
-    throw_away_meta_gradient,
+    uncompiled_meta_gradient,
 )
 from maml_pipeline.tasks import TaskBatch
 
@@ -21,18 +22,17 @@ Instant = float | torch.cuda.Event
 
 
 class SpeedProbe(Probe):
-    """Logs the median time of the meta-steps since the last probe step, and their FLOPs.
+    """Log the median time of the meta-steps since the last probe step, and their FLOPs.
 
-    A meta-step is timed from its first batch, already drawn, to the optimiser's update: by the clock
-    on the CPU, by events of the stream on CUDA, which nothing has to wait for until they are read.
-    Where there was none, because the process has just resumed the run or every meta-step is a probe
-    step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of matrix
-    products and convolutions as the engine computes them uncompiled, counted once for each gradient
-    order.
+    A meta-step is timed from its first batch, which is already drawn, to the optimiser's update: with
+    the clock on the CPU, and with CUDA events on a GPU, which need no synchronisation until they are
+    read. If no meta-step was timed, because the process has just resumed the run or every meta-step is
+    a probe step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of
+    matrix products and convolutions, counted uncompiled, once per gradient order.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with nothing measured."""
+        """Clear all measurements."""
         super().on_train_start(trainer, pl_module)
         self._spans: list[tuple[Instant, Instant]] = []
         self._flops: dict[bool, int] = {}
@@ -41,12 +41,12 @@ class SpeedProbe(Probe):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: TaskBatch, batch_idx: int
     ) -> None:
-        """Log on probe steps; take the time of the others."""
+        """Log in a probe step; start the clock in any other."""
         assert isinstance(pl_module, MetaLearner)
         if self._started is not None and self._started[0] == trainer.global_step:
             return  # a later batch of the same meta-step
         if self.is_probe_step(trainer):
-            # Probes make this meta-step slow: it is not timed.
+            # Not timed: probes slow it down.
             self._started = None
             if not self._spans:
                 self._spans = self._time_meta_gradients(trainer, pl_module, batch)
@@ -57,7 +57,7 @@ class SpeedProbe(Probe):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Take the time once the optimiser has made its update."""
+        """Stop the clock after the optimiser's update."""
         if self._started is not None and trainer.global_step > self._started[0]:
             self._spans.append((self._started[1], _now(pl_module.device)))
             self._started = None
@@ -70,7 +70,7 @@ class SpeedProbe(Probe):
         for _ in range(WARM_UP_STEPS):
             started = _now(learner.device)
             for _ in range(trainer.accumulate_grad_batches):
-                throw_away_meta_gradient(trainer, learner, batch)
+                discard_meta_gradient(trainer, learner, batch)
             spans.append((started, _now(learner.device)))
         return spans
 
@@ -110,5 +110,5 @@ def _seconds(start: Instant, end: Instant) -> float:
 def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
     counter = FlopCounterMode(display=False)
     with preserve_state(learner.network, learner.device), counter:
-        learner.uncompiled_meta_gradient(batch, learner.inner_loop())
+        uncompiled_meta_gradient(learner, batch, learner.inner_loop())
     return counter.get_total_flops()

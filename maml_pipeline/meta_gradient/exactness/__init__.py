@@ -24,13 +24,14 @@ from maml_pipeline.meta_gradient.exactness.comparison import Computation
 from maml_pipeline.meta_gradient.exactness.layers import initialise_lazy
 from maml_pipeline.meta_gradient.exactness.plain_autograd import LossesAndGradient
 from maml_pipeline.meta_gradient.exactness.preservation import evaluation_mode
-from maml_pipeline.meta_gradient.exactness.verification import verified_workarounds
+from maml_pipeline.meta_gradient.exactness.verification import derivative_error, verified_workarounds
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 
 __all__ = [
     "Computation",
     "LossesAndGradient",
     "Workarounds",
+    "derivative_error",
     "evaluation_mode",
     "initialise_lazy",
     "verified_workarounds",

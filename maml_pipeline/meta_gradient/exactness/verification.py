@@ -58,6 +58,21 @@ def verified_workarounds(
     return verified[key][0]
 
 
+def derivative_error(network: nn.Module, inner: InnerLoop, error: Exception) -> UserError | None:
+    """Explain an error of PyTorch about a derivative that it cannot compute; `None` for any other."""
+    cause = first_sentence(error)
+    if is_reentrant_checkpoint_error(cause):
+        remedy = "call torch.utils.checkpoint with use_reentrant=False, or not at all"
+    elif is_missing_derivative_error(cause):
+        remedy = "replace that layer" + ("" if inner.first_order else ", or set first_order to true")
+    else:
+        return None
+    return UserError(
+        f"PyTorch cannot differentiate network {type(network).__name__} with first_order "
+        f"{str(inner.first_order).lower()}: {cause}; {remedy}"
+    )
+
+
 def _verify(
     computation: Computation, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
 ) -> Workarounds:
@@ -94,7 +109,10 @@ def _verify(
             )
             return workarounds
         except (RuntimeError, ValueError, TypeError, IndexError, UserWarning) as error:
-            raise _derivative_error(network, inner, error) from error
+            name, cause = type(network).__name__, first_sentence(error)
+            raise derivative_error(network, inner, error) or UserError(
+                f"network {name} or its loss cannot be trained: {cause}"
+            ) from error
 
 
 def _needed_workarounds(
@@ -114,18 +132,6 @@ def _needed_workarounds(
         mask_padding=traits.has_padding and computation.uses_vmap,
         preserve_attributes=traits.changes_attributes,
     )
-
-
-def _derivative_error(network: nn.Module, inner: InnerLoop, error: Exception) -> UserError:
-    name, cause = type(network).__name__, first_sentence(error)
-    if is_reentrant_checkpoint_error(cause):
-        remedy = "call torch.utils.checkpoint with use_reentrant=False, or not at all"
-    elif is_missing_derivative_error(cause):
-        remedy = "replace that layer" + ("" if inner.first_order else ", or set first_order to true")
-    else:
-        return UserError(f"network {name} or its loss cannot be trained: {cause}")
-    order = f"first_order {str(inner.first_order).lower()}"
-    return UserError(f"PyTorch cannot differentiate network {name} with {order}: {cause}; {remedy}")
 
 
 def _compare(

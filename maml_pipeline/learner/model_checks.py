@@ -10,50 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError, describe
+from maml_pipeline.learner.measures import measure_name
 from maml_pipeline.meta_gradient import Loss
 from maml_pipeline.tasks import Task
 from maml_pipeline.tasks.task import type_name
 
 
-def measure_name(measure: Loss) -> str:
-    """Return the name under which a loss or metric is logged: that of the function or class."""
-    return getattr(measure, "__name__", type(measure).__name__.lower())
-
-
-def check_measures(loss: Loss, metric: Loss | None) -> None:
-    """Refuse what cannot be a loss or a metric for any task.
-
-    Raises:
-        UserError: It is not callable, learns parameters of its own, or cannot be logged by name.
-    """
-    for key, measure in (("loss", loss), ("metric", metric)):
-        if measure is None and key == "metric":
-            continue
-        if not callable(measure) or isinstance(measure, type):
-            given = f"the class {measure.__name__}" if isinstance(measure, type) else repr(measure)
-            raise UserError(
-                f"{key} is {given}; it must be a function of (prediction, target), or an instance of a "
-                "class like torch.nn.MSELoss"
-            )
-        if isinstance(measure, nn.Module) and any(p.requires_grad for p in measure.parameters()):
-            raise UserError(
-                f"{key} {measure_name(measure)} has trainable parameters, but the network's alone are "
-                "meta-learned: put them into the network, or set requires_grad to False"
-            )
-    if metric is not None:
-        name = measure_name(metric)
-        if name == "loss":
-            raise UserError("metric is called loss, as the loss is; give it another name")
-        if not name.isidentifier():
-            raise UserError(f"metric is called {name}, which is no name to log it under: use def")
-
-
 def check_compatibility(network: nn.Module, loss: Loss, metric: Loss | None, task: Task) -> None:
-    """Run network, loss and metric on both sets of one task, without changing their state.
+    """Call network, loss and metric on both sets of one task, without changing their state.
 
     Raises:
-        UserError: The network fails or does not return a tensor; the loss or metric fails or is not a
-            number; or the loss is not one that the network can learn from.
+        UserError: The network fails or does not return a tensor, the loss or metric fails or does not
+            return one number, or no gradient reaches the network.
     """
     devices = [task.support_x.device] if task.support_x.is_cuda else []
     with (
@@ -75,14 +43,14 @@ def check_compatibility(network: nn.Module, loss: Loss, metric: Loss | None, tas
 
 
 def check_same_network(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Refuse the `state_dict` of another network.
+    """Reject the `state_dict` of another network.
 
     Args:
         saved: The `state_dict` of a checkpoint.
-        own: The `state_dict` to be replaced by it.
+        own: The `state_dict` that it would replace.
 
     Raises:
-        UserError: A name or a shape differs; the message names the first.
+        UserError: A name or shape differs; the message gives the first.
     """
     for name in sorted(own.keys() | saved.keys()):
         saved_shape, own_shape = (
@@ -100,7 +68,7 @@ def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -
     try:
         prediction = network(x)
         value: Any = loss(prediction, y) if isinstance(prediction, Tensor) else None
-    except Exception as error:  # whatever a user's own code may raise
+    except Exception as error:  # the user's code may raise anything
         raise UserError(
             f"network {type(network).__name__} and loss {measure_name(loss)} do not fit the tasks, "
             f"{kinds}: {describe(error)}"
@@ -108,13 +76,13 @@ def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -
     if not isinstance(prediction, Tensor):
         raise UserError(
             f"network {type(network).__name__} returns a {type_name(prediction)}; it must return one "
-            "tensor, the predictions of a set: let its forward choose it"
+            "tensor, the predictions of a set"
         )
     _check_number(value, f"loss {measure_name(loss)}")
     if not value.requires_grad:
         raise UserError(
             f"no gradient reaches network {type(network).__name__} from loss {measure_name(loss)}: both "
-            "must be differentiable, and detach nothing"
+            "must be differentiable and must not detach anything"
         )
     return prediction
 
@@ -132,7 +100,7 @@ def _try_metric(metric: Loss, prediction: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def _throwaway(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield a copy, or if it cannot be copied, the network itself, and restore its buffers."""
+    """Yield a copy, or the network itself if it cannot be copied; restore its buffers."""
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         copied = copy.deepcopy(network)

@@ -1,4 +1,4 @@
-"""What a training asks a Slurm cluster for: nodes, one task a device, and GPUs."""
+"""What a training requests from Slurm: nodes, GPUs, and one task per device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SET_BY_CONFIG = {
         "trainer.devices",
     ),
 }
-"""Flags of sbatch that the configuration speaks for, and the key that does."""
+"""sbatch flags that follow from the configuration, and the key that sets each."""
 
 AUTO_DEVICES = ("auto", "-1")
 CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
@@ -26,13 +26,13 @@ CPU, GPU = ("cpu",), ("auto", "gpu", "cuda")
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a job asks for.
+    """What a job requests.
 
     Args:
-        nodes: How many.
-        devices: On each node: as many tasks.
-        gpus: On each node, as sbatch takes it: `4`, `a100:4`, or `0`.
-        fit_flags: Flags of `maml fit` for what its configuration leaves to the machine.
+        nodes: Number of nodes.
+        devices: Devices per node, each with one task.
+        gpus: GPUs per node in the notation of sbatch: `4`, `a100:4`, or `0`.
+        fit_flags: Flags of `maml fit` that fix what its configuration leaves to the machine.
     """
 
     nodes: int
@@ -54,16 +54,16 @@ class Allocation:
         return of_node if self.nodes == 1 else f"{self.nodes} nodes with {of_node} each"
 
 
-def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
-    """Work out what the `trainer` of a configuration needs.
+def required_allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Allocation:
+    """Return what the `trainer` of a configuration needs.
 
     Args:
         trainer: That part of the resolved configuration.
-        gpus_per_node: What to take where it says `auto` or -1; as a person wrote it.
-        gpu_type: Of the GPUs; empty for any.
+        gpus_per_node: GPUs per node for `auto` and -1, as text from cluster.env.
+        gpu_type: Type of the GPUs; empty for any.
 
     Raises:
-        UserError: It cannot run in a job, or a value is not a number.
+        UserError: The trainer cannot run in a job, or a value is not a number.
     """
     accelerator, devices = trainer["accelerator"], trainer["devices"]
     if accelerator not in (*CPU, *GPU):
@@ -76,39 +76,39 @@ def allocation(trainer: dict[str, Any], gpus_per_node: str, gpu_type: str) -> Al
         number = count_devices(devices)
     flags: tuple[str, ...] = () if str(devices) == str(number) else ("--trainer.devices", str(number))
     if accelerator == "auto":
-        # A GPU that fails is to stop the job, and not to leave it to a CPU.
+        # If the GPU fails, the job must stop, not fall back to the CPU.
         flags += ("--trainer.accelerator", "gpu")
     gpus = "0" if on_cpu else f"{gpu_type}:{number}" if gpu_type else str(number)
     return Allocation(trainer["num_nodes"], number, gpus, flags)
 
 
 def count_devices(devices: Any) -> int:
-    """Count what Lightning takes for devices: 2, "2", [0, 1] or "0,1".
+    """Count devices in any notation of Lightning: 2, "2", [0, 1] or "0,1".
 
     Raises:
-        UserError: It is nothing of the kind.
+        UserError: The value has none of these forms.
     """
     if isinstance(devices, list) and devices:
         return len(devices)
     text = str(devices)
     count = str(len([part for part in text.split(",") if part])) if "," in text else text
     if not count.isdigit() or int(count) < 1:
-        raise UserError(f"trainer.devices is {devices}; give the number of devices of a node")
+        raise UserError(f"trainer.devices is {devices}; give the number of devices per node")
     return int(count)
 
 
 def check_sbatch_flags(flags: Sequence[str], is_array: bool) -> None:
-    """Refuse flags of sbatch that could disagree with the configuration.
+    """Refuse sbatch flags that could contradict the configuration.
 
     Args:
-        flags: As they are typed.
-        is_array: Whether `--array` and `--dependency` have a use already.
+        flags: The flags after `--`.
+        is_array: Whether the job is an array, whose `--dependency` is set already.
 
     Raises:
-        UserError: There is one.
+        UserError: A flag follows from the configuration, or is set by `maml submit`.
     """
     if flags and not flags[0].startswith("-"):
-        raise UserError(f"{flags[0]} stands after --; only flags of sbatch have their place there")
+        raise UserError(f"{flags[0]} comes after --, where only sbatch flags are allowed")
     for flag in flags:
         name = flag.partition("=")[0]
         if name not in SET_BY_CONFIG and flag[:1] == "-" and flag[1:2] != "-":
@@ -118,4 +118,4 @@ def check_sbatch_flags(flags: Sequence[str], is_array: bool) -> None:
         if name == "--gres" and "gpu" in flag:
             raise UserError("--gres follows from trainer.devices; set that key before the --")
         if name in ("--array", "-a") or (is_array and name in ("--dependency", "-d")):
-            raise UserError(f"{name} is what `maml submit --tradeoff` sets itself")
+            raise UserError(f"{name} is set by `maml submit --tradeoff`")

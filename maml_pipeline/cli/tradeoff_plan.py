@@ -1,0 +1,59 @@
+"""The trade-off that the arguments of `maml tradeoff` or `maml submit --tradeoff` describe."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from maml_pipeline.cli.config_files import read_config
+from maml_pipeline.cli.resolved_config import ResolvedConfig
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.runs.folder import RUNS
+from maml_pipeline.tradeoff.folder import Tradeoff
+from maml_pipeline.tradeoff.grid import VARIED_KEYS, make_grid
+
+
+class Plan:
+    """The trade-off that arguments describe: checked, with nothing written yet.
+
+    Args:
+        settings: The parsed arguments of `maml tradeoff`.
+        fit_arguments: Its other arguments, which are those of `maml fit`.
+        elsewhere: Whether the cells will be trained on other machines.
+
+    Raises:
+        UserError: An argument is invalid, or the folder holds another trade-off.
+    """
+
+    def __init__(
+        self, settings: argparse.Namespace, fit_arguments: Sequence[str], elsewhere: bool = False
+    ) -> None:
+        _check_fit_arguments(fit_arguments)
+        config = ResolvedConfig(fit_arguments, elsewhere).values
+        cells = make_grid(
+            settings.orders or [*Method],
+            settings.inner_steps or [config["model"]["inner_steps"]],
+            settings.seeds or [config["seed_everything"]],
+        )
+        if config["trainer"]["max_steps"] < 1:
+            raise UserError("trainer.max_steps is -1; a trade-off needs a number of meta-steps")
+        if (cell := settings.cell) is not None and cell not in range(len(cells)):
+            raise UserError(f"cell is {cell}; the cells of this trade-off are 0 to {len(cells) - 1}")
+        self.experiment: str = config["run"]["experiment"]
+        self.tradeoff = Tradeoff(settings.out or RUNS / f"{self.experiment}-tradeoff", cells)
+        exists = self.tradeoff.config.exists()
+        if not settings.report:
+            name = "the configuration of the trade-off"
+            existing = read_config(self.tradeoff.config, name) if exists else None
+            self.shared: dict[str, Any] = self.tradeoff.shared_config(config, existing)
+        elif not exists:
+            raise UserError(f"out {self.tradeoff.folder} holds no trade-off; train its cells first")
+
+
+def _check_fit_arguments(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        key = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and key in VARIED_KEYS:
+            raise UserError(f"--{key} is set by the trade-off for each cell; use --{VARIED_KEYS[key]}")
+        if key == "ckpt_path":
+            raise UserError("--ckpt_path is not used here: the same command resumes a stopped trade-off")

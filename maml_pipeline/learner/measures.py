@@ -1,0 +1,46 @@
+"""Losses and metrics: functions of (prediction, target) that return one number."""
+
+from torch import Tensor, nn
+
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import Loss
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the fraction of correct answers: logits `(S, ways)`, labels `(S,)` -> scalar in [0, 1]."""
+    return (logits.argmax(dim=-1) == labels).float().mean()
+
+
+def measure_name(measure: Loss) -> str:
+    """Return the name under which a loss or metric is logged: that of the function or class."""
+    return getattr(measure, "__name__", type(measure).__name__.lower())
+
+
+def check_measures(loss: Loss, metric: Loss | None) -> None:
+    """Reject a loss or metric that cannot work with any task.
+
+    Raises:
+        UserError: It is not callable, has trainable parameters, or cannot be logged by name.
+    """
+    for key, measure in (("loss", loss), ("metric", metric)):
+        if measure is None and key == "metric":
+            continue
+        if not callable(measure) or isinstance(measure, type):
+            given = f"the class {measure.__name__}" if isinstance(measure, type) else repr(measure)
+            raise UserError(
+                f"{key} is {given}; it must be a function of (prediction, target), or an instance of a "
+                "class like torch.nn.MSELoss"
+            )
+        if isinstance(measure, nn.Module) and any(p.requires_grad for p in measure.parameters()):
+            raise UserError(
+                f"{key} {measure_name(measure)} has trainable parameters, but only those of the network "
+                "are meta-learned: move them into the network, or set requires_grad to False"
+            )
+    if metric is not None:
+        name = measure_name(metric)
+        if name == "loss":
+            raise UserError("metric is named loss, like the loss; rename it")
+        if not name.isidentifier():
+            raise UserError(
+                f"metric is named {name}, under which it cannot be logged: define it with def"
+            )
