@@ -39,7 +39,7 @@ class Omniglot(TaskDistribution):
     """Classify characters of N classes after seeing K drawings of each.
 
     In a rotated split, each rotation of a character by a multiple of 90 degrees is a separate class.
-    Finn et al. 2017 describe rotation for training; their code also rotates test tasks.
+    By default all splits are rotated, as in the code of Finn et al. 2017.
 
     Args:
         ways: Classes N per task, 2 to 100.
