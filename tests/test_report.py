@@ -32,7 +32,7 @@ PLOTS = [
 @pytest.fixture(scope="module")
 def report(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return write_report(find_runs([trained_runs]).runs, folder)
+    return write_report(compare(find_runs([trained_runs]).runs), folder)
 
 
 def test_the_command_reports_all_runs_below_the_given_folders(
@@ -81,7 +81,7 @@ def test_links_lead_to_the_configs(report: Path) -> None:
 def test_the_same_runs_give_the_same_plots(trained_runs: Path, tmp_path: Path) -> None:
     runs = find_runs([trained_runs / "other"]).runs
     for name in ("one", "two"):
-        write_report(runs, tmp_path / name)
+        write_report(compare(runs), tmp_path / name)
     for plot in (tmp_path / "one").glob("*.png"):
         assert plot.read_bytes() == (tmp_path / "two" / plot.name).read_bytes()
 
@@ -119,7 +119,7 @@ def test_a_report_that_cannot_be_written_is_one_line(
 def test_a_full_disk_leaves_the_earlier_report(
     trained_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_report(find_runs([trained_runs / "other"]).runs, tmp_path)
+    write_report(compare(find_runs([trained_runs / "other"]).runs), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     written: list[Path] = []
 
@@ -132,10 +132,10 @@ def test_a_full_disk_leaves_the_earlier_report(
     monkeypatch.setattr("maml_pipeline.report.page.write_atomically", full_after_three)
     runs = find_runs([trained_runs / "lines" / "first-k1-s0"]).runs
     with pytest.raises(UserError, match="cannot be written to \\(No space left on device\\)"):
-        write_report(runs, tmp_path)
+        write_report(compare(runs), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(UserError):
-        write_report(runs, tmp_path / "new")
+        write_report(compare(runs), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

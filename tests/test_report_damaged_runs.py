@@ -126,7 +126,9 @@ def test_a_repeated_run_is_not_another_seed(sound: list[Path], tmp_path: Path) -
     assert len(found.runs) == 3 and found.skipped == []
     groups = compare(found.runs)
     assert [*groups] == ["toy", "toy, repeat 2"]
-    assert all(len(row.runs) == 1 and row.seed_range is None for rows in groups.values() for row in rows)
+    assert all(
+        len(row.runs) == 1 and row.result_range is None for rows in groups.values() for row in rows
+    )
 
 
 def test_a_killed_run_does_not_count_as_a_seed(sound: list[Path], tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_a_killed_run_does_not_count_as_a_seed(sound: list[Path], tmp_path: Path
     assert seeds_text(row) == "0, 1, 2*"
     official = [run.test["test/loss"] for run in row.evaluated]
     assert row.result is not None and row.result.mean == pytest.approx(sum(official) / 2)
-    assert row.seed_range == (min(official), max(official))
+    assert row.result_range == (min(official), max(official))
     assert (row.to_json()["seeds"], row.to_json()["unfinished_seeds"]) == ([0, 1], [2])
 
 
@@ -172,7 +174,7 @@ def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Pa
     result(my_step_size=0.5, my_step_size_step_0=0.7, my_step_size_step_1=0.6)(run)
     (found,) = find_runs([run]).runs
     assert found.measure_at_test == ("my_step_size", None) and len(found.test_curve) == 2
-    write_report([found], tmp_path / "report")
+    write_report(compare([found]), tmp_path / "report")
 
 
 # Paths ------------------------------------------------------------------------------------------

@@ -117,8 +117,20 @@ def test_runs_that_differ_by_their_seed_are_one_row(rows: list[ComparisonRow]) -
     ]
     for row in rows:
         results = [run.test["test/loss"] for run in row.runs]
-        assert row.result is not None and row.seed_range == (min(results), max(results))
+        assert row.result is not None and row.result_range == (min(results), max(results))
         assert row.result.mean == pytest.approx(sum(results) / 2)
+
+
+def test_a_comparison_does_not_depend_on_the_order_of_runs(trained_runs: Path) -> None:
+    runs = find_runs([trained_runs / "lines"]).runs
+
+    def compared(runs: list[Run]) -> list[tuple[object, ...]]:
+        return [
+            (row.method, row.inner_steps, {run.seed for run in row.runs}, row.ratio("flops"))
+            for row in compare(runs)["toy"]
+        ]
+
+    assert compared(runs[::-1]) == compared([*runs[::2], *runs[1::2]]) == compared(runs)
 
 
 def test_ratios_are_to_first_order_with_the_same_inner_steps(rows: list[ComparisonRow]) -> None:
@@ -164,7 +176,7 @@ def test_runs_with_other_settings_are_separate_groups(trained_runs: Path) -> Non
 
 def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> None:
     (row,) = compare(find_runs([trained_runs / "other"]).runs)["other"]
-    assert row.first_order is None and row.ratio("peak_bytes") is None
+    assert row.first_order_row is None and row.ratio("peak_bytes") is None
     assert row.to_json()["peak_bytes_to_first_order"] is None
     assert not findings([row])
 

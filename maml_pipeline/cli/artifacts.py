@@ -22,6 +22,7 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
     for tracker in trainer.loggers:
         if isinstance(tracker, WandbTracker) and tracker.uploads_artifacts(asked):
             # Imported late: Matplotlib is slow to import.
+            from maml_pipeline.report.comparison import compare
             from maml_pipeline.report.page import write_report
             from maml_pipeline.runs.find import find_runs
             from maml_pipeline.runs.folder import REPORT
@@ -29,7 +30,8 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
             if best:
                 tracker.upload_artifact("model", Path(best))
             try:
-                report = write_report(find_runs([tracker.folder]).runs, tracker.folder / REPORT)
+                runs = find_runs([tracker.folder]).runs
+                report = write_report(compare(runs), tracker.folder / REPORT)
             except UserError as error:  # the run itself has succeeded
                 logger.warning("no report is attached to the W&B run: %s", error)
             else:

@@ -56,6 +56,7 @@ def report_runs(paths: Sequence[Path], out: Path) -> None:
     found = find_runs(paths)
     for line in found.skipped:
         print(f"Left out: {line}", file=sys.stderr)
-    for title, rows in compare(found.runs).items():
+    experiments = compare(found.runs)
+    for title, rows in experiments.items():
         print_table(title, rows)
-    print(f"Report: {printable(write_report(found.runs, out, found.skipped))}")
+    print(f"Report: {printable(write_report(experiments, out, found.skipped))}")

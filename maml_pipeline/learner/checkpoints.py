@@ -116,7 +116,7 @@ class LastCheckpoint(Checkpoint):
         if step == self._ended_at or lightning_internals.is_within_meta_step(trainer):
             return
         self._ended_at = step
-        stops = self.stop.is_wanted(trainer)
+        stops = self.stop.agree_to_stop(trainer)
         ends = trainer.should_stop or step == trainer.max_steps or _ends_last_epoch(trainer)
         if stops or ends or step % self.every == 0:
             trainer.save_checkpoint(self.path, weights_only=False)

@@ -5,7 +5,7 @@ The sequence, with the place of each step:
 1. Slurm sends SIGUSR1 two minutes before the time limit (`#SBATCH --signal` in slurm/*.sbatch), or
    SIGTERM when it preempts the job. It reaches some ranks or all, at any moment. `signals` notes it.
 2. After each meta-step, and after its validation if there is one, `LastCheckpoint` asks
-   `StopOnSignal.is_wanted`. All ranks agree there in one collective operation.
+   `StopOnSignal.agree_to_stop`. All ranks agree there in one collective operation.
 3. If any rank got a signal, `LastCheckpoint` saves the state.
 4. Before the next meta-step, `StopOnSignal` raises `Stopped` on every rank.
 5. `cli.training` finishes the W&B run, and the ranks leave their process group.
@@ -76,7 +76,7 @@ class StopOnSignal(Callback):
         signals.restore(self._replaced)
         self._replaced = {}
 
-    def is_wanted(self, trainer: Trainer) -> bool:
+    def agree_to_stop(self, trainer: Trainer) -> bool:
         """Tell whether training must stop after the current meta-step.
 
         A collective operation: every rank must call it at the same meta-step. The signal may have

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import count
 from typing import Any
 
 from maml_pipeline.meta_gradient.order import Method
@@ -22,12 +22,12 @@ class ComparisonRow:
 
     Args:
         runs: Runs that differ only in their seed.
-        first_order: The first-order row with as many inner steps, the denominator of all ratios;
+        first_order_row: The first-order row with as many inner steps, the denominator of all ratios;
             `None` if there is none.
     """
 
     runs: list[Run]
-    first_order: "ComparisonRow | None"
+    first_order_row: "ComparisonRow | None"
 
     @property
     def method(self) -> Method:
@@ -66,8 +66,8 @@ class ComparisonRow:
         return Estimate(mean([r.mean for r in results]), mean([r.ci95 for r in results]), self.split)
 
     @property
-    def seed_range(self) -> tuple[float, float] | None:
-        """The results of the lowest and the highest seed; `None` with fewer than two seeds."""
+    def result_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest result over the seeds; `None` with fewer than two results."""
         results = [run.result.mean for run in self.evaluated if run.result is not None]
         return (min(results), max(results)) if len(results) > 1 else None
 
@@ -80,12 +80,12 @@ class ComparisonRow:
     def ratio(self, quantity: str) -> float | None:
         """Return a quantity as a multiple of first order's; `None` if either is unknown."""
         own = self.mean(quantity)
-        other = None if self.first_order is None else self.first_order.mean(quantity)
+        other = None if self.first_order_row is None else self.first_order_row.mean(quantity)
         return own / other if own is not None and other else None
 
     def to_json(self) -> dict[str, Any]:
         """Return every number of the row; `None` for what is unknown."""
-        result, seed_range = self.result, self.seed_range
+        result, result_range = self.result, self.result_range
         return {
             "experiment": self.runs[0].experiment,
             "order": self.method.order,
@@ -97,7 +97,7 @@ class ComparisonRow:
             "split": None if result is None else result.split,
             "mean": None if result is None else finite(result.mean),
             "ci95": None if result is None else finite(result.ci95),
-            "lowest_and_highest_seed": seed_range and [finite(value) for value in seed_range],
+            "lowest_and_highest_result": result_range and [finite(value) for value in result_range],
             **{quantity: finite(self.mean(quantity)) for quantity in QUANTITIES},
             **{f"{cost}_to_first_order": finite(self.ratio(cost)) for cost in COSTS},
         }
@@ -111,15 +111,18 @@ def compare(runs: Iterable[Run]) -> dict[str, list[ComparisonRow]]:
     the settings and the seed of another: it is not one more seed.
 
     Args:
-        runs: In the order of `find_runs`.
+        runs: In any order; their order decides that of groups and seeds.
 
     Returns:
-        The rows of each group, sorted by inner steps and method, by the group's title: the experiment,
-        and the settings that distinguish it from others of the same name.
+        The rows of each group, sorted by inner steps and method, under its title: the experiment, and
+        the settings that distinguish it from others of the same name.
     """
     groups: dict[str, list[ComparisonRow]] = {}
-    for _, same_name in groupby(runs, lambda run: run.experiment):
-        for name, same_settings in _split_by_settings([*same_name]):
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.experiment, []).append(run)
+    for same_name in by_name.values():
+        for name, same_settings in _split_by_settings(same_name):
             for number, distinct in enumerate(_split_repeats(same_settings), 1):
                 title = printable(name) + (f", repeat {number}" if number > 1 else "")
                 groups[_unique(title, groups)] = [*_rows(distinct)]
@@ -155,22 +158,26 @@ def _unique(title: str, taken: Container[str]) -> str:
 
 
 def _rows(runs: Iterable[Run]) -> Iterator[ComparisonRow]:
-    for _, same_steps in groupby(runs, lambda run: run.inner_steps):
-        first_order: ComparisonRow | None = None
-        for method, same_method in groupby(same_steps, lambda run: run.method):
-            row = ComparisonRow([*same_method], first_order)
-            if method is Method.FIRST_ORDER:
-                first_order = row
-            yield row
+    by_row: dict[tuple[int, Method], list[Run]] = {}
+    for run in runs:
+        by_row.setdefault((run.inner_steps, run.method), []).append(run)
+    for inner_steps in sorted({steps for steps, _ in by_row}):
+        first_order_row: ComparisonRow | None = None
+        for method in Method:  # first order comes first: the others need its row
+            if same_method := by_row.get((inner_steps, method)):
+                row = ComparisonRow(same_method, first_order_row)
+                if method is Method.FIRST_ORDER:
+                    first_order_row = row
+                yield row
 
 
 def findings(rows: Sequence[ComparisonRow]) -> list[str]:
     """Describe, in a sentence for each second-order row, its result and cost relative to first order."""
     sentences = []
     for row in rows:
-        if row.first_order is None or row.result is None or row.first_order.result is None:
+        if row.first_order_row is None or row.result is None or row.first_order_row.result is None:
             continue
-        own, other = row.result, row.first_order.result
+        own, other = row.result, row.first_order_row.result
         if own.split != other.split:
             continue
         costs = [

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_atomically
-from maml_pipeline.report.comparison import ComparisonRow, compare, findings
+from maml_pipeline.report.comparison import ComparisonRow, findings
 from maml_pipeline.report.plots import Plot, draw_plots
 from maml_pipeline.report.style import METHOD_STYLES, plot_style
 from maml_pipeline.report.table import UNFINISHED, Column, table_columns
@@ -70,11 +70,13 @@ class Section:
         return UNFINISHED if any(row.unfinished for row in self.rows) else None
 
 
-def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()) -> Path:
+def write_report(
+    experiments: dict[str, list[ComparisonRow]], folder: Path, left_out: Sequence[str] = ()
+) -> Path:
     """Write `report.html`, `report.md` and the plots as PNG: all of them, or none.
 
     Args:
-        runs: In the order of `find_runs`.
+        experiments: The comparison, as returned by `compare`.
         folder: The output folder, which is created. Files of an earlier report are replaced.
         left_out: What is not reported, one line each.
 
@@ -84,7 +86,7 @@ def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()
     Raises:
         UserError: The folder cannot be created or written to.
     """
-    files = _render(runs, folder, left_out)
+    files = _render(experiments, folder, left_out)
     is_new = not folder.exists()
     make_folder(folder, "out")
     try:
@@ -98,9 +100,11 @@ def write_report(runs: Sequence[Run], folder: Path, left_out: Sequence[str] = ()
     return folder / "report.html"
 
 
-def _render(runs: Sequence[Run], folder: Path, left_out: Sequence[str]) -> dict[str, bytes]:
+def _render(
+    experiments: dict[str, list[ComparisonRow]], folder: Path, left_out: Sequence[str]
+) -> dict[str, bytes]:
     """Return the report's files by name, `report.html` last."""
-    experiments = compare(runs)
+    runs = [run for rows in experiments.values() for row in rows for run in row.runs]
     slugs = _slugs(experiments)
     sections = [
         Section(title, slugs[title], rows, table_columns(rows), findings(rows), draw_plots(rows))

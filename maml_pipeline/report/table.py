@@ -1,4 +1,4 @@
-"""The comparison as a table: one number a cell on the page, two lines a row on the terminal."""
+"""The comparison as a table: single numbers on the page, up to three lines per row on the terminal."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Column:
     Args:
         group: The heading that neighbouring columns share.
         name: The heading below it; empty in a group of one column.
-        cells: One a row.
+        cells: One per row.
     """
 
     group: str
@@ -56,8 +56,8 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
         ("seeds", "", seeds_text),
         (measure, "mean", lambda row: _result_part(row, rows, lambda result: result.mean)),
         (measure, "± 95 % CI", lambda row: _result_part(row, [row], lambda result: result.ci95)),
-        (measure, "lowest seed", lambda row: _seed_text(row, 0)),
-        (measure, "highest seed", lambda row: _seed_text(row, 1)),
+        (measure, "lowest result", lambda row: _range_text(row, 0)),
+        (measure, "highest result", lambda row: _range_text(row, 1)),
     ]
     for cost, name in costs:
         columns.append((name, "mean", lambda row, cost=cost: cost_text(row, cost)))  # type: ignore[misc]
@@ -101,8 +101,8 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[st
     if row.result is not None:
         mean, margin = _numbers(row.result.mean, row.result.ci95)
         result = mean if math.isnan(row.result.ci95) else f"{mean} ± {margin}"
-        if row.seed_range is not None:
-            result += "\n" + " to ".join(_numbers(*row.seed_range))
+        if row.result_range is not None:
+            result += "\n" + " to ".join(_numbers(*row.result_range))
         if row.split != _split(rows):
             result += f"\n({SPLITS[row.result.split]})"
     costs = []
@@ -143,8 +143,8 @@ def _result_part(
     return text if row.split == _split(rows) else f"{text} ({SPLITS[row.result.split]})"
 
 
-def _seed_text(row: ComparisonRow, end: int) -> str:
-    return UNKNOWN if row.seed_range is None else _numbers(*row.seed_range)[end]
+def _range_text(row: ComparisonRow, end: int) -> str:
+    return UNKNOWN if row.result_range is None else _numbers(*row.result_range)[end]
 
 
 def _numbers(value: float, other: float) -> tuple[str, str]:
