@@ -128,6 +128,7 @@ def test_compiled_code_follows_frozen_layers() -> None:
     )
 
 
+@pytest.mark.integration
 @compiles
 def test_compiling_and_the_automatic_chunk_size_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     network, loss, batch = case("linear", VECTOR_NETWORKS["linear"], tasks=4)
