@@ -9,16 +9,9 @@ import numpy as np
 import torch
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.tasks.omniglot_images import CHARACTERS, DRAWINGS, load_images
-from maml_pipeline.tasks.task import (
-    SPLITS,
-    Split,
-    Task,
-    TaskBatch,
-    TaskDistribution,
-    check_at_least,
-    random_generator,
-)
+from maml_pipeline.tasks.task import SPLITS, Split, Task, TaskBatch, TaskDistribution, random_generator
 
 SPLIT_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
 
