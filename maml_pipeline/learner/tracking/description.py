@@ -43,7 +43,7 @@ def describe(config: dict[str, Any], world_size: int) -> Description:
     """Describe a run.
 
     Args:
-        config: The whole resolved config.
+        config: The resolved config.
         world_size: Number of devices.
     """
     model, method = config["model"], gradient_method(config)
@@ -68,7 +68,7 @@ def experiment_name(config: dict[str, Any]) -> str:
 
 
 def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return how and where a run was made: commit, packages, device, Slurm job."""
+    """Return how a run was made: commit, package versions, device, Slurm job."""
     parts = {
         "git": git_state(Path.cwd()),
         "packages": {package: version(package) for package in PACKAGES},
