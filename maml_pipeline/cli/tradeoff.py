@@ -10,7 +10,7 @@ from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.cli.report import report_runs
 from maml_pipeline.errors import UserError
 from maml_pipeline.runs.folder import REPORT
-from maml_pipeline.text import printable
+from maml_pipeline.text import counted, printable
 
 if TYPE_CHECKING:
     from maml_pipeline.tradeoff.folder import Tradeoff
@@ -60,20 +60,35 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
         description="Train and test each gradient order with each number of inner steps and each seed, "
-        "on the same tasks, one process per cell; then compare accuracy or loss, memory, time, FLOPs "
-        "and order gap. The same command resumes a trade-off that was stopped. All other keys are those "
-        "of `maml fit`.",
+        "on the same tasks; then compare accuracy or loss, memory, time, FLOPs and order gap. Each "
+        "combination is a cell: a run in its own process and folder. The same command resumes a "
+        "trade-off that was stopped. All other keys are those of `maml fit`.",
+        examples=(
+            "maml tradeoff --config configs/toy.yaml --inner_steps 1,5 --seeds 0,1",
+            "maml tradeoff --config configs/toy.yaml --dry_run",
+        ),
         allow_abbrev=False,
     )
     add = parser.add_argument
     add(
         "--orders",
         type=lambda text: text.split(","),
+        metavar="ORDER,...",
         help="any of first,second,checkpointed (default: all)",
     )
-    add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
-    add("--seeds", type=_numbers, help="seeds (default: the config's)")
-    add("--out", type=path_argument, help="output folder (default: runs/<experiment>-tradeoff)")
+    add(
+        "--inner_steps",
+        type=_numbers,
+        metavar="K,...",
+        help="numbers of inner steps (default: the config's)",
+    )
+    add("--seeds", type=_numbers, metavar="N,...", help="seeds (default: the config's)")
+    add(
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="output folder (default: runs/<experiment>-tradeoff)",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry_run", action="store_true", help="list the cells without training")
     mode.add_argument("--cell", type=int, metavar="N", help="train only cell N, counted from 0")
@@ -108,5 +123,6 @@ def _report(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))
         raise UserError(
-            f"{len(failures)} of {len(tradeoff.cells)} cells failed ({names}); the first: {first}"
+            f"{len(failures)} of {counted(len(tradeoff.cells), 'cell')} failed ({names}); "
+            f"the first: {first}"
         )

@@ -17,7 +17,7 @@ from maml_pipeline.cli.config_files import check_config_files
 from maml_pipeline.cli.jsonargparse_internals import has_subcommands, parser_keys
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.cli.parser_messages import one_line
-from maml_pipeline.cli.suggestions import suggest
+from maml_pipeline.cli.suggestions import describe_missing, suggest
 from maml_pipeline.errors import UserError
 
 MAX_LISTED_CLASSES = 20
@@ -41,7 +41,9 @@ class TrainingParser(Parser, LightningArgumentParser):
         except UserError as error:
             if not has_subcommands(self):
                 raise  # to the outermost parser, which has all arguments
-            raise UserError(f"{error}{suggest(str(error), parser_keys(self), args or [])}") from error
+            message = describe_missing(str(error), args or [])
+            message += suggest(message, parser_keys(self), args or [])
+            raise UserError(message) from error
         values: Namespace = _serializable(parsed)
         return values
 

@@ -14,7 +14,7 @@ from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.signals import Response, Stopped
-from maml_pipeline.text import printable
+from maml_pipeline.text import counted, printable
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
 from maml_pipeline.tradeoff.progress import GridProgress
@@ -44,7 +44,7 @@ def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Ce
         finished = len(tradeoff.cells) - len(unfinished)
         console.print(
             f"Trade-off in {printable(tradeoff.folder)}: "
-            f"{len(tradeoff.cells)} cells, {finished} finished",
+            f"{counted(len(tradeoff.cells), 'cell')}, {finished} finished",
             soft_wrap=True,
         )
         failures: dict[Cell, str] = {}
