@@ -158,7 +158,10 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
     ),
     "config-bomb": (edit("config.yaml", lambda text: text + BOMB), "more values"),
     "config-deep": (write("config.yaml", "[" * 5000 + "]" * 5000), "config.yaml is not YAML"),
-    "config-huge": (replace("config.yaml", sparse(10**12)), "config.yaml is too large"),
+    "config-huge": (
+        replace("config.yaml", sparse(10**12)),
+        "config.yaml is larger than any file of a run",
+    ),
     "config-folder": (replace("config.yaml", Path.mkdir), "config.yaml is not a file"),
     "config-pipe": (replace("config.yaml", os.mkfifo), "config.yaml is not a file"),
     "config-broken-link": (replace("config.yaml", lambda p: p.symlink_to("none")), "no config.yaml"),
@@ -208,7 +211,10 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
         "is damaged",
     ),
     "metrics-json": (write("metrics.csv", '{"a": 1}\n{"a": 2}\n{"a": 3}\n'), "is damaged"),
-    "metrics-huge": (replace("metrics.csv", sparse(10**12)), "metrics.csv is too large"),
+    "metrics-huge": (
+        replace("metrics.csv", sparse(10**12)),
+        "metrics.csv is larger than any file of a run",
+    ),
     "metrics-folder": (replace("metrics.csv", Path.mkdir), "metrics.csv is not a file"),
     "metrics-pipe": (replace("metrics.csv", os.mkfifo), "metrics.csv is not a file"),
     "metrics-broken-link": (replace("metrics.csv", lambda p: p.symlink_to("none")), "no metrics.csv"),

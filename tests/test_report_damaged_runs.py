@@ -192,7 +192,7 @@ def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Pa
         ("nul\0", "does not exist, or cannot be reached"),
         ("text.txt", "text.txt is not JSON"),
         ("binary", "binary is not JSON"),
-        ("huge", "huge is too large"),
+        ("huge", "huge is larger than any file of a run"),
         ("pipe", "pipe is not a file"),
         ("\x1b[31mred\n", r"\x1b[31mred\n: it does not exist"),
     ],

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from maml_pipeline.learner.tracking import find_wandb_logs, finish_tracking, read_wandb_log
-from maml_pipeline.learner.tracking.description import describe, git_state, provenance
+from maml_pipeline.learner.tracking.description import describe_run, git_state, provenance
 from maml_pipeline.learner.tracking.run_id import claim_wandb_id, read_wandb_id
 from maml_pipeline.learner.tracking.tracker import WandbTracker
 from maml_pipeline.learner.tracking.wandb_internals import is_empty
@@ -136,7 +136,7 @@ def test_group_name_and_tags_follow_from_the_config(
     values["run"]["experiment"] = named.name  # as in the resolved config
     defaults = {"compile": False, "checkpoint_inner_steps": False, "engine": "learn2learn"}
     model = values["model"] = {**defaults, **values["model"], **changes}
-    about = describe(values, world_size=2)
+    about = describe_run(values, world_size=2)
     assert (about.group, about.name) == (group, name)
     assert {"world-size-2", model["engine"]} <= set(about.tags)
     assert ("checkpointed" in about.tags) == model["checkpoint_inner_steps"]

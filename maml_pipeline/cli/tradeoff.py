@@ -93,7 +93,7 @@ def _numbers(text: str) -> list[int]:
 def _list_cells(tradeoff: "Tradeoff") -> None:
     for cell in tradeoff.cells:
         state = "finished" if tradeoff.is_finished(cell) else "to be trained"
-        print(f"{printable(tradeoff.run_folder(cell))}: {state}")
+        print(f"{printable(tradeoff.folder_of(cell))}: {state}")
 
 
 def _report(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:

@@ -39,7 +39,7 @@ class Description:
     tags: tuple[str, ...]
 
 
-def describe(config: dict[str, Any], world_size: int) -> Description:
+def describe_run(config: dict[str, Any], world_size: int) -> Description:
     """Describe a run.
 
     Args:
