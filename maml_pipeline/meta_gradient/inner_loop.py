@@ -39,7 +39,7 @@ class InnerLoop:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):
-            raise UserError(f"inner_lr is {self.lr}; it must be a number above 0")
+            raise UserError(f"inner_lr is {self.lr}; it must be a finite number above 0")
         if self.steps < 0:
             raise UserError(f"inner_steps is {self.steps}; it must be 0 or more")
 
