@@ -3,7 +3,7 @@
 import signal
 import sys
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from maml_pipeline.cli import main
-from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT
+from maml_pipeline.environment import OFFLINE, OMNIGLOT_ROOT, RUN_DIR
 from maml_pipeline.tasks.omniglot_download import HALVES, find_halves
 from maml_pipeline.tasks.omniglot_images import DRAWINGS, load_images
 from tests.helpers import CONFIGS, Maml
+from tests.wandb_stand_in import StandIn, stand_in
 
 # The numbers of characters in Lake's two halves.
 HALF_SIZES = {"images_background": 964, "images_evaluation": 659}
@@ -70,6 +71,25 @@ def _signals() -> None:
     """Restore signals that `nohup` or a shell's background job ignores."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def unset_run_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the run folder that an earlier command has passed on to its child processes."""
+    monkeypatch.setenv(RUN_DIR.name, "")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let W&B write its logs without uploading them."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    """Return a fake W&B server."""
+    with stand_in() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,137 +1,32 @@
 """Damaged and unusual run folders for the tests of `maml report`."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-Damage = Callable[[Path], object]
-
-BINARY = bytes(range(256)) * 40
-
-
-def write(name: str, content: str | bytes) -> Damage:
-    data = content.encode() if isinstance(content, str) else content
-    return lambda run: (run / name).write_bytes(data)
-
-
-def edit(name: str, change: Callable[[str], str]) -> Damage:
-    return lambda run: (run / name).write_text(change((run / name).read_text()))
-
-
-def config(key: str, value: Any) -> Damage:
-    """Set a key of config.yaml; `...` removes it."""
-
-    def damage(run: Path) -> None:
-        whole = yaml.safe_load((run / "config.yaml").read_text())
-        *parents, last = key.split(".")
-        inner = whole
-        for parent in parents:
-            inner = inner[parent]
-        if value is ...:
-            del inner[last]
-        else:
-            inner[last] = value
-        (run / "config.yaml").write_text(yaml.safe_dump(whole))
-
-    return damage
-
-
-def result(**changes: Any) -> Damage:
-    """Set metrics of test.json; `...` removes one."""
-
-    def damage(run: Path) -> None:
-        whole = json.loads((run / "test.json").read_text())
-        whole |= {f"test/{key}": value for key, value in changes.items()}
-        whole = {key: value for key, value in whole.items() if value is not ...}
-        (run / "test.json").write_text(json.dumps(whole))
-
-    return damage
-
-
-def metric(line: int, column: str, cell: str) -> Damage:
-    """Set a cell of metrics.csv."""
-
-    def change(table: str) -> str:
-        lines = table.splitlines()
-        cells = lines[line].split(",")
-        cells[lines[0].split(",").index(column)] = cell
-        lines[line] = ",".join(cells)
-        return "\n".join(lines) + "\n"
-
-    return edit("metrics.csv", change)
-
-
-def remove(name: str) -> Damage:
-    return lambda run: shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
-
-
-def replace(name: str, make: Callable[[Path], object]) -> Damage:
-    def damage(run: Path) -> None:
-        remove(name)(run)
-        make(run / name)
-
-    return damage
-
-
-def replace_folder(make: Callable[[Path], object]) -> Damage:
-    """Replace the whole folder."""
-
-    def damage(run: Path) -> None:
-        shutil.rmtree(run)
-        make(run)
-
-    return damage
-
-
-def sparse(size: int) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        with path.open("wb") as file:
-            file.truncate(size)
-
-    return make
-
-
-def only_wandb_log(content: Callable[[bytes], bytes]) -> Damage:
-    """Keep only W&B's log, and change its content."""
-
-    def damage(run: Path) -> None:
-        (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
-        data = content(log.read_bytes())
-        shutil.rmtree(run)
-        log.parent.mkdir(parents=True)
-        log.write_bytes(data)
-
-    return damage
-
-
-def only_tradeoff_json(content: str | bytes) -> Damage:
-    def damage(run: Path) -> None:
-        shutil.rmtree(run)
-        run.mkdir()
-        write("tradeoff.json", content)(run)
-
-    return damage
-
-
-def each(*damages: Damage) -> Damage:
-    def damage(run: Path) -> None:
-        for one in damages:
-            one(run)
-
-    return damage
-
+from tests.run_copies import (
+    BINARY,
+    Change,
+    config,
+    each,
+    edit,
+    metric,
+    only_tradeoff_json,
+    only_wandb_log,
+    remove,
+    replace,
+    replace_folder,
+    result,
+    sparse,
+    write,
+)
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{new}: &{new} [{', '.join(9 * [f'*{old}'])}]\n"
     for old, new in zip("abcdefg", "bcdefgh", strict=True)
 )
 
-LEFT_OUT: dict[str, tuple[Damage, str]] = {
+LEFT_OUT: dict[str, tuple[Change, str]] = {
     # config.yaml
     "config-missing": (remove("config.yaml"), "no config.yaml"),
     "config-empty": (write("config.yaml", ""), "config.yaml is empty"),
@@ -160,7 +55,7 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
     "config-deep": (write("config.yaml", "[" * 5000 + "]" * 5000), "config.yaml is not YAML"),
     "config-huge": (
         replace("config.yaml", sparse(10**12)),
-        "config.yaml is larger than any file of a run",
+        "config.yaml is larger than any",
     ),
     "config-folder": (replace("config.yaml", Path.mkdir), "config.yaml is not a file"),
     "config-pipe": (replace("config.yaml", os.mkfifo), "config.yaml is not a file"),
@@ -213,7 +108,7 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
     "metrics-json": (write("metrics.csv", '{"a": 1}\n{"a": 2}\n{"a": 3}\n'), "is damaged"),
     "metrics-huge": (
         replace("metrics.csv", sparse(10**12)),
-        "metrics.csv is larger than any file of a run",
+        "metrics.csv is larger than any",
     ),
     "metrics-folder": (replace("metrics.csv", Path.mkdir), "metrics.csv is not a file"),
     "metrics-pipe": (replace("metrics.csv", os.mkfifo), "metrics.csv is not a file"),
@@ -271,7 +166,7 @@ LEFT_OUT: dict[str, tuple[Damage, str]] = {
     ),
 }
 
-REPORTED: dict[str, Damage] = {
+REPORTED: dict[str, Change] = {
     "checkpoints-missing": lambda run: shutil.rmtree(run / "checkpoints", ignore_errors=True),
     "wandb-missing": remove("wandb"),
     "wandb-empty": replace("wandb", Path.mkdir),
@@ -299,11 +194,3 @@ REPORTED: dict[str, Damage] = {
     "no-name": config("run.experiment", None),
 }
 """Unusual but valid runs, which are reported without a message."""
-
-
-def damaged(run: Path, folder: Path, damage: Damage, seed: int = 17) -> Path:
-    """Return a damaged copy of a run, with another seed."""
-    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints"), symlinks=True)
-    config("seed_everything", seed)(folder)
-    damage(folder)
-    return folder

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from pytorch_lightning import Trainer
@@ -108,6 +110,26 @@ def make_trainer(**settings: Any) -> Trainer:
         "enable_model_summary": False,
     }
     return Trainer(**(quiet | settings))
+
+
+def fit_until_ctrl_c(
+    maml: Maml, capsys: pytest.CaptureFixture[str], meta_step: int, *arguments: object
+) -> str:
+    """Run `maml fit`, press Ctrl-C during a meta-step, and return the output."""
+    training_step = MetaLearner.training_step
+
+    def interrupted(learner: MetaLearner, *batch: Any) -> Any:
+        if learner.global_step + 1 == meta_step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return training_step(learner, *batch)
+
+    # A callback in the config would stop the resumed run as well.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaLearner, "training_step", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            maml("fit", *arguments)
+    assert stopped.value.code == 128 + signal.SIGINT
+    return capsys.readouterr().out
 
 
 def network_weights(learner: MetaLearner) -> Tensor:

@@ -1,6 +1,6 @@
 """Networks and tasks on which the engines are compared with each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -68,15 +68,20 @@ def case(name: str, build: Callable[[], nn.Module], tasks: int) -> tuple[nn.Modu
 
 
 def relative_difference(actual: MetaGradient, expected: MetaGradient) -> float:
-    """Return the largest relative difference of a parameter's gradient.
+    """Return the largest relative difference of a parameter's gradient."""
+    return largest_relative_difference(actual.gradient, expected.gradient)
+
+
+def largest_relative_difference(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest relative difference of two tensors of one name.
 
     Norms below a thousandth of the largest one count as that thousandth.
     """
-    assert actual.gradient.keys() == expected.gradient.keys()
-    largest = max(g.norm() for g in expected.gradient.values())
+    assert actual.keys() == expected.keys()
+    largest = max(value.norm() for value in expected.values())
     differences = [
-        ((actual.gradient[name] - g).norm() / torch.clamp(g.norm(), min=1e-3 * largest)).item()
-        for name, g in expected.gradient.items()
+        ((actual[name] - value).norm() / torch.clamp(value.norm(), min=1e-3 * largest)).item()
+        for name, value in expected.items()
     ]
     return float(max(differences))
 

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, load_checkpoint
-from tests.helpers import CONFIGS
+from tests.helpers import CONFIGS, read_files
 
 SHORT = (
     *("fit", "--config", CONFIGS / "toy.yaml", "--trainer.max_steps", 4, "--data.test_tasks", 4),
@@ -152,7 +152,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_every_command_rejects_a_damaged_checkpoint_and_changes_nothing(
+def test_every_command_rejects_a_damaged_checkpoint_and_writes_nothing(
     maml: Any, maml_error: Any, tmp_path: Path
 ) -> None:
     run = (*SHORT, "--run.dir", tmp_path / "run")
@@ -160,7 +160,7 @@ def test_every_command_rejects_a_damaged_checkpoint_and_changes_nothing(
     best, last = (tmp_path / "run" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
     damage(best)
     damage(last)
-    files = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    before = read_files(tmp_path / "run")
     config = ("--config", tmp_path / "run" / "config.yaml")
     for command in (
         (*run, "--ckpt_path", "last"),
@@ -168,7 +168,7 @@ def test_every_command_rejects_a_damaged_checkpoint_and_changes_nothing(
         ("validate", *config, "--ckpt_path", last),
     ):
         assert "ckpt is not a checkpoint of this program, or damaged" in maml_error(*command)
-    assert files == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert read_files(tmp_path / "run") == before
 
 
 def test_the_test_after_training_rejects_a_damaged_checkpoint(

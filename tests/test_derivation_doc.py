@@ -38,7 +38,7 @@ def test_the_json_example_runs(maml: Callable[..., str]) -> None:
     assert '"second_order"' in maml(*shlex.split(command)[1:])
 
 
-def test_the_python_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_example_prints_the_documented_output(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", DOC, flags=re.DOTALL)
     exec(example, {})
     said = re.findall(r"print\(.*\)  # (.*)", example)

@@ -88,7 +88,7 @@ def test_a_deleted_run_folder_is_a_one_line_error_and_is_not_recreated(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_other_commands_say_which_file_cannot_be_written(
+def test_other_commands_name_the_file_that_cannot_be_written(
     maml: Maml, maml_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maml(*FIT)

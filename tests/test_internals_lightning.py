@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from maml_pipeline.learner import lightning_internals
+from tests.helpers import make_trainer
 
 
 class Regression(LightningModule):
@@ -42,13 +43,6 @@ class Regression(LightningModule):
 
 def data(batches: int = 12) -> DataLoader[Tensor]:
     return DataLoader(list(torch.ones(batches, 1, 1)), batch_size=None)  # type: ignore[arg-type]
-
-
-def trainer(**settings: Any) -> Trainer:
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    defaults: dict[str, Any] = {"accelerator": "cpu", "num_sanity_val_steps": 0}
-    defaults |= dict.fromkeys(quiet, False)
-    return Trainer(**(defaults | settings))
 
 
 @contextmanager
@@ -83,7 +77,7 @@ class AskAfterBatch(Callback):
 
 def ask(function: str, **settings: Any) -> AskAfterBatch:
     asked = AskAfterBatch(function)
-    trainer(callbacks=[asked], **settings).fit(Regression(), data(), data(2))
+    make_trainer(callbacks=[asked], **settings).fit(Regression(), data(), data(2))
     return asked
 
 
@@ -138,9 +132,9 @@ class SaveAfterBatch(Callback):
 
 def test_align_logged_step(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    trainer(max_steps=3, callbacks=[SaveAfterBatch(path)]).fit(Regression(), data(), data(2))
+    make_trainer(max_steps=3, callbacks=[SaveAfterBatch(path)]).fit(Regression(), data(), data(2))
     with still_holds("align_logged_step"):
-        resumed = trainer(max_steps=3, log_every_n_steps=1, logger=(logger := Steps()))
+        resumed = make_trainer(max_steps=3, log_every_n_steps=1, logger=(logger := Steps()))
         module = Regression()
         resumed.fit(module, data(), data(2), ckpt_path=path)
         resumed.test(module, data(2), verbose=False)
@@ -166,7 +160,7 @@ def test_disable_signal_handlers() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with still_holds("disable_signal_handlers"):
         seen = Handlers()
-        trainer(max_steps=1, callbacks=[seen]).fit(Regression(), data(), data(2))
+        make_trainer(max_steps=1, callbacks=[seen]).fit(Regression(), data(), data(2))
         assert seen.handler == before
 
 
@@ -176,23 +170,23 @@ def test_disable_signal_handlers() -> None:
 def test_starts_ranks_by_script(strategy: str, expected: bool) -> None:
     with still_holds("starts_ranks_by_script"):
         several = {} if strategy == "auto" else {"devices": 2}
-        built = trainer(strategy=strategy, **several)
+        built = make_trainer(strategy=strategy, **several)
         assert lightning_internals.starts_ranks_by_script(built) is expected
 
 
 def test_launched_processes() -> None:
     with still_holds("launched_processes"):
-        assert lightning_internals.launched_processes(trainer(devices=1)) == []
-        launcher: Any = trainer(strategy="ddp", devices=2).strategy.launcher
+        assert lightning_internals.launched_processes(make_trainer(devices=1)) == []
+        launcher: Any = make_trainer(strategy="ddp", devices=2).strategy.launcher
         assert launcher.procs == [], "the launcher keeps its processes in `procs`"
 
 
 def test_chosen_cluster_environment() -> None:
     with still_holds("chosen_cluster_environment"):
         given = SLURMEnvironment(auto_requeue=False)
-        assert lightning_internals.chosen_cluster_environment(trainer(plugins=[given])) is given
+        assert lightning_internals.chosen_cluster_environment(make_trainer(plugins=[given])) is given
         assert isinstance(
-            lightning_internals.chosen_cluster_environment(trainer()), LightningEnvironment
+            lightning_internals.chosen_cluster_environment(make_trainer()), LightningEnvironment
         )
 
 
@@ -228,7 +222,7 @@ class CountChecks(EarlyStopping):
 def test_check_after_validation() -> None:
     with still_holds("check_after_validation"):
         callback = CountChecks()
-        trainer(max_epochs=2, val_check_interval=4, callbacks=[callback]).fit(
+        make_trainer(max_epochs=2, val_check_interval=4, callbacks=[callback]).fit(
             Regression(), data(), data(2)
         )
         # The first of the six validations sets the best value, which the others do not improve on.
@@ -245,7 +239,7 @@ def test_close_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
     with still_holds("close_progress_bars"):
         progress = TQDMProgressBar()
         lightning_internals.close_progress_bars(progress)  # none is open
-        trainer(max_steps=1, enable_progress_bar=True, callbacks=[progress]).fit(
+        make_trainer(max_steps=1, enable_progress_bar=True, callbacks=[progress]).fit(
             Regression(), data(), data(2)
         )
         progress.train_progress_bar.disable = False

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import CONFIGS
+from tests.helpers import CONFIGS, TIMINGS
 from tests.killed_runs import Answer, Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -22,7 +22,6 @@ FIT = (
     *("--run.checkpoint_every", 6, "--probes.every", 7, "--data.val_tasks", 4, "--data.test_tasks", 4),
     *("--trainer.enable_progress_bar", "false"),
 )
-TIMED = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_a_kill_at_a_random_time_never_changes_the_run(
 ) -> None:
     reference, _ = whole
     folder = reference.parent.with_name("current")
-    # Of W&B's files each process adds its own: they are left out, and tests/test_tracking.py reads them.
+    # Each process adds files of W&B, which tests/test_tracking_resume.py compares.
     ends_after = server.run(folder, *FIT, wandb_mode=mode)["seconds"]
     shutil.rmtree(folder)
     generator = random.Random(kills)
@@ -119,7 +118,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Read the rows without timings."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{key: "" if key in TIMED and value else value for key, value in row.items()} for row in rows]
+    return [
+        {key: "" if key in TIMINGS and value else value for key, value in row.items()} for row in rows
+    ]
 
 
 def read_config(path: Path) -> str:

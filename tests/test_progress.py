@@ -1,12 +1,13 @@
 """The progress bar: meta-steps, rate and time left."""
 
+import re
 from collections.abc import Callable
 from io import StringIO
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner
@@ -15,20 +16,11 @@ from maml_pipeline.networks import MLP
 from tests.helpers import CONFIGS
 
 
-def test_a_log_shows_the_meta_step_of_every_validation(
-    maml: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[float] = []
-    original = MetaStepProgressBar.on_validation_end
-
-    def spy(self: MetaStepProgressBar, trainer: Trainer, module: LightningModule) -> None:
-        original(self, trainer, module)
-        shown.append(self.train_progress_bar.n)
-
-    monkeypatch.setattr(MetaStepProgressBar, "on_validation_end", spy)
+def test_a_log_shows_the_meta_step_of_every_validation(maml: Callable[..., str]) -> None:
     settings = ("--trainer.max_steps", 60, "--trainer.val_check_interval", 20, "--data.val_tasks", 2)
-    maml("fit", "--config", CONFIGS / "toy.yaml", *settings, "--data.test_tasks", 2)
-    assert shown == [20, 40, 60]
+    printed = maml("fit", "--config", CONFIGS / "toy.yaml", *settings, "--data.test_tasks", 2)
+    shown = re.findall(r"Meta-step (\d+)/60 ", printed)
+    assert {"20", "40", "60"} <= set(shown)
 
 
 class FakeTime:
@@ -137,25 +129,29 @@ def test_the_log_of_compiling_starts_on_its_own_line_once_for_each_order(
         assert terminal.screen.getvalue() == ""
 
 
+class RecordBar(Callback):
+    """Records the progress bar before each batch."""
+
+    shown: ClassVar[list[tuple[int, int, int]]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        progress: Any = trainer.progress_bar_callback
+        bar = progress.train_progress_bar.format_dict
+        self.shown.append((bar["initial"], bar["n"], bar["total"]))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_bar_of_a_resumed_run_starts_at_its_meta_step(
-    maml: Callable[..., str], monkeypatch: pytest.MonkeyPatch, accumulate: int
+    maml: Callable[..., str], accumulate: int
 ) -> None:
-    shown: list[Any] = []
-    original = MetaStepProgressBar.on_train_batch_end
-
-    def spy(self: MetaStepProgressBar, *args: Any) -> None:
-        original(self, *args)
-        shown.append(self.train_progress_bar.format_dict)
-
-    monkeypatch.setattr(MetaStepProgressBar, "on_train_batch_end", spy)
     run = (
         *("fit", "--config", CONFIGS / "toy.yaml", "--run.dir", "run", "--data.test_tasks", 2),
         *("--trainer.limit_val_batches", 0, "--trainer.accumulate_grad_batches", accumulate),
+        *("--trainer.callbacks", "tests.test_progress.RecordBar"),
     )
     maml(*run, "--trainer.max_steps", 20)
-    shown.clear()
-    maml(*run, "--trainer.max_steps", 60, "--ckpt_path", "last")
-    assert len(shown) == 40 * accumulate
-    for batches, bar in enumerate(shown, 1):
-        assert (bar["initial"], bar["n"], bar["total"]) == (20, 20 + batches // accumulate, 60)
+    RecordBar.shown.clear()
+    printed = maml(*run, "--trainer.max_steps", 60, "--ckpt_path", "last")
+    batches = range(40 * accumulate)
+    assert RecordBar.shown == [(20, 20 + batch // accumulate, 60) for batch in batches]
+    assert "Meta-step 60/60 " in printed

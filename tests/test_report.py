@@ -18,6 +18,7 @@ from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.table import table_columns
 from maml_pipeline.runs.find import find_runs
 from tests.helpers import Maml
+from tests.run_copies import copy_run, each, remove, write
 
 PLOTS = [
     *("tradeoff", "memory", "time"),
@@ -89,10 +90,10 @@ def test_the_same_runs_give_the_same_plots(trained_runs: Path, tmp_path: Path) -
 def test_a_run_without_probes_and_before_its_first_validation_is_reported(
     maml: Maml, trained_runs: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "started"
-    folder.mkdir()
-    shutil.copy(trained_runs / "other" / "alone" / "config.yaml", folder)
-    (folder / "metrics.csv").write_text("step,train/loss\n0,1.5\n")
+    started = each(
+        write("metrics.csv", "step,train/loss\n0,1.5\n"), *map(remove, ("test.json", "wandb"))
+    )
+    folder = copy_run(trained_runs / "other" / "alone", tmp_path / "started", started)
     printed = maml("report", folder)
     assert "other" in printed
     assert "0 of 1 runs finished" in (tmp_path / "report" / "report.html").read_text()

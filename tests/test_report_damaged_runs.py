@@ -14,12 +14,11 @@ from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
 from maml_pipeline.report.table import seeds_text
 from maml_pipeline.runs.find import find_runs
-from tests.damaged_runs import (
+from tests.damaged_runs import LEFT_OUT, REPORTED
+from tests.run_copies import (
     BINARY,
-    LEFT_OUT,
-    REPORTED,
     config,
-    damaged,
+    copy_run,
     each,
     edit,
     metric,
@@ -45,7 +44,7 @@ def sound(trained_runs: Path) -> list[Path]:
 )
 def test_a_damaged_run_is_skipped_with_a_reason(name: str, sound: list[Path], tmp_path: Path) -> None:
     damage, reason = LEFT_OUT[name]
-    damaged(sound[0], tmp_path / name, damage)
+    copy_run(sound[0], tmp_path / name, damage)
     found = find_runs([*sound, tmp_path])
     assert [run.source for run in found.runs] == sound
     (line,) = found.skipped
@@ -57,13 +56,13 @@ def test_a_damaged_run_is_skipped_with_a_reason(name: str, sound: list[Path], tm
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_an_unusual_but_valid_run_is_reported(name: str, sound: list[Path], tmp_path: Path) -> None:
-    odd = damaged(sound[0], tmp_path / name, REPORTED[name])
+    odd = copy_run(sound[0], tmp_path / name, REPORTED[name])
     found = find_runs([*sound, tmp_path])
     assert {run.source for run in found.runs} == {*sound, odd} and found.skipped == []
 
 
 @pytest.mark.integration
-def test_one_report_of_all_of_them(
+def test_damaged_and_valid_runs_share_one_report(
     sound: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,9 +71,9 @@ def test_one_report_of_all_of_them(
     assert len(LEFT_OUT) >= 74
     monkeypatch.chdir(tmp_path)
     for name, (damage, _) in LEFT_OUT.items():
-        damaged(sound[0], Path("runs/left") / name, damage)
+        copy_run(sound[0], Path("runs/left") / name, damage)
     for seed, (name, odd) in enumerate(REPORTED.items(), 20):
-        damaged(sound[0], Path("runs/odd") / name, odd, seed)
+        copy_run(sound[0], Path("runs/odd") / name, odd, seed)
     for run in sound:
         shutil.copytree(run, Path("runs") / run.name)
 
@@ -90,7 +89,7 @@ def test_one_report_of_all_of_them(
     assert f"{len(LEFT_OUT)} left out" in page
 
 
-# Runs that are there more than once, and runs that are no seed -----------------------------------
+# Copies, repeats and unfinished runs -------------------------------------------------------------
 
 
 @pytest.mark.integration
@@ -104,7 +103,7 @@ def test_a_copy_of_a_run_is_skipped(sound: list[Path], tmp_path: Path) -> None:
     summary = [found.to_json() for found in find_runs([run]).runs]
     (tmp_path / "summary").mkdir()
     (tmp_path / "summary" / "tradeoff.json").write_text(json.dumps({"cells": summary}))
-    # As it was before its last meta-steps.
+    # An earlier state of the run.
     shutil.copytree(run, tmp_path / "earlier")
     (tmp_path / "earlier" / "test.json").unlink()
     edit("metrics.csv", lambda text: "".join(text.splitlines(keepends=True)[:8]))(tmp_path / "earlier")
@@ -121,7 +120,7 @@ def test_a_copy_of_a_run_is_skipped(sound: list[Path], tmp_path: Path) -> None:
 def test_a_repeated_run_is_not_another_seed(sound: list[Path], tmp_path: Path) -> None:
     again = tmp_path / "again"
     shutil.copytree(sound[0], again)
-    metric(2, "speed/meta_step_ms", "1.5")(again)  # another training takes other times
+    metric(2, "speed/meta_step_ms", "1.5")(again)  # a repeated run has other timings
     found = find_runs([*sound, tmp_path])
     assert len(found.runs) == 3 and found.skipped == []
     groups = compare(found.runs)
@@ -132,8 +131,8 @@ def test_a_repeated_run_is_not_another_seed(sound: list[Path], tmp_path: Path) -
 
 
 def test_a_killed_run_does_not_count_as_a_seed(sound: list[Path], tmp_path: Path) -> None:
-    damaged(sound[0], tmp_path / "second-seed", lambda run: None, seed=1)
-    damaged(sound[0], tmp_path / "killed", remove("test.json"), seed=2)
+    copy_run(sound[0], tmp_path / "second-seed", seed=1)
+    copy_run(sound[0], tmp_path / "killed", remove("test.json"), seed=2)
     (row,) = compare(find_runs([sound[0], tmp_path]).runs)["toy"]
     assert [run.seed for run in row.evaluated] == [0, 1] and [run.seed for run in row.unfinished] == [2]
     assert seeds_text(row) == "0, 1, 2*"
@@ -144,7 +143,9 @@ def test_a_killed_run_does_not_count_as_a_seed(sound: list[Path], tmp_path: Path
 
 
 def test_a_log_of_a_starting_run_is_not_a_run(sound: list[Path], tmp_path: Path) -> None:
-    starting = damaged(sound[0], tmp_path / "starting", each(remove("metrics.csv"), remove("test.json")))
+    starting = copy_run(
+        sound[0], tmp_path / "starting", each(remove("metrics.csv"), remove("test.json"))
+    )
     assert [*starting.glob("wandb/*/run-*.wandb")]
     found = find_runs([sound[0], starting])
     assert [run.source for run in found.runs] == [sound[0]]
@@ -152,7 +153,7 @@ def test_a_log_of_a_starting_run_is_not_a_run(sound: list[Path], tmp_path: Path)
 
 
 def test_other_measurements_are_not_the_result(sound: list[Path], tmp_path: Path) -> None:
-    run = damaged(sound[0], tmp_path / "run", lambda run: None)
+    run = copy_run(sound[0], tmp_path / "run")
     before = find_runs([run]).runs[0].result
     for name in ("test-2.json", "test.best.json", "validate.json", "val.json"):
         write(name, json.dumps({"test/loss": 9.0}))(run)
@@ -170,7 +171,7 @@ def test_a_tradeoff_whose_own_config_is_damaged_is_reported(sound: list[Path], t
 
 
 def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Path) -> None:
-    run = damaged(sound[0], tmp_path / "run", config("run.monitor", "val/my_step_size"))
+    run = copy_run(sound[0], tmp_path / "run", config("run.monitor", "val/my_step_size"))
     result(my_step_size=0.5, my_step_size_step_0=0.7, my_step_size_step_1=0.6)(run)
     (found,) = find_runs([run]).runs
     assert found.measure_at_test == ("my_step_size", None) and len(found.test_curve) == 2
@@ -197,7 +198,7 @@ def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Pa
         ("\x1b[31mred\n", r"\x1b[31mred\n: it does not exist"),
     ],
 )
-def test_a_path_that_is_no_run_is_one_line(
+def test_an_invalid_path_is_a_one_line_error(
     path: str, message: str, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("no run")
@@ -209,7 +210,7 @@ def test_a_path_that_is_no_run_is_one_line(
     assert not (tmp_path / "report").exists()
 
 
-def test_a_path_that_is_no_run_does_not_hide_the_others(
+def test_an_invalid_path_does_not_hide_the_others(
     sound: list[Path], maml: Callable[..., str], tmp_path: Path
 ) -> None:
     assert str(sound[0]) in maml("report", "nowhere", sound[0], "/proc/self/mem")

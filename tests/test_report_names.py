@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pytest
-import yaml
 from rich.console import Console
 
 from maml_pipeline.cli import main
@@ -19,6 +18,7 @@ from maml_pipeline.report.page import escape_markdown
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell
 from maml_pipeline.tradeoff.progress import GridProgress
+from tests.run_copies import config, copy_run, each, remove, write
 
 NAMES = [
     "cost $a_{b$",
@@ -43,23 +43,16 @@ NAMES = [
 ]
 
 
-def in_yaml(name: str) -> str:
-    return yaml.safe_dump(name, default_style='"', width=10_000).strip()
-
-
 @pytest.fixture(scope="module")
 def named_runs(trained_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Return runs with one row of metrics, whose experiments have the names in `NAMES`."""
+    metrics = write("metrics.csv", "step,val/loss,memory/meta_step_peak_bytes\n9,1.0,272\n")
+    short = each(metrics, *map(remove, ("test.json", "wandb")))
     folders = []
     for number, name in enumerate(NAMES):
         folder = tmp_path_factory.mktemp("named") / f"run{number}"
-        folder.mkdir()
-        text = (trained_runs / "lines" / "first-k1-s0" / "config.yaml").read_text()
-        (folder / "metrics.csv").write_text("step,val/loss,memory/meta_step_peak_bytes\n9,1.0,272\n")
-        (folder / "config.yaml").write_text(
-            text.replace("  experiment: toy", f"  experiment: {in_yaml(name)}")
-        )
-        folders.append(folder)
+        named = each(short, config("run.experiment", name))
+        folders.append(copy_run(trained_runs / "lines" / "first-k1-s0", folder, named))
     return folders
 
 

@@ -1,10 +1,8 @@
-"""A run never reads or overwrites the results of another run."""
+"""A run never resumes or overwrites another run."""
 
 import csv
-import json
 import os
 import shlex
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner import MetaLearner
 from maml_pipeline.runs.compatibility import (
     MAY_CHANGE_ON_EVALUATION,
     MAY_CHANGE_ON_RESUME,
@@ -23,6 +20,7 @@ from tests.helpers import (
     SHORT,
     SHORT_NAME,
     Maml,
+    fit_until_ctrl_c,
     locked_by_another_process,
     meta_step,
     read_checkpoint,
@@ -30,28 +28,7 @@ from tests.helpers import (
     read_files,
 )
 
-
-@pytest.fixture(autouse=True)
-def _unset_run_dir(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MAML_RUN_DIR", "")
-
-
-def stop(maml: Maml, capsys: pytest.CaptureFixture[str], meta_step: int, *arguments: object) -> str:
-    """Run, press Ctrl-C during a meta-step, and return the output."""
-    training_step = MetaLearner.training_step
-
-    def interrupted(learner: MetaLearner, *batch: Any) -> Any:
-        if learner.global_step + 1 == meta_step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return training_step(learner, *batch)
-
-    # A callback in the config would stop the resumed run as well.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetaLearner, "training_step", interrupted)
-        with pytest.raises(SystemExit) as stopped:
-            maml("fit", *arguments)
-    assert stopped.value.code == 128 + signal.SIGINT
-    return capsys.readouterr().out
+pytestmark = pytest.mark.usefixtures("unset_run_dir")
 
 
 def losses(folder: Path) -> list[tuple[str, str]]:
@@ -60,14 +37,14 @@ def losses(folder: Path) -> list[tuple[str, str]]:
         return [(row["step"], row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
 
 
-# Resuming ---------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------
 
 
 def test_resuming_selects_the_run_with_the_same_settings(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped, finished = Path("runs", SHORT_NAME), Path("runs", f"{SHORT_NAME}-2")
-    stop(maml, capsys, 6, *SHORT, "--model.inner_lr", 0.01)
+    fit_until_ctrl_c(maml, capsys, 6, *SHORT, "--model.inner_lr", 0.01)
     maml("fit", *SHORT, "--model.inner_lr", 0.1)
     before = read_files(finished)
 
@@ -82,7 +59,7 @@ def test_the_newest_of_several_identical_runs_is_resumed(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
-        stop(maml, capsys, 6, *SHORT)
+        fit_until_ctrl_c(maml, capsys, 6, *SHORT)
     maml("fit", *SHORT, "--ckpt_path", "last")
     assert [meta_step(Path("runs", name)) for name in (SHORT_NAME, f"{SHORT_NAME}-2")] == [6, 12]
 
@@ -115,7 +92,7 @@ def test_resuming_with_other_settings_names_the_key_that_differs(
 def test_a_run_resumes_with_settings_that_may_change(
     arguments: list[object], maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stop(maml, capsys, 6, *SHORT)
+    fit_until_ctrl_c(maml, capsys, 6, *SHORT)
     maml("fit", *SHORT, *arguments, "--ckpt_path", "last")
     assert [path.name for path in Path("runs").iterdir()] == [SHORT_NAME]
     assert (
@@ -155,7 +132,7 @@ def test_the_hint_after_ctrl_c_is_a_command_that_resumes(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = Path("a folder", "it's mine")
-    printed = stop(maml, capsys, 6, *SHORT, "--run.dir", place)
+    printed = fit_until_ctrl_c(maml, capsys, 6, *SHORT, "--run.dir", place)
     (hint,) = (line for line in printed.splitlines() if line.startswith("To resume: "))
     words = shlex.split(hint.removeprefix("To resume: "))
     assert words[:2] == ["maml", "fit"]
@@ -196,13 +173,13 @@ def test_a_checkpoint_in_run_dir_resumes_that_run(maml: Maml, maml_error: Callab
     assert "model.inner_lr is 0.2 here and 0.1 there" in error
 
 
-# The config of a run ----------------------------------------------------------------------------
+# The config of a run ------------------------------------------------------------------------------
 
 
 def test_a_config_does_not_depend_on_how_the_run_was_started(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
+    fit_until_ctrl_c(maml, capsys, 6, *SHORT, "--run.dir", "mine")
     maml("fit", *SHORT, "--run.dir", "mine", "--ckpt_path", "last")
     described = read_config(Path("mine"))
     assert described["ckpt_path"] is None and described["run"]["dir"] is None
@@ -222,7 +199,7 @@ def test_a_config_does_not_depend_on_how_the_run_was_started(
 def test_an_older_config_with_an_absolute_run_dir_resumes_after_a_move(
     maml: Maml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
+    fit_until_ctrl_c(maml, capsys, 6, *SHORT, "--run.dir", "mine")
     old = read_config(Path("mine"))
     old["run"]["dir"], old["ckpt_path"] = str(Path("mine").resolve()), None
     Path("mine", "config.yaml").write_text(yaml.safe_dump(old))
@@ -231,108 +208,7 @@ def test_an_older_config_with_an_absolute_run_dir_resumes_after_a_move(
     assert meta_step(Path("moved")) == 12 and not Path("mine").exists()
 
 
-# Measuring --------------------------------------------------------------------------------------
-
-
-def test_testing_from_a_runs_config_reproduces_its_result(maml: Maml) -> None:
-    maml("fit", *SHORT, "--trainer.max_steps", 14)
-    folder = Path("runs", SHORT_NAME)
-    before = read_files(folder)
-    assert meta_step(folder) == 14 and meta_step(folder, "best") == 12
-    printed = maml("test", "--config", folder / "config.yaml")
-    assert "Test after 12 meta-steps" in printed
-    assert read_files(folder) == before
-    # Other ways to name the same checkpoint.
-    for arguments in (
-        ("--config", folder / "config.yaml", "--ckpt_path", "best"),
-        ("--config", folder / "config.yaml", "--data.num_workers", 1),
-        (*SHORT, "--trainer.max_steps", 14, "--ckpt_path", "best"),
-        (*SHORT, "--trainer.max_steps", 14, "--run.dir", folder),
-        (*SHORT, "--ckpt_path", folder / "checkpoints" / "best.ckpt"),
-    ):
-        maml("test", *arguments)
-        assert read_files(folder) == before, arguments
-
-
-@pytest.mark.parametrize(
-    ("arguments", "key", "here", "there"),
-    [
-        (["--data.test_tasks", 4], "data.test_tasks", 4, 9),
-        (["--model.eval_inner_steps", 1], "model.eval_inner_steps", 1, 3),
-        (["--ckpt_path", "last"], "ckpt_path", "last.ckpt", "best.ckpt"),
-        (["--model.inner_lr", 0.2], "model.inner_lr", 0.2, 0.1),
-    ],
-)
-def test_a_different_measurement_goes_to_another_file_with_the_differences(
-    arguments: list[object], key: str, here: object, there: object, maml: Maml
-) -> None:
-    maml("fit", *SHORT, "--trainer.max_steps", 14)
-    folder = Path("runs", SHORT_NAME)
-    before = read_files(folder)
-    printed = maml("test", "--config", folder / "config.yaml", *arguments)
-    assert f"{key}: {here} here, {there} in the run" in printed
-    after = read_files(folder)
-    (own,) = after.keys() - before.keys()
-    assert {name: after[name] for name in before} == before
-    assert own in printed.replace("\n", "")
-    kept = json.loads((folder / own).read_text())
-    assert kept["differs"] == {key: {"here": here, "run": there}}
-    assert "test/loss" in kept
-    # Repeating it changes no file.
-    maml("test", "--config", folder / "config.yaml", *arguments)
-    assert read_files(folder) == after
-
-
-def test_ckpt_path_best_selects_the_run_with_the_same_settings(
-    maml: Maml, maml_error: Callable[..., str]
-) -> None:
-    maml("fit", *SHORT, "--model.inner_lr", 0.2)
-    maml("fit", *SHORT)
-    before = read_files(Path("runs"))
-    printed = maml(
-        "test", *SHORT, "--model.inner_lr", 0.2, "--data.test_tasks", 4, "--ckpt_path", "best"
-    )
-    assert "data.test_tasks: 4 here, 9 in the run" in printed
-    (added,) = read_files(Path("runs")).keys() - before.keys()
-    assert added.startswith(f"{SHORT_NAME}/test-")
-    error = maml_error("test", *SHORT, "--model.inner_lr", 0.3, "--ckpt_path", "best")
-    assert "model.inner_lr is 0.3 here and" in error
-
-
-def test_testing_a_checkpoint_with_another_runs_config_writes_nothing(
-    maml: Maml, maml_error: Callable[..., str]
-) -> None:
-    maml("fit", *SHORT, "--run.dir", "one")
-    maml("fit", *SHORT, "--run.dir", "two", "--model.inner_lr", 0.2)
-    before = read_files(Path())
-    best = ("--ckpt_path", "one/checkpoints/best.ckpt")
-    assert "Test after" in maml("test", "--config", "two/config.yaml", *best)
-    assert "Test after" in maml("test", *SHORT, "--model.inner_lr", 0.2, *best)
-    assert read_files(Path()) == before
-    error = maml_error("test", *SHORT, "--run.dir", "two", *best)
-    assert "is not a checkpoint of the run in run.dir two" in error
-
-
-def test_an_unfinished_run_has_no_result(maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
-    stop(maml, capsys, 6, *SHORT)
-    folder = Path("runs", SHORT_NAME)
-    assert "trained meta-steps: 6 here, 12 in the run" in maml(
-        "test", "--config", folder / "config.yaml"
-    )
-    assert not (folder / "test.json").exists() and len([*folder.glob("test-*.json")]) == 1
-
-
-def test_a_resumed_run_has_no_result_until_it_ends(
-    maml: Maml, capsys: pytest.CaptureFixture[str]
-) -> None:
-    maml("fit", *SHORT)
-    stop(maml, capsys, 14, *SHORT, "--trainer.max_steps", 16, "--ckpt_path", "last")
-    assert not Path("runs", SHORT_NAME, "test.json").exists()
-    maml("fit", *SHORT, "--trainer.max_steps", 16, "--ckpt_path", "last")
-    assert json.loads(Path("runs", SHORT_NAME, "test.json").read_text())["meta_step"] == 16
-
-
-# Moved folders ----------------------------------------------------------------------------------
+# Moved folders ------------------------------------------------------------------------------------
 
 
 def test_a_moved_run_resumes_in_its_new_folder_with_its_best_checkpoint(
@@ -341,7 +217,7 @@ def test_a_moved_run_resumes_in_its_new_folder_with_its_best_checkpoint(
     # With a large outer learning rate the loss rises again: the best checkpoint is an early one.
     run = (*SHORT, "--trainer.max_steps", 60, "--model.optimizer.lr", 2.0)
     maml("fit", *run, "--run.dir", "whole")
-    stop(maml, capsys, 40, *run, "--run.dir", "old")
+    fit_until_ctrl_c(maml, capsys, 40, *run, "--run.dir", "old")
     assert meta_step(Path("old"), "best") < 40
     Path("old").rename("moved")
     # Another run takes the old folder.
@@ -362,14 +238,14 @@ def test_no_file_of_a_run_contains_its_path(maml: Maml) -> None:
     assert not [name for name, content in read_files(Path("here")).items() if text in content]
 
 
-# Two at once ------------------------------------------------------------------------------------
+# Two processes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
 def test_a_second_process_in_a_run_is_rejected_at_once(
     maml: Maml, maml_error: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    stop(maml, capsys, 6, *SHORT, "--run.dir", "mine")
+    fit_until_ctrl_c(maml, capsys, 6, *SHORT, "--run.dir", "mine")
     before = read_files(Path("mine"))
     with locked_by_another_process(Path("mine", ".lock")):
         error = maml_error("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")

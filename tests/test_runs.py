@@ -14,6 +14,7 @@ from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare, 
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.tradeoff.cells import meta_steps_done
+from tests.run_copies import copy_run, each, edit, remove
 
 
 def essence(run: Run) -> dict[str, object]:
@@ -65,13 +66,13 @@ def test_runs_read_from_a_summary_equal_those_read_from_their_folders(
 def test_the_result_of_an_unfinished_run_is_its_latest_validation(
     trained_runs: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "unfinished"
-    shutil.copytree(trained_runs / "other" / "alone", folder)
-    (folder / "test.json").unlink()
-    table = folder / "metrics.csv"
-    lines = table.read_text().splitlines(keepends=True)
+    def cut(table: str) -> str:
+        lines = table.splitlines(keepends=True)
+        return "".join(lines[:-1]) + lines[-1][:9]
+
     # The last row is only partly written.
-    table.write_text("".join(line for line in lines[:-1]) + lines[-1][:9])
+    unfinished = each(remove("test.json"), edit("metrics.csv", cut))
+    folder = copy_run(trained_runs / "other" / "alone", tmp_path / "unfinished", unfinished)
     (run,) = find_runs([folder]).runs
     assert not run.is_finished and run.result is not None and run.result.split == "val"
     assert run.result.mean == run.series("val/loss")[-1][1]

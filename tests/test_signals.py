@@ -31,7 +31,7 @@ PLACES = {
     "importing": (cli, "import_module"),
     "parsing": (training.TrainingCommand, "parse_arguments"),
     "preparing data": (TaskDataModule, "prepare_data"),
-    "opening the folder": (training.TrainingCommand, "_open_folder"),
+    "opening the folder": (training, "open_run_folder"),
     "setting up": (TaskDataModule, "setup"),
     "building the optimizer": (MetaLearner, "configure_optimizers"),
     "the first meta-step": (MetaLearner, "training_step"),
@@ -148,8 +148,13 @@ def test_a_signal_sets_the_exit_status_of_the_other_commands(
 ) -> None:
     measure = ("--config", whole / "config.yaml", "--run.dir", whole, "--ckpt_path", "last")
     arguments = {"test": measure, "validate": measure, "report": (whole,), "derive": ()}
-    places = {"report": (Path, "mkdir"), "derive": (derive, "derive")}
-    spy = SignalAtCall(monkeypatch, *places.get(command, (MetaLearner, "_evaluate")), signum)
+    places = {
+        "test": (MetaLearner, "test_step"),
+        "validate": (MetaLearner, "validation_step"),
+        "report": (Path, "mkdir"),
+        "derive": (derive, "derive"),
+    }
+    spy = SignalAtCall(monkeypatch, *places[command], signum)
     assert exit_status(maml, command, *arguments[command]) == 128 + signum
     assert spy.is_hit
     # There is nothing to resume.

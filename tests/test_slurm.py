@@ -44,7 +44,7 @@ def wait_for_meta_step(run: Path, meta_step: int) -> None:
     wait_for(lambda: meta_steps_done(run) > meta_step, f"meta-step {meta_step} of {run}", 90)
 
 
-def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Path) -> None:
+def test_two_nodes_train_the_same_weights_as_one_process(cluster: Cluster, tmp_path: Path) -> None:
     double = (*TOY, "--trainer.precision", "64-true", "--trainer.max_steps", 60)
     two = cluster.train(tmp_path, TWO_NODES, *double, "--run.dir", "two")
     one = cluster.train(tmp_path, [], *double, "--run.dir", "one")

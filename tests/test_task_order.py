@@ -14,7 +14,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.tasks.task import Split
-from tests.helpers import RUN, assert_same_run
+from tests.helpers import CONFIGS, RUN, assert_same_run, make_trainer
 
 B = 3
 META_STEPS = 14
@@ -46,14 +46,10 @@ def fit(folder: Path, steps: int, workers: int = 0, **settings: Any) -> tuple[Dr
     drawn, last = Drawn(), folder / "last.ckpt"
     torch.manual_seed(0)
     learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=1e-6)
-    trainer = Trainer(
-        accelerator="cpu",
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = make_trainer(
+        enable_checkpointing=True,
         callbacks=[drawn, LastCheckpoint(folder / "last.ckpt", 100, StopOnSignal())],
-        **({"check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": steps} | settings),
+        **({"check_val_every_n_epoch": None, "max_steps": steps} | settings),
     )
     data = TaskDataModule(Numbered(), B, val_tasks=2, num_workers=workers)
     resumed = last if last.exists() else None
@@ -189,10 +185,9 @@ def test_an_epoch_or_a_validation_within_a_meta_step_is_rejected(tmp_path: Path,
         ),
     ],
 )
-def test_epochs_that_cannot_work_are_rejected_before_a_folder_is_made(
+def test_invalid_epochs_are_rejected_before_the_run_folder_exists(
     maml_error: Any, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    toy = Path(__file__).parent.parent / "configs" / "toy.yaml"
     keys = [f"--trainer.{name}={value}" for name, value in settings.items()]
-    assert message in maml_error("fit", "--config", toy, *keys)
+    assert message in maml_error("fit", "--config", CONFIGS / "toy.yaml", *keys)
     assert not list(tmp_path.iterdir())
