@@ -40,7 +40,9 @@ class Description:
 
 
 def describe_run(config: dict[str, Any], world_size: int) -> Description:
-    """Describe a run.
+    """Describe a run to W&B.
+
+    Its name tells the methods of second order apart, which the name of the run's folder does not.
 
     Args:
         config: The whole resolved config.
