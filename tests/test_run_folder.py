@@ -216,7 +216,7 @@ def test_a_config_that_belongs_to_no_run_is_never_overwritten(
     text = (CONFIGS / "toy.yaml").read_text()
     (tmp_path / "grid" / "config.yaml").write_text(text)  # a trade-off's, or one that a user wrote
     error = maml_error("fit", *SHORT, "--run.dir", "grid")
-    assert "run.dir: grid/config.yaml is not a run's and would be overwritten" in error
+    assert "run.dir: grid/config.yaml does not belong to a run and would be overwritten" in error
     assert (tmp_path / "grid" / "config.yaml").read_text() == text
     assert len(list((tmp_path / "grid").iterdir())) == 1
 

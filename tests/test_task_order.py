@@ -172,13 +172,16 @@ def test_an_epoch_or_a_validation_within_a_meta_step_is_rejected(tmp_path: Path,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"limit_train_batches": 0.5}, "limit_train_batches is 0.5, but tasks come without end"),
+        (
+            {"limit_train_batches": 0.5},
+            "limit_train_batches is 0.5, but an endless stream of tasks has no fraction",
+        ),
         (
             {"limit_train_batches": 5, "accumulate_grad_batches": 2},
             "limit_train_batches is 5, which trainer.accumulate_grad_batches 2 does not divide",
         ),
-        ({"max_epochs": 3, "max_steps": -1}, "max_epochs is 3, but tasks come without end"),
-        ({"check_val_every_n_epoch": 2}, "check_val_every_n_epoch is 2, but the one epoch has no end"),
+        ({"max_epochs": 3, "max_steps": -1}, "max_epochs is 3, but the one epoch never ends"),
+        ({"check_val_every_n_epoch": 2}, "check_val_every_n_epoch is 2, but the one epoch never ends"),
         (
             {"check_val_every_n_epoch": 1, "limit_train_batches": 5},
             "val_check_interval is 100, but with trainer.check_val_every_n_epoch 1 it counts within",

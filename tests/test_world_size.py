@@ -118,9 +118,9 @@ def test_the_largest_peak_of_all_ranks_is_logged(worlds: Worlds, folder: Path) -
     for world_size in WORLDS:
         logged = [row[PEAK] for row in rows(folder, world_size) if PEAK in row]
         assert len(logged) == 4  # meta-steps 5, 10, 15 and 20
-        # The ballast makes the last rank's peak the largest, and everything else is small.
+        # The ballast of the last rank is the largest; everything else is small.
         largest = runs.BALLAST * world_size
-        assert all(largest < peak < largest + runs.BALLAST / 10 for peak in logged)
+        assert all(largest < peak < largest + 10**5 for peak in logged)
 
 
 def test_a_rank_without_memory_for_the_order_gap_stops_no_other(worlds: Worlds) -> None:
