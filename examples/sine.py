@@ -3,7 +3,7 @@
 The task, network and settings are those of Finn et al. 2017, section 5.1, with fewer meta-steps.
 
     python examples/sine.py                   # less than a minute on a CPU
-    python examples/sine.py --max_steps 20    # a first look
+    python examples/sine.py --max_steps 20    # only checks that it runs
 """
 
 import argparse

@@ -116,7 +116,7 @@ def test_omniglot_trains_from_its_config(
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--data.tasks", "Nothing"], "Nothing"),
         (["--model.inner_lr", -0.1], "model.inner_lr is -0.1; it must be a finite number above 0"),
-        (["--model.inner_steps", -1], "error: model.inner_steps is -1; it must be 0 or more"),
+        (["--model.inner_steps", -1], "error: model.inner_steps is -1; it must be at least 0"),
         (["--model.eval_inner_steps", -2], "eval_inner_steps is -2"),
         (["--model.engine", "higher"], "model.engine"),
         (["--model.tasks_per_chunk", 8], "tasks_per_chunk is 8, but engine learn2learn"),

@@ -113,7 +113,7 @@ def test_an_error_that_may_be_a_bug_keeps_its_traceback(
         def fail(*args: object, error: OSError = error) -> None:
             raise error
 
-        monkeypatch.setattr("maml_pipeline.cli.derive.derive", fail)
+        monkeypatch.setattr("maml_pipeline.derivation.derive.derive", fail)
         with pytest.raises(OSError, match=r"no file is named|unknown"):
             maml("derive")
 

@@ -175,3 +175,23 @@ def test_settings_that_an_engine_does_not_have_are_rejected(
 ) -> None:
     with pytest.raises(UserError, match=message):
         build_engine(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("first_order", "remedy"), [(True, "layer$"), (False, "first_order to true$")])
+@pytest.mark.parametrize("engine", [VectorizedEngine(), Learn2LearnEngine()])
+def test_a_derivative_that_is_missing_only_in_training_is_a_users_error(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, first_order: bool, remedy: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError(message)
+
+    network, loss, batch = case("linear", VECTOR_NETWORKS["linear"], tasks=2)
+    inner = InnerLoop(0.1, 1, first_order)
+    monkeypatch.setattr(type(engine), "_meta_gradient", fail)
+    monkeypatch.setattr("maml_pipeline.meta_gradient.engine.verified_workarounds", lambda *_: None)
+    message = "derivative for aten::cummax is not implemented. A second sentence."
+    with pytest.raises(UserError, match=f"differentiate network .* is not implemented; .*{remedy}"):
+        engine.meta_gradient(network, loss, batch, inner)
+    message = "an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.meta_gradient(network, loss, batch, inner)

@@ -3,6 +3,8 @@
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +16,7 @@ from maml_pipeline.cli import COMMANDS, training_help
 from maml_pipeline.cli.jsonargparse_internals import parser_keys
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.suggestions import ALIASES, ALTERNATIVES, SETTINGS, suggest
+from maml_pipeline.meta_gradient.order import Method
 from tests.helpers import CONFIGS
 
 Maml = Callable[..., str]
@@ -202,3 +205,25 @@ def test_the_learning_rate_of_the_default_optimizer_needs_its_class(
     (suggestion,) = suggested(maml_error("fit", "--config", file, "--lr", "0.1"))
     values = ResolvedConfig(["--config", str(file), *shlex.split(suggestion)]).values
     assert values["model"]["optimizer"]["init_args"]["lr"] == 0.1
+
+
+@pytest.mark.integration
+def test_help_imports_neither_pytorch_nor_lightning() -> None:
+    script = """
+import contextlib, io, sys
+from maml_pipeline.cli import COMMANDS, main
+for command in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    print(command, *sorted({"torch", "pytorch_lightning", "wandb"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [*COMMANDS]
+
+
+def test_the_help_of_a_tradeoff_names_every_method(
+    maml: Maml, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        maml("tradeoff", "--help")
+    assert ",".join(Method) in capsys.readouterr().out

@@ -23,7 +23,10 @@ def test_a_run_ended_by_early_stopping_stays_ended(maml: Maml, tmp_path: Path) -
     assert "Training ended after meta-step 4: EarlyStopping: Stopping threshold reached" in maml(*run)
     before = final_weights(tmp_path / "run")
     printed = maml(*run, "--ckpt_path", "last")
-    assert "Training ended after meta-step 4" in printed and "Test after 4 meta-steps" in printed
+    assert (
+        "Training ended after meta-step 4" in printed
+        and "Test of best.ckpt, from meta-step 4 of 12" in printed
+    )
     assert read_checkpoint(tmp_path / "run")["global_step"] == 4
     assert torch.equal(final_weights(tmp_path / "run"), before)
     # With another condition, training continues.
@@ -64,7 +67,7 @@ def test_an_additional_checkpoint_callback_saves_and_does_not_affect_the_test(
     maml("fit", *SHORT, *own, "--run.dir", tmp_path / "run")
     assert list((tmp_path / "mine").iterdir())
     config = tmp_path / "run" / "config.yaml"
-    assert "Test after" in maml("test", "--config", config, "--ckpt_path", "best")
+    assert "Test of best.ckpt" in maml("test", "--config", config, "--ckpt_path", "best")
 
 
 def test_a_plateau_scheduler_steps_once_per_validation_and_resumes_exactly(

@@ -14,6 +14,7 @@ from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
 from maml_pipeline.report.table import seeds_text
 from maml_pipeline.runs.find import find_runs
+from maml_pipeline.runs.summary import summarize
 from tests.damaged_runs import LEFT_OUT, REPORTED
 from tests.run_copies import (
     BINARY,
@@ -100,7 +101,7 @@ def test_a_copy_of_a_run_is_skipped(sound: list[Path], tmp_path: Path) -> None:
     shutil.copytree(run / "wandb", tmp_path / "log" / "wandb")
     (tmp_path / "link").symlink_to(run)
     (tmp_path / "loop").symlink_to(tmp_path)
-    summary = [found.to_json() for found in find_runs([run]).runs]
+    summary = [summarize(found) for found in find_runs([run]).runs]
     (tmp_path / "summary").mkdir()
     (tmp_path / "summary" / "tradeoff.json").write_text(json.dumps({"cells": summary}))
     # An earlier state of the run.

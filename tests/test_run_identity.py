@@ -252,7 +252,7 @@ def test_a_second_process_in_a_run_is_rejected_at_once(
         assert "mine is in use: another process trains in it" in error
         assert read_files(Path("mine")) == before
         # Testing a run needs no lock.
-        assert "Test after" in maml("test", "--config", "mine/config.yaml")
+        assert "Test of best.ckpt" in maml("test", "--config", "mine/config.yaml")
     maml("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")
     assert meta_step(Path("mine")) == 12
 

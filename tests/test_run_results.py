@@ -24,7 +24,7 @@ def test_testing_from_a_runs_config_reproduces_its_result(maml: Maml) -> None:
     before = read_files(folder)
     assert meta_step(folder) == 14 and meta_step(folder, "best") == 12
     printed = maml("test", "--config", folder / "config.yaml")
-    assert "Test after 12 meta-steps" in printed
+    assert "Test of best.ckpt, from meta-step 12 of 14, second order" in printed
     assert read_files(folder) == before
     # Other ways to name the same checkpoint.
     for arguments in (
@@ -54,6 +54,7 @@ def test_a_different_measurement_goes_to_another_file_with_the_differences(
     folder = Path("runs", SHORT_NAME)
     before = read_files(folder)
     printed = maml("test", "--config", folder / "config.yaml", *arguments)
+    assert "Settings differ from the run's; saved to runs/toy-second-s0/test-" in printed
     assert f"{key}: {here} here, {there} in the run" in printed
     after = read_files(folder)
     (own,) = after.keys() - before.keys()
@@ -65,6 +66,34 @@ def test_a_different_measurement_goes_to_another_file_with_the_differences(
     # Repeating it changes no file.
     maml("test", "--config", folder / "config.yaml", *arguments)
     assert read_files(folder) == after
+
+
+def test_an_evaluation_without_a_checkpoint_says_so_and_names_the_newest_trained_run(
+    maml: Maml,
+) -> None:
+    printed = maml("test", *SHORT)
+    assert "No checkpoint: testing the initial parameters; to test a trained run:" in printed
+    assert "\n  maml test --config RUN_DIR/config.yaml\n" in printed
+    assert "Test of the initial parameters\n" in printed
+    assert "Validation of the initial parameters\n" in maml("validate", *SHORT)
+    maml("fit", *SHORT)
+    maml("fit", *SHORT, "--run.dir", "elsewhere")
+    maml("fit", *SHORT, "--model.inner_lr", 0.2)  # runs/toy-second-s0-2
+    before = read_files(Path("runs"))
+    printed = maml("test", *SHORT, "--data.test_tasks", 4)
+    assert "No checkpoint" in printed and "Checkpoint:" not in printed
+    assert f"\n  maml test --config runs/{SHORT_NAME}/config.yaml\n" in printed
+    printed = maml("validate", *SHORT, "--model.inner_lr", 0.2)
+    assert f"\n  maml validate --config runs/{SHORT_NAME}-2/config.yaml\n" in printed
+    assert read_files(Path("runs")) == before
+    # A run whose config cannot be read is passed over.
+    (Path("runs") / f"{SHORT_NAME}-2" / "config.yaml").write_text("[")
+    assert "RUN_DIR" in maml("test", *SHORT, "--model.inner_lr", 0.2)
+
+
+def test_a_run_without_validation_is_tested_with_its_final_parameters(maml: Maml) -> None:
+    printed = maml("fit", *SHORT, "--trainer.limit_val_batches", 0, "--model.first_order", "true")
+    assert "Test of the final parameters, from meta-step 12 of 12, first order" in printed
 
 
 def test_ckpt_path_best_selects_the_run_with_the_same_settings(
@@ -90,8 +119,8 @@ def test_testing_a_checkpoint_with_another_runs_config_writes_nothing(
     maml("fit", *SHORT, "--run.dir", "two", "--model.inner_lr", 0.2)
     before = read_files(Path())
     best = ("--ckpt_path", "one/checkpoints/best.ckpt")
-    assert "Test after" in maml("test", "--config", "two/config.yaml", *best)
-    assert "Test after" in maml("test", *SHORT, "--model.inner_lr", 0.2, *best)
+    assert "Test of best.ckpt" in maml("test", "--config", "two/config.yaml", *best)
+    assert "Test of best.ckpt" in maml("test", *SHORT, "--model.inner_lr", 0.2, *best)
     assert read_files(Path()) == before
     error = maml_error("test", *SHORT, "--run.dir", "two", *best)
     assert "is not a checkpoint of the run in run.dir two" in error

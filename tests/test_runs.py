@@ -13,6 +13,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare, findings
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
+from maml_pipeline.runs.summary import summarize
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from tests.run_copies import copy_run, each, edit, remove
 
@@ -58,7 +59,7 @@ def test_runs_read_from_a_summary_equal_those_read_from_their_folders(
 ) -> None:
     runs = find_runs([trained_runs / "lines"]).runs
     file = tmp_path / "tradeoff.json"
-    file.write_text(json.dumps({"cells": [run.to_json() for run in runs]}))
+    file.write_text(json.dumps({"cells": [summarize(run) for run in runs]}))
     for theirs, ours in zip(find_runs([file]).runs, runs, strict=True):
         assert essence(theirs) == essence(ours)
 
@@ -186,7 +187,7 @@ def test_tradeoff_json_never_contains_nan(rows: list[ComparisonRow]) -> None:
     run = rows[0].runs[0]
     lost = replace(run, test=dict.fromkeys(run.test, math.nan))
     diverged = ComparisonRow([lost, replace(lost, test=dict.fromkeys(run.test, math.inf))], None)
-    assert json.dumps(lost.to_json(), allow_nan=False)
+    assert json.dumps(summarize(lost), allow_nan=False)
     for row in [*rows, diverged]:
         text = json.dumps(row.to_json(), allow_nan=False)
         assert json.loads(text)["method"] == row.method

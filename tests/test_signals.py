@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskDataModule, cli, slurm
-from maml_pipeline.cli import derive, training
+from maml_pipeline.cli import training
+from maml_pipeline.derivation import derive
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.signals import SIGNALS

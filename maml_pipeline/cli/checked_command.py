@@ -91,7 +91,7 @@ class CheckedCommand(HookedCLI):
     def locate_and_check(self) -> RunTarget:
         """Find the run to start, resume or evaluate, and check every setting.
 
-        Sets `values`, the configuration as plain values, `run_name` and `folder`.
+        Sets `requested`, `run_name`, `values`, the configuration as plain values, and `folder`.
 
         Returns:
             The run's folder and the checkpoint to start from.
@@ -102,6 +102,7 @@ class CheckedCommand(HookedCLI):
         requested = RequestedRun.read(
             self.command_parser(self.command), self.settings, self.datamodule.tasks
         )
+        self.requested = requested
         self.run_name, self.values = requested.name, requested.values
         if self.command == "fit":
             target = find_training_target(requested)

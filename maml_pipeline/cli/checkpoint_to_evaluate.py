@@ -1,5 +1,6 @@
 """Find the checkpoint that `maml test` and `maml validate` evaluate, and where its result belongs."""
 
+import contextlib
 from pathlib import Path
 
 from maml_pipeline.cli.requested_run import RequestedRun, read_run_config
@@ -53,6 +54,16 @@ def find_evaluation_target(request: RequestedRun, official: str) -> RunTarget:
             )
     found = request.differences(folder) + _other_state(folder, file, official)
     return RunTarget(folder, file, differences=found)
+
+
+def newest_trained_run(request: RequestedRun) -> Path | None:
+    """Return the newest run with the requested name and training settings; `None` if there is none."""
+    folders = run_folder.folders_named(request.name)
+    for folder in reversed([f for f in folders if run_folder.checkpoint_to_test(f).exists()]):
+        with contextlib.suppress(UserError):  # its config cannot be read
+            if _measures(request, folder):
+                return folder
+    return None
 
 
 def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import WANDB_SILENT
 from maml_pipeline.errors import UserError
+from maml_pipeline.limits import check_at_least
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,7 +31,6 @@ def run(arguments: Sequence[str]) -> None:
     settings = parser.parse_args(arguments)
     # Imported late: Lightning takes seconds to import, which help must not.
     from maml_pipeline.learner.tracking.session import logged_in, server_answers
-    from maml_pipeline.tasks.task import check_at_least
 
     check_at_least("--inner_steps", settings.inner_steps, 0)
     if not WANDB_SILENT.is_set():

@@ -1,6 +1,7 @@
 """`maml fit | validate | test`: the lifecycle of a run, from its settings to its artifacts."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from maml_pipeline import signals, slurm
 from maml_pipeline.cli import training_help
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checked_command import CheckedCommand
+from maml_pipeline.cli.checkpoint_to_evaluate import newest_trained_run
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.cluster_environment import cluster_environment
 from maml_pipeline.cli.start_or_resume import check_free, resume_command
@@ -104,8 +106,8 @@ class TrainingCommand(CheckedCommand):
             callbacks += self._fit_callbacks()
             if self.folder is not None and is_rank_zero():
                 loggers = [*run_loggers(self.folder, self.values), *loggers]
-        elif self.target.checkpoint is not None and is_rank_zero():
-            print(f"Checkpoint: {printable(self.target.checkpoint)}")
+        elif is_rank_zero():
+            self._print_checkpoint()
         if trainer.enable_progress_bar is not False:
             callbacks.append(MetaStepProgressBar())
         callbacks.append(ResultTable(self.folder, self.target.differences))
@@ -142,6 +144,17 @@ class TrainingCommand(CheckedCommand):
             write_atomically(self.folder / run_folder.JOB, job + "\n")
         start = self.target.checkpoint
         print(f"Run folder: {printable(self.folder)}" + (f", from {printable(start)}" if start else ""))
+
+    def _print_checkpoint(self) -> None:
+        """Name the checkpoint to evaluate; without one, the command that evaluates a trained run."""
+        if self.target.checkpoint is not None:
+            print(f"Checkpoint: {printable(self.target.checkpoint)}")
+            return
+        folder = newest_trained_run(self.requested)
+        config = "RUN_DIR/config.yaml" if folder is None else str(folder / run_folder.CONFIG)
+        verb = {"test": "testing", "validate": "validating"}[self.command]
+        print(f"No checkpoint: {verb} the initial parameters; to {self.command} a trained run:")
+        print(f"  {printable(shlex.join(['maml', self.command, '--config', config]))}")
 
     def _fit_callbacks(self) -> list[Callback]:
         run, folder = self.settings.run, self.folder or NO_FOLDER

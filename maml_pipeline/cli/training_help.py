@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
     ),
     "model": (
         Key("model.network", "", "class: maml_pipeline.networks.MLP, ..."),
-        Key("model.network.ways", "", "outputs of a ConvNet: as many as data.tasks.ways"),
+        Key("model.network.ways", "", "outputs of a ConvNet; must equal data.tasks.ways"),
         Key("model.loss", "", "function: torch.nn.functional.mse_loss, ..."),
         Key("model.metric", "null", "second measure: maml_pipeline.learner.accuracy, ..."),
         Key("model.inner_lr", "", "inner learning rate alpha"),
@@ -83,7 +83,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("trainer.max_steps", "-1", "meta-steps; -1: no limit", True),
         Key("trainer.max_time", "null", "time limit, DD:HH:MM:SS", True),
         Key("trainer.val_check_interval", "500", "meta-steps between validations", True),
-        Key("trainer.log_every_n_steps", "null: 50", "meta-steps between rows", True),
+        Key("trainer.log_every_n_steps", "null: 50", "meta-steps between logged rows", True),
         Key("trainer.accelerator", "auto", "cpu, gpu or auto"),
         Key("trainer.devices", "auto", "devices per node: a number or a list"),
         Key("trainer.num_nodes", "1", "nodes"),
@@ -93,6 +93,15 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("trainer.enable_progress_bar", "null: true", "show progress"),
     ),
 }
+
+EVALUATED = {
+    "ckpt_path": Key(
+        "ckpt_path",
+        "null: best if --config is a run's, else none",
+        "evaluate best, last or a file; none: the initial parameters",
+    ),
+}
+"""Keys that mean something else for `validate` and `test`."""
 
 DESCRIPTIONS = {
     "fit": "Meta-train, then test the best checkpoint.",
@@ -139,6 +148,11 @@ def usage(command: str) -> str:
     return f"maml {command} --config FILE [--config OVERLAY] [--KEY VALUE ...]"
 
 
+def _evaluation_keys(keys: Sequence[Key]) -> list[Key]:
+    """Return the keys of `validate` and `test`."""
+    return [EVALUATED.get(key.name, key) for key in keys if not key.only_fit]
+
+
 def _parser(command: str) -> Parser:
     """Return a parser of the keys in `GROUPS`, which is used for its help alone."""
     parser = Parser(
@@ -150,7 +164,7 @@ def _parser(command: str) -> Parser:
         add_help=False,
     )
     for title, keys in GROUPS.items():
-        shown = [key for key in keys if command == "fit" or not key.only_fit]
+        shown = [*keys] if command == "fit" else _evaluation_keys(keys)
         group = parser.add_argument_group(title) if shown else None
         for key in shown:
             default = f" [{key.default}]" if key.default else ""

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.task_stream import TaskLoader, TaskStream
 from maml_pipeline.learner.workers import check_picklable, outlive_signals
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
 from maml_pipeline.tasks.checks import check_distribution
-from maml_pipeline.tasks.task import check_at_least, draw_batch, type_name
+from maml_pipeline.tasks.task import draw_batch, type_name
 
 EVALUATION_SEED = 0
 """Seed of validation and test tasks, equal in all runs."""

@@ -1,4 +1,4 @@
-"""Validation and testing: adapt to each task, then average its query measures over tasks and devices."""
+"""Validation and test: adapt to each task and average its query measures over tasks and devices."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -46,7 +46,7 @@ class EvaluatedByAdaptation(LightningModule):
     # Lightning's hooks ---------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Start with no task measured."""
+        """Discard the curves of an earlier evaluation."""
         self._clear_curves()
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
@@ -59,7 +59,7 @@ class EvaluatedByAdaptation(LightningModule):
         step_plateau_schedulers(self.trainer, self._evaluated)
 
     def on_test_epoch_start(self) -> None:
-        """Start with no task measured."""
+        """Discard the curves of an earlier evaluation."""
         self._clear_curves()
 
     def test_step(self, batch: TaskBatch, batch_idx: int) -> None:

@@ -41,6 +41,4 @@ def check_measures(loss: Loss, metric: Loss | None) -> None:
         if name == "loss":
             raise UserError("metric is named loss, like the loss; rename it")
         if not name.isidentifier():
-            raise UserError(
-                f"metric is named {name}, under which it cannot be logged: define it with def"
-            )
+            raise UserError(f"metric {name} has no name to log it under: define it with def")

@@ -14,10 +14,10 @@ from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
 from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
-from maml_pipeline.tasks.task import check_at_least
 
 
 class MetaLearner(EvaluatedByAdaptation):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.limits import check_at_least, check_positive
 from maml_pipeline.meta_gradient.order import GradientOrder, Method
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -38,10 +39,8 @@ class InnerLoop:
     checkpointed: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise UserError(f"inner_lr is {self.lr}; it must be a finite number above 0")
-        if self.steps < 0:
-            raise UserError(f"inner_steps is {self.steps}; it must be 0 or more")
+        check_positive("inner_lr", self.lr)
+        check_at_least("inner_steps", self.steps, 0)
 
     @property
     def method(self) -> Method:

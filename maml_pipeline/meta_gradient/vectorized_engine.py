@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient.adaptation import ChunkGradient, call_eagerly
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, vectorized_loss
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
@@ -21,7 +22,6 @@ from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, 
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import TaskBatch
-from maml_pipeline.tasks.task import check_at_least
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,9 @@ from maml_pipeline.runs.folder import (
     TRADEOFF,
     WANDB_ID,
 )
-from maml_pipeline.runs.read import (
-    UnreadableRunError,
-    read_run_folder,
-    read_tradeoff,
-    read_wandb_run,
-)
+from maml_pipeline.runs.read import read_run_folder, read_tradeoff, read_wandb_run
 from maml_pipeline.runs.run import Run, display_path
+from maml_pipeline.runs.validation import UnreadableRunError
 from maml_pipeline.text import printable
 
 RUN_FILES = {CONFIG, METRICS, TEST, WANDB_ID, CHECKPOINTS}

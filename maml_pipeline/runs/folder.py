@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.limits import check_at_least
 
 RUNS = Path("runs")
 """Where new runs are created, relative to the working directory."""
@@ -54,8 +55,7 @@ class RunSettings:
     artifacts: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.checkpoint_every < 1:
-            raise UserError(f"run.checkpoint_every is {self.checkpoint_every}; it must be 1 or more")
+        check_at_least("run.checkpoint_every", self.checkpoint_every, 1)
         if self.experiment is not None:
             check_name("run.experiment", self.experiment)
 

@@ -88,8 +88,7 @@ class ResultTable(Callback):
         assert isinstance(learner, MetaLearner)
         metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
         result: dict[str, Any] = {k: v for k, v in metrics.items() if k.startswith(f"{split}/")}
-        trained = learner.loaded_meta_step if trainer.ckpt_path else trainer.global_step
-        result["meta_step"] = trained
+        result["meta_step"] = learner.loaded_meta_step if trainer.ckpt_path else trainer.global_step
 
         table = Table(caption=PROTOCOLS[learner.transductive] if self._points_interact else None)
         table.add_column("inner steps", justify="right")
@@ -99,8 +98,9 @@ class ResultTable(Callback):
             cells = (f"{split}/{name}_step_{step}" for name in learner.measures)
             table.add_row(str(step), *(f"{result[c]:.4f} ± {result[f'{c}_ci95']:.4f}" for c in cells))
         console = Console()
-        title = f"{split.capitalize()} after {trained} meta-steps, {learner.inner.order} order"
-        console.print(title, highlight=False)
+        name = {"test": "Test", "val": "Validation"}[split]
+        title = f"{name} of {_evaluated_state(trainer, learner)}"
+        console.print(title, highlight=False, markup=False, emoji=False)
         console.print(table)
         if self.folder is not None:
             self._save(self.folder, file, result)
@@ -113,9 +113,21 @@ class ResultTable(Callback):
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
         path = folder / file.replace(".", f"-{digest}.")
         write_atomically(path, json.dumps({**result, "differs": differing}, indent=2) + "\n")
-        print(f"Saved to {path}, since it is not the run's own result ({file}):")
+        print(f"Settings differ from the run's; saved to {path} ({file} is unchanged):")
         for key, here, there in self.differences:
             print(f"  {key}: {here} here, {there} in the run")
+
+
+def _evaluated_state(trainer: Trainer, learner: MetaLearner) -> str:
+    """Describe the evaluated parameters: `best.ckpt, from meta-step 300 of 500, second order`."""
+    if trainer.ckpt_path:
+        state, step = Path(trainer.ckpt_path).name, learner.loaded_meta_step
+    else:
+        state, step = "the final parameters", trainer.global_step
+        if step == 0:
+            return "the initial parameters"
+    end = f" of {trainer.max_steps:,}" if trainer.max_steps >= step else ""
+    return f"{state}, from meta-step {step:,}{end}, {learner.inner.order} order"
 
 
 def points_interact(network: nn.Module, query_x: Tensor, support_x: Tensor) -> bool:

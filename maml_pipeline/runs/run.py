@@ -13,9 +13,6 @@ from maml_pipeline.learner.tracking import experiment_name, gradient_method
 from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.text import printable
 
-SERIES = ("train/loss", "order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
-"""Metrics of which `Run.to_json` keeps the whole series, besides the monitored one."""
-
 NOT_COMPARED = {
     *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
     *("data.num_workers", "data.tasks.init_args.root", "data.tasks.init_args.cache_dir"),
@@ -186,21 +183,6 @@ class Run:
         values = self.series(metric)
         return values[-1][1] if values else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the parts that a report needs, for a trade-off's summary."""
-        kept = {self.monitor, f"{self.monitor}_ci95", *SERIES}
-        latest = {key: value for record in self.history for key, value in record.items()}
-        latest |= {} if self.meta_step_ms is None else {"speed/meta_step_ms": self.meta_step_ms}
-        thinned = [
-            {key: value for key, value in record.items() if key in kept or key == "step"}
-            for record in self.history
-            if kept & record.keys()
-        ]
-        final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
-        final["step"] = self.meta_steps - 1  # the test is logged at a later step
-        history = [_as_json(record) for record in [*thinned, final]]
-        return {"config": self.config, "test": _as_json(self.test), "history": history}
-
 
 def display_path(path: Path) -> str:
     """Return a path as printable text, relative to the working directory if it is below it."""
@@ -216,10 +198,6 @@ def mean(values: Sequence[float]) -> float:
 def finite(value: float | None) -> float | None:
     """Return a number that JSON can represent; `None` if it is not finite."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _as_json(record: dict[str, float]) -> dict[str, float | None]:
-    return {key: finite(value) for key, value in record.items()}
 
 
 def _margin(value: float | None) -> float:

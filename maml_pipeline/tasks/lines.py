@@ -4,14 +4,8 @@ from functools import cached_property
 
 import torch
 
-from maml_pipeline.tasks.task import (
-    Split,
-    Task,
-    TaskDistribution,
-    check_at_least,
-    float32_tensors,
-    random_generator,
-)
+from maml_pipeline.limits import check_at_least
+from maml_pipeline.tasks.task import Split, Task, TaskDistribution, float32_tensors, random_generator
 
 ONE_POINT_TASK = Task(
     support_x=torch.tensor([[1.0]]),

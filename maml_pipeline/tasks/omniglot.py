@@ -9,16 +9,9 @@ import numpy as np
 import torch
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.tasks.omniglot_images import CHARACTERS, DRAWINGS, load_images
-from maml_pipeline.tasks.task import (
-    SPLITS,
-    Split,
-    Task,
-    TaskBatch,
-    TaskDistribution,
-    check_at_least,
-    random_generator,
-)
+from maml_pipeline.tasks.task import SPLITS, Split, Task, TaskBatch, TaskDistribution, random_generator
 
 SPLIT_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
 
@@ -39,7 +32,7 @@ class Omniglot(TaskDistribution):
     """Classify characters of N classes after seeing K drawings of each.
 
     In a rotated split, each rotation of a character by a multiple of 90 degrees is a separate class.
-    Finn et al. 2017 describe rotation for training; their code also rotates test tasks.
+    By default all splits are rotated, as in the code of Finn et al. 2017.
 
     Args:
         ways: Classes N per task, 2 to 100.

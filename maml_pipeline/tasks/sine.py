@@ -6,12 +6,12 @@ from functools import cached_property
 
 import numpy as np
 
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.tasks.task import (
     Split,
     Task,
     TaskBatch,
     TaskDistribution,
-    check_at_least,
     float32_tensors,
     random_generator,
 )

@@ -202,13 +202,3 @@ def random_generator(seed: int, split: Split, index: int) -> np.random.Generator
 def float32_tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:
     """Convert arrays to float32 tensors."""
     return tuple(torch.from_numpy(array.astype(np.float32)) for array in arrays)
-
-
-def check_at_least(name: str, value: float, minimum: float) -> None:
-    """Check the range of a setting.
-
-    Raises:
-        UserError: The value is below the minimum, or NaN.
-    """
-    if not value >= minimum:
-        raise UserError(f"{name} is {value}; it must be at least {minimum}")

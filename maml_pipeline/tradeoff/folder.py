@@ -19,6 +19,7 @@ from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.compatibility import config_differences
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
+from maml_pipeline.runs.summary import summarize
 from maml_pipeline.tradeoff.grid import VARIED_KEYS, Cell
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class Tradeoff:
                 runs = find_runs([self.folder]).runs
         summary = {
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
-            "cells": [{"folder": run.source.name, **run.to_json()} for run in runs],
+            "cells": [{"folder": run.source.name, **summarize(run)} for run in runs],
             "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
         }
         write_atomically(self.folder / run_folder.TRADEOFF, json.dumps(summary, indent=1) + "\n")

@@ -45,7 +45,7 @@ def describe_run(config: dict[str, Any], world_size: int) -> Description:
     Its name tells the methods of second order apart, which the name of the run's folder does not.
 
     Args:
-        config: The whole resolved config.
+        config: The resolved config.
         world_size: Number of devices.
     """
     model, method = config["model"], gradient_method(config)
@@ -70,7 +70,7 @@ def experiment_name(config: dict[str, Any]) -> str:
 
 
 def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Return how and where a run was made: commit, packages, device, Slurm job."""
+    """Return how a run was made: commit, package versions, device, Slurm job."""
     parts = {
         "git": git_state(Path.cwd()),
         "packages": {package: version(package) for package in PACKAGES},

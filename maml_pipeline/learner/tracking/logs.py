@@ -60,7 +60,7 @@ def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 def last_logged_step(folder: Path, run_id: str) -> int | None:
     """Return the last meta-step in a run's logs; -1 if they have none, `None` if there is no log.
 
-    A killed process has written less than it had logged, so only the logs can tell.
+    A killed process may have written less than it logged, so only the logs tell.
     """
     name = f"run-{run_id}"
     logs = [log for run in find_wandb_logs(folder).values() for log in run if log.stem == name]

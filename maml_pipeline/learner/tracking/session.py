@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_ANSWER = 5
 SECONDS_TO_START = 30
 SECONDS_TO_FINISH = 60
-"""The longest that a run waits for W&B: for an answer, for the W&B run to start, and to finish it."""
+"""Longest times to wait for W&B: for a response, for a W&B run to start, and for it to finish."""
 
 
 def choose_wandb_mode(folder: Path) -> str:
-    """Return `online`, `offline` or `disabled`: what `WANDB_MODE` says, or else online if logged in.
+    """Return `online`, `offline` or `disabled`: the value of `WANDB_MODE`, or online if logged in.
 
-    A run of which a part has not been uploaded stays offline, so that its parts arrive in order.
+    A run stays offline while an earlier part of it is not uploaded, so that its parts arrive in order.
 
     Args:
         folder: The run's folder.
@@ -59,17 +59,17 @@ def choose_wandb_mode(folder: Path) -> str:
         if WANDB_MODE.is_set():
             logger.warning("W&B has no API key (`wandb login`): the run is logged offline in %s", folder)
         return "offline"
-    waiting = [
+    not_uploaded = [
         log
         for logs in find_wandb_logs(folder / LOG_FOLDER).values()
         for log in logs
         if is_offline(log) and not is_synced(log) and not is_empty(log)
     ]
-    if waiting:
+    if not_uploaded:
         logger.warning("W&B: the run stays offline, as it started; `maml sync %s` uploads it", folder)
         return "offline"
     if not server_answers():
-        _warn_offline("no answer", folder)
+        _warn_offline("no response", folder)
         return "offline"
     return "online"
 
@@ -83,8 +83,8 @@ def start_wandb_run(
         folder: The run's folder, where W&B writes its files.
         run_id: The W&B run's id.
         mode: `online` or `offline`.
-        about: Its name, group and tags, unless W&B's environment variables set others.
-        config: The whole resolved config, and anything else to record in the W&B run's config.
+        about: Its name, group and tags, which W&B's environment variables override.
+        config: The resolved config and whatever else the W&B run's config records.
     """
     import wandb  # late: it takes a second to import
 
@@ -124,7 +124,7 @@ def start_wandb_run(
 
 
 def finish_tracking() -> None:
-    """Finish the W&B run of this process, if there is one; as failed while an error is raised."""
+    """Finish the W&B run of this process, if any; it counts as failed while an error is raised."""
     run = getattr(sys.modules.get("wandb"), "run", None)
     try:
         if run is not None:

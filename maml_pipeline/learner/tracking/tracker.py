@@ -1,4 +1,4 @@
-"""Logging metrics to W&B: one row per meta-step, each exactly once, also after a kill."""
+"""Logging metrics to W&B: one row per meta-step, exactly once, also after the process was killed."""
 
 import logging
 import math
@@ -32,8 +32,8 @@ class WandbTracker(Logger):
 
     Args:
         folder: The run's folder, where W&B writes its files.
-        config: The whole resolved config.
-        id_file: Keeps the id of the W&B run.
+        config: The resolved config.
+        id_file: The file that holds the id of the W&B run.
         metrics_file: The run's metrics table.
     """
 
@@ -66,10 +66,10 @@ class WandbTracker(Logger):
         """Start or resume the W&B run at the current meta-step; only the first call has an effect.
 
         Args:
-            trainer: Gives the devices and the current meta-step.
-            learner: Gives the names of the metrics.
-            discards_later: Whether the run's meta-steps after the current one are discarded, as
-                when it resumes from its best checkpoint.
+            trainer: The trainer, which knows the devices and the current meta-step.
+            learner: The learner, which knows the names of the metrics.
+            discards_later: Whether logged meta-steps after the current one are discarded, as when the
+                run resumes from its best checkpoint.
         """
         if self._has_started:
             return
@@ -102,7 +102,7 @@ class WandbTracker(Logger):
         self._fill_in(trainer.global_step)
 
     def _fill_in(self, before: int) -> None:
-        """Log the rows of the metrics table that a killed process did not log to W&B."""
+        """Log the rows of the metrics table that W&B lacks because a process was killed."""
         for row in read_metrics(self.metrics_file):
             step = int(row.pop("step"))
             if step < before:
@@ -115,7 +115,7 @@ class WandbTracker(Logger):
         self._update_extremes(metrics)
         if step <= self._logged_until:
             return
-        # There is one endless epoch.
+        # Lightning adds the epoch, of which there is only one.
         row = {key: value for key, value in metrics.items() if key != "epoch"}
         try:
             # W&B's own step would restart at 0 in a resumed run.
@@ -141,9 +141,9 @@ class WandbTracker(Logger):
         except Exception as error:
             self._give_up(error)
 
-    def uploads_artifacts(self, asked: bool | None) -> bool:
-        """Tell whether artifacts are uploaded: as asked, or by default if the run is online."""
-        return self.run is not None and (asked if asked is not None else not self.run.offline)
+    def uploads_artifacts(self, setting: bool | None) -> bool:
+        """Tell whether to upload artifacts: as set by `run.artifacts`, or if the run is online."""
+        return self.run is not None and (setting if setting is not None else not self.run.offline)
 
     def upload_artifact(self, kind: str, path: Path) -> None:
         """Add a file, or a folder with its contents, to the W&B run as an artifact.
@@ -188,7 +188,7 @@ class StartTracking(Callback):
         self._start(trainer, pl_module, discards_later=is_best)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start before the test of a run that was already trained."""
+        """Start before the test of a run that needs no more training."""
         self._start(trainer, pl_module, discards_later=False)
 
     def _start(self, trainer: Trainer, learner: LightningModule, discards_later: bool) -> None:
