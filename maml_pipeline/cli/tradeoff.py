@@ -41,7 +41,8 @@ def run(arguments: Sequence[str]) -> None:
     if settings.report:
         failures = find_failures(tradeoff)
         tradeoff.write_summary(failures)
-        _report(tradeoff, failures)
+        _report(tradeoff)
+        _raise_if_failed(tradeoff, failures)
         return
 
     tradeoff.create(plan.shared)
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str]) -> None:
         return
     console = Console(markup=False, emoji=False, highlight=False)
     failures = train_cells(tradeoff, plan.shared["trainer"]["max_steps"], console)
-    _report(tradeoff, failures)
+    _report(tradeoff)
+    _raise_if_failed(tradeoff, failures)
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -108,17 +110,21 @@ def _numbers(text: str) -> list[int]:
 def _list_cells(tradeoff: "Tradeoff") -> None:
     for cell in tradeoff.cells:
         state = "finished" if tradeoff.is_finished(cell) else "to be trained"
-        print(f"{printable(tradeoff.run_folder(cell))}: {state}")
+        print(f"{printable(tradeoff.folder_of(cell))}: {state}")
 
 
-def _report(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:
-    """Print the comparison and write the report.
+def _report(tradeoff: Tradeoff) -> None:
+    """Print the comparison of the finished cells, if any, and write the report."""
+    if any(map(tradeoff.is_finished, tradeoff.cells)):
+        report_runs([tradeoff.folder], tradeoff.folder / REPORT)
+
+
+def _raise_if_failed(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
+    """Raise an error that names the failed cells.
 
     Raises:
         UserError: A cell failed.
     """
-    if any(map(tradeoff.is_finished, tradeoff.cells)):
-        report_runs([tradeoff.folder], tradeoff.folder / REPORT)
     if failures:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))

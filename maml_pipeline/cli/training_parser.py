@@ -64,8 +64,8 @@ class TrainingParser(Parser, LightningArgumentParser):
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")
                 built: Namespace = super().instantiate_classes(cfg, **kwargs)
                 return built
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(_with_key(cfg, error)) from error
         except Exception as error:
             raise UserError(_construction_error(cfg, error)) from error
 
@@ -86,13 +86,35 @@ def _serializable(value: Any) -> Any:
     return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 
-def _construction_error(cfg: Namespace, error: Exception) -> str:
-    """Return a message that names the key of the class whose construction failed."""
-    failed = {
+def _with_key(cfg: Namespace, error: UserError) -> str:
+    """Return the message of a class about one of its arguments, with the argument's key in full."""
+    argument, _, rest = str(error).partition(" ")
+    failed = _classes_at_work(error)
+    keys: list[str] = list(cfg.keys())
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        whole = parent.removesuffix(".init_args")
+        spec = cfg.get(whole)
+        path = spec.get("class_path") if isinstance(spec, Namespace) else None
+        is_at_work = path is None or str(path).rpartition(".")[2] in failed
+        group = re.search(r"(?:^|\.)((?:model|data)(?:\..*)?)$", whole)  # without the command
+        if name == argument and is_at_work and group:
+            return f"{group[1]}.{argument} {rest}"
+    return str(error)
+
+
+def _classes_at_work(error: Exception) -> set[str]:
+    """Return the names of the classes whose methods raised an error or passed it on."""
+    return {
         type(frame.f_locals["self"]).__name__
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if "self" in frame.f_locals
     }
+
+
+def _construction_error(cfg: Namespace, error: Exception) -> str:
+    """Return a message that names the key of the class whose construction failed."""
+    failed = _classes_at_work(error)
     for key, value in cfg.items():
         if key.endswith("class_path") and str(value).rpartition(".")[2] in failed:
             key = key.removesuffix(".class_path")
