@@ -113,13 +113,13 @@ def _list_cells(tradeoff: "Tradeoff") -> None:
         print(f"{printable(tradeoff.folder_of(cell))}: {state}")
 
 
-def _report(tradeoff: Tradeoff) -> None:
+def _report(tradeoff: "Tradeoff") -> None:
     """Print the comparison of the finished cells, if any, and write the report."""
     if any(map(tradeoff.is_finished, tradeoff.cells)):
         report_runs([tradeoff.folder], tradeoff.folder / REPORT)
 
 
-def _raise_if_failed(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
+def _raise_if_failed(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:
     """Raise an error that names the failed cells.
 
     Raises:
