@@ -22,6 +22,11 @@ def _without_worker_traceback(message: str) -> str:
     return message.rpartition("UserError: ")[2].strip()
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; its type if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
+
+
 def describe(error: BaseException) -> str:
     """Describe an error in one line: type, first line of text, and line of the user's code."""
     lines = str(error).strip().splitlines()

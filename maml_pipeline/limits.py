@@ -29,4 +29,4 @@ def check_positive(key: str, value: float) -> None:
         UserError: It is not.
     """
     if not 0 < value < math.inf:
-        raise UserError(f"{key} is {value}; it must be a number above 0")
+        raise UserError(f"{key} is {value}; it must be a finite number above 0")

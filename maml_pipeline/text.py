@@ -25,6 +25,11 @@ def printable_lines(text: object) -> str:
     return "\n".join(map(printable, str(text).split("\n")))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 cell` or `2,000 cells`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shortened(text: object, width: int) -> str:
     """Return printable text of at most `width` characters, truncated with dots.
 

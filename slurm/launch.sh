@@ -13,8 +13,8 @@ fail() {
     exit 2
 }
 
-# Set `devices` to the flags that make `maml` use the whole allocation. Flags of the user override them,
-# and `maml` refuses those that differ from the allocation.
+# Set `devices` to the flags that make `maml` use the whole allocation. The configuration file and the
+# flags of the user override them; `maml` refuses values that differ from the allocation.
 take_allocation() {
     local tasks=${SLURM_NTASKS_PER_NODE:-1} gpus=${SLURM_GPUS_ON_NODE:-}
     if [ -n "$gpus" ] && [ "$gpus" != "$tasks" ]; then
@@ -61,7 +61,8 @@ exit $status'
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0}
-    # A job that was cancelled, or reached its time limit, must not be requeued.
+    # A job that was cancelled, or reached its time limit, must not be requeued. `maml` refuses only
+    # the states of an ending job (maml_pipeline/slurm/job.py): it acts on a signal that precedes the end.
     [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || return 0
     if ((restarts >= MAX_RESTARTS)); then
         echo "slurm: a process was killed after $restarts restarts; the job is not requeued" >&2

@@ -115,15 +115,15 @@ def test_omniglot_trains_from_its_config(
         (["--model.inner_lr", "fast"], "model.inner_lr"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--data.tasks", "Nothing"], "Nothing"),
-        (["--model.inner_lr", -0.1], "inner_lr is -0.1; it must be a number above 0"),
-        (["--model.inner_steps", -1], "inner_steps is -1; it must be at least 0"),
+        (["--model.inner_lr", -0.1], "model.inner_lr is -0.1; it must be a finite number above 0"),
+        (["--model.inner_steps", -1], "error: model.inner_steps is -1; it must be at least 0"),
         (["--model.eval_inner_steps", -2], "eval_inner_steps is -2"),
         (["--model.engine", "higher"], "model.engine"),
         (["--model.tasks_per_chunk", 8], "tasks_per_chunk is 8, but engine learn2learn"),
         (["--model.tasks_per_chunk", 0], "model.tasks_per_chunk"),
         (["--model.compile", "true"], "compile is true, but engine learn2learn"),
         (["--model.first_order_steps", -1], "model.first_order_steps"),
-        (["--data.meta_batch_size", 0], "meta_batch_size is 0; it must be at least 1"),
+        (["--data.meta_batch_size", 0], "error: data.meta_batch_size is 0; it must be at least 1"),
         (["--trainer.devices", 3], "meta_batch_size is 8, which 3 devices do not divide"),
         (["--run.checkpoint_every", 0], "checkpoint_every is 0"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path nowhere.ckpt does not exist"),
@@ -149,7 +149,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_omniglots_limits_are_named(maml_error: Callable[..., str], tmp_path: Path) -> None:
     config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml")
-    assert "ways is 101; it must be at most 100" in maml_error(
+    assert "error: data.tasks.ways is 101; it must be at most 100" in maml_error(
         "fit", *config, "--data.tasks.ways", 101, "--model.network.ways", 101
     )
     assert "10 + 11 = 21; it must be at most 20" in maml_error(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maml_pipeline.cli import COMMANDS, training_help
+from maml_pipeline.cli import COMMANDS, main, training_help
 from maml_pipeline.cli.jsonargparse_internals import parser_keys
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.suggestions import ALIASES, ALTERNATIVES, SETTINGS, suggest
@@ -64,6 +64,7 @@ def test_help_fits_two_screens_and_starts_with_usage_and_a_description(
     assert done.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: maml {command}")
+    assert "[-h]" not in lines[0]
     assert len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= width
 
@@ -128,6 +129,51 @@ def test_the_examples_of_the_help_work(maml: Maml) -> None:
             maml(*arguments, *(short if "configs/" in example else []))
 
 
+def test_a_run_without_arguments_prints_the_help(
+    maml: Maml, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["maml"])
+    given: list[list[str] | None] = [[], None]
+    for arguments in given:
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        assert done.value.code == 2
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.startswith("usage: maml COMMAND ...")
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "tradeoff"])
+def test_a_command_without_a_config_asks_for_one(command: str, maml_error: Maml) -> None:
+    error = maml_error(command)
+    assert error.endswith("no config is given; add one, such as --config configs/toy.yaml")
+
+
+def test_a_config_without_a_required_key_names_it(maml_error: Maml, tmp_path: Path) -> None:
+    config = yaml.safe_load((CONFIGS / "toy.yaml").read_text())
+    del config["model"]["loss"]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert "error: no value for model.loss; set it in a config or" in maml_error("fit", "--config", file)
+
+
+def test_a_switch_without_a_value_gets_its_values(maml_error: Maml) -> None:
+    error = maml_error("fit", *TOY, "--model.first_order")
+    assert error.endswith("--model.first_order: expected one argument: true or false")
+    error = maml_error("fit", *TOY, "--model.inner_lr")
+    assert error.endswith("--model.inner_lr: expected one argument")
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_help_of_an_evaluation_says_what_it_evaluates_without_ckpt_path(
+    command: str, maml: Maml, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        maml(command, "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[null: best if --config is a run's, else none]" in shown
+
+
 # Suggestions --------------------------------------------------------------------------------------
 
 
@@ -187,6 +233,15 @@ def test_an_alias_gets_the_suggestion_for_its_key(cli: ResolvedConfig) -> None:
         ((*TOY, "--data.tasks.shot", "5"), "did you mean shots?"),
         ((*TOY, "--ways", "5"), "Lines takes shots, query_shots"),
         ((*TOY, "--order", "first"), "did you mean --model.first_order true?"),
+        (("configs/toy.yaml",), "did you mean --config configs/toy.yaml?"),
+        (("toy.yml", "--shots", "5"), "mean --config toy.yml, --config FILE --data.tasks.shots 5?"),
+        ((*TOY, "--model.optimizer", "Adan"), "did you mean torch.optim.Adam or "),
+        ((*TOY, "--model.optimizer", "torch.optim.Adan"), "did you mean torch.optim.Adam or "),
+        ((*TOY, "--model.lr_scheduler", "Cosine"), "mean torch.optim.lr_scheduler.CosineAnnealingLR or"),
+        ((*TOY, "--data.tasks", "Sine"), "did you mean maml_pipeline.tasks.SineWaves?"),
+        ((*TOY, "--data.tasks", "maml_pipeline.tasks.Sine"), "mean maml_pipeline.tasks.SineWaves?"),
+        ((*TOY, "--model.network", "Conv"), "did you mean maml_pipeline.networks.ConvNet?"),
+        ((*TOY, "--model.network", "torch.nn.Linaer"), "did you mean torch.nn.Linear or "),
     ],
 )
 def test_a_suggestion_depends_on_the_classes_in_use(

@@ -12,7 +12,7 @@ import yaml
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
-from maml_pipeline.learner.tracking.description import describe
+from maml_pipeline.learner.tracking.description import describe_run
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.locked_folder import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
@@ -81,7 +81,7 @@ def test_a_run_is_named_after_its_tasks_or_run_experiment(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     experiment = config["run"]["experiment"]
     assert name == f"{experiment}-{'first' if config['model']['first_order'] else 'second'}-s{name[-1]}"
-    assert describe(config, 1).group == f"{experiment}-k1"
+    assert describe_run(config, 1).group == f"{experiment}-k1"
 
 
 def test_other_tasks_with_the_config_of_a_run_have_their_own_name(maml: Maml) -> None:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from maml_pipeline import Task, TaskBatch, TaskDataModule, TaskDistribution
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines
-from maml_pipeline.tasks.checks import check_tasks, draw_batch
-from maml_pipeline.tasks.task import Split
+from maml_pipeline.tasks.checks import check_distribution
+from maml_pipeline.tasks.task import Split, draw_batch
 from tests.helpers import CONFIGS
 
 MY_TASKS = """
@@ -247,9 +247,9 @@ def test_every_split_that_a_run_uses_is_checked(first: tuple[Split, int]) -> Non
 
     data = TaskDataModule(Holes(), meta_batch_size=2, val_tasks=4, test_tasks=4)
     with pytest.raises(UserError, match=rf"'{first[0]}', {first[1]}\) of Holes failed: no such drawing"):
-        data.check_tasks(["train", "val", "test"], train_batches=10)
+        data.check_splits(["train", "val", "test"], train_batches=10)
     unaffected: list[Split] = [s for s in ("train", "val", "test") if s != first[0]]
-    data.check_tasks(unaffected, train_batches=10)
+    data.check_splits(unaffected, train_batches=10)
 
 
 class EndsLate(Lines):
@@ -262,7 +262,7 @@ class EndsLate(Lines):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.integration)])
 def test_a_list_that_ends_during_training_is_reported_from_any_process(workers: int) -> None:
     data = TaskDataModule(EndsLate(), meta_batch_size=4, num_workers=workers)
-    data.check_tasks(["train"], train_batches=0)
+    data.check_splits(["train"], train_batches=0)
     loader: DataLoader[TaskBatch] = data.train_dataloader()
     with pytest.raises(UserError) as error:
         for _ in loader:
@@ -285,7 +285,7 @@ def test_only_part_of_a_large_meta_batch_is_checked() -> None:
             drawn.append(len(indices))
             return super().batch(seed, split, indices)
 
-    check_tasks(Counting(), 0, "train", tasks_per_batch=10**9, last=10**12)
+    check_distribution(Counting(), 0, "train", tasks_per_batch=10**9, last=10**12)
     assert drawn == [64]
 
 
@@ -296,7 +296,7 @@ def test_tasks_may_contain_nan() -> None:
             task.query_x[0] = torch.nan
             return task
 
-    task = check_tasks(Unknown(), 0, "train", tasks_per_batch=2, last=5)
+    task = check_distribution(Unknown(), 0, "train", tasks_per_batch=2, last=5)
     assert task.query_x[0].isnan()
 
 
@@ -321,4 +321,4 @@ def test_tasks_drawn_from_the_global_random_state_are_rejected() -> None:
             return Task(x, x, x, x)
 
     with pytest.raises(UserError, match=r"draw from random_generator\(seed, split, index\)"):
-        check_tasks(Impure(), 0, "train", tasks_per_batch=1, last=0)
+        check_distribution(Impure(), 0, "train", tasks_per_batch=1, last=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from maml_pipeline.learner.tracking.description import describe, git_state, provenance
+from maml_pipeline.learner.tracking.description import describe_run, git_state, provenance
 from tests.helpers import CONFIGS
 
 
@@ -32,7 +32,7 @@ def test_group_name_and_tags_follow_from_the_config(
     values["run"]["experiment"] = named.name  # as in the resolved config
     defaults = {"compile": False, "checkpoint_inner_steps": False, "engine": "learn2learn"}
     model = values["model"] = {**defaults, **values["model"], **changes}
-    about = describe(values, world_size=2)
+    about = describe_run(values, world_size=2)
     assert (about.group, about.name) == (group, name)
     assert {"world-size-2", model["engine"]} <= set(about.tags)
     assert ("checkpointed" in about.tags) == model["checkpoint_inner_steps"]

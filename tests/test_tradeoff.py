@@ -138,7 +138,7 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
     [
         (
             ["--orders", "first,third"],
-            "orders has third; an order is one of first, second, checkpointed",
+            "orders contains third; choose from first, second, checkpointed",
         ),
         (["--seeds", "0,0"], "seeds has 0 more than once"),
         (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),

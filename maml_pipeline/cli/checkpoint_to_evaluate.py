@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from maml_pipeline.cli.requested_run import RequestedRun, read_config
+from maml_pipeline.cli.requested_run import RequestedRun, read_run_config
 from maml_pipeline.cli.start_or_resume import WHICH, RunTarget, existing_file, is_same, matching_run
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import load_checkpoint
@@ -72,7 +72,8 @@ def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:
         return [Difference("ckpt_path", file.name, own.name)]
     if (folder / official).exists():
         return []
-    last, end = run_folder.checkpoint_path(folder, "last"), read_config(folder)["trainer"]["max_steps"]
+    last = run_folder.checkpoint_path(folder, "last")
+    end = read_run_config(folder)["trainer"]["max_steps"]
     trained = load_checkpoint(str(last))["global_step"] if last.exists() else 0
     return [] if trained == end else [Difference("trained meta-steps", trained, end)]
 

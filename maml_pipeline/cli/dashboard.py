@@ -24,10 +24,21 @@ def run(arguments: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--entity", required=True, help="team or user that owns the project")
-    add("--project", required=True, help="the runs' project: maml_pipeline, or as set by WANDB_PROJECT")
-    add("--measure", default="accuracy", help="accuracy, loss, ... (default: accuracy)")
-    add("--inner_steps", type=int, default=3, help="number of inner steps at test (default: 3)")
+    add("--entity", required=True, metavar="NAME", help="team or user that owns the project")
+    add(
+        "--project",
+        required=True,
+        metavar="NAME",
+        help="the runs' project: maml_pipeline, or as set by WANDB_PROJECT",
+    )
+    add("--measure", metavar="NAME", default="accuracy", help="accuracy, loss, ... (default: accuracy)")
+    add(
+        "--inner_steps",
+        type=int,
+        default=3,
+        metavar="K",
+        help="number of inner steps at test (default: 3)",
+    )
     settings = parser.parse_args(arguments)
     # Imported late: Lightning takes seconds to import, which help must not.
     from maml_pipeline.learner.tracking.session import logged_in, server_answers

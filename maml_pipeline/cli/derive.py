@@ -55,22 +55,38 @@ def _parser() -> Parser:
         description="Derive the first- and second-order meta-gradients of one linear unit with "
         "squared error on one task, step by step. Autograd is checked against the chain rule by hand "
         "and against finite differences.",
-        epilog="example: maml derive --w0 -0.76 --inner_lr 0.1 --graph graph.svg",
+        examples=("maml derive --w0 -0.76 --inner_lr 0.1 --graph graph.svg",),
     )
     points = "a number, a list (one per point) or a list of lists (the inputs of each point)"
     add = parser.add_argument
-    add("--w0", help="initial weight, or a list with one per input; drawn with --seed if omitted")
-    add("--b0", default="0", help="initial bias (default: 0)")
-    add("--support_x", default="1", help=f"support inputs: {points} (default: 1)")
-    add("--support_y", default="0", help="support targets: a number or a list (default: 0)")
-    add("--query_x", default="2", help="query inputs, as for --support_x (default: 2)")
-    add("--query_y", default="0", help="query targets: a number or a list (default: 0)")
-    add("--inner_lr", type=float, default=1.0, help="inner learning rate alpha (default: 1)")
-    add("--outer_lr", type=float, default=1.0, help="outer learning rate (default: 1)")
-    add("--inner_steps", type=int, default=1, help="number of inner steps k, 0 or more (default: 1)")
+    add(
+        "--w0",
+        metavar="W",
+        help="initial weight, or a list with one per input; drawn with --seed if omitted",
+    )
+    add("--b0", metavar="B", default="0", help="initial bias (default: 0)")
+    add("--support_x", metavar="X", default="1", help=f"support inputs: {points} (default: 1)")
+    add("--support_y", metavar="Y", default="0", help="support targets: a number or a list (default: 0)")
+    add("--query_x", metavar="X", default="2", help="query inputs, as for --support_x (default: 2)")
+    add("--query_y", metavar="Y", default="0", help="query targets: a number or a list (default: 0)")
+    add(
+        "--inner_lr",
+        metavar="LR",
+        type=float,
+        default=1.0,
+        help="inner learning rate alpha (default: 1)",
+    )
+    add("--outer_lr", metavar="LR", type=float, default=1.0, help="outer learning rate (default: 1)")
+    add(
+        "--inner_steps",
+        metavar="K",
+        type=int,
+        default=1,
+        help="number of inner steps k, 0 or more (default: 1)",
+    )
     orders = ["true", "false", "both"]
     add("--first_order", choices=orders, default="both", help="order to derive (default: both)")
-    add("--seed", type=int, default=0, help="seed for w0 (default: 0)")
+    add("--seed", metavar="N", type=int, default=0, help="seed for w0 (default: 0)")
     dtypes = ["float32", "float64"]
     add("--dtype", choices=dtypes, default="float32", help="floating-point dtype (default: float32)")
     add("--json", action="store_true", help="print all numbers as one JSON object instead")

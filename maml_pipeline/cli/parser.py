@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
                 self.usage = textwrap.fill(usage, width - len(indent), subsequent_indent=indent)
             self.description = "\n\n".join(paragraphs) or None
             self.epilog = "\n".join(textwrap.fill(line, width) for line in (epilog or "").split("\n"))
-            return re.sub(r" +$", "", super().format_help(*args, **kwargs), flags=re.M)
+            shown = super().format_help(*args, **kwargs).replace(" [-h]", "", 1)
+            return re.sub(r" +$", "", shown, flags=re.M)
         finally:
             self.description, self.epilog, self.usage = text, epilog, usage
 

@@ -25,7 +25,8 @@ RESTRICTIONS = {
 # Lines of jsonargparse about a value that matches none of several types.
 _FRAME = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Given value|Expected a path but|"
-    r"Unable to load config|Subclass types expect|a class path \(str\)|a dict with"
+    r"Unable to load config|Subclass types expect|a class path \(str\)|a dict with|"
+    r"Problem with given class_path '[^']*':$"
 )
 _VALUES = [
     re.compile(pattern)

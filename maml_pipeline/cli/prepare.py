@@ -19,17 +19,21 @@ def run(arguments: Sequence[str]) -> None:
         prog="maml prepare",
         description="Download a data set if it is missing, check that it is complete, and write the "
         "cache that runs read. Run it once on a machine with a network before you submit jobs.",
-        epilog="example: maml prepare omniglot --root /scratch/omniglot",
+        examples=("maml prepare omniglot --root /scratch/omniglot",),
         allow_abbrev=False,
     )
     parser.add_argument("data", metavar="DATA", choices=["omniglot"], help="omniglot")
     parser.add_argument(
         "--root",
+        metavar="DIR",
         type=path_argument,
         help="data folder (default: MAML_OMNIGLOT_ROOT, else data/omniglot)",
     )
     parser.add_argument(
-        "--cache_dir", type=path_argument, help="cache folder (default: the user's cache folder)"
+        "--cache_dir",
+        type=path_argument,
+        metavar="DIR",
+        help="cache folder (default: the user's cache folder)",
     )
     settings = parser.parse_args(arguments)
     # Imported late: PyTorch takes seconds to import, which help must not.

@@ -31,7 +31,11 @@ def run(arguments: Sequence[str]) -> None:
         help="folder of a run or of several runs, W&B offline run, or tradeoff.json",
     )
     parser.add_argument(
-        "--out", type=path_argument, default=Path("report"), help="output folder (default: report/)"
+        "--out",
+        type=path_argument,
+        default=Path("report"),
+        metavar="DIR",
+        help="output folder (default: report/)",
     )
     settings = parser.parse_args(arguments)
     report_runs(settings.runs, settings.out)

@@ -26,7 +26,7 @@ class RequestedRun:
     Args:
         parser: The command's parser.
         values: The settings as plain values, without `run.dir` and `ckpt_path`.
-        name: The run's name, `<experiment>-<order>-s<seed>`.
+        name: The name of its folder, `<experiment>-<order>-s<seed>`: both second-order methods share it.
         run_dir: The setting `run.dir`.
         config_of: The run whose `config.yaml` was given with `--config`.
         ckpt_path: `best`, `last`, a file, or `None`.
@@ -55,7 +55,7 @@ class RequestedRun:
         """
         config_of, run_dir = _run_of_config(settings.config), settings.run.dir
         values = _plain(parser, settings)
-        run, theirs = values["run"], {} if config_of is None else read_config(config_of)
+        run, theirs = values["run"], {} if config_of is None else read_run_config(config_of)
         if theirs and run_dir is not None and (theirs.get("run") or {}).get("dir") == str(run_dir):
             run_dir = None  # an older version wrote it into the run's config
         if theirs and _is_name_of_other_tasks(values, _with_defaults(parser, theirs)):
@@ -85,10 +85,10 @@ class RequestedRun:
         Raises:
             UserError: The folder's config cannot be read.
         """
-        return config_differences(self.values, _with_defaults(self.parser, read_config(folder)))
+        return config_differences(self.values, _with_defaults(self.parser, read_run_config(folder)))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_run_config(folder: Path) -> dict[str, Any]:
     """Read a run's config.
 
     Raises:

@@ -21,7 +21,8 @@ def end_stopped(stop: Stopped) -> NoReturn:
     is_saved = stop.meta_steps is not None
     if not is_rank_zero():
         # Rank 0 reports for all ranks that agreed to stop: their parent would take another status for a
-        # failure and kill rank 0. A rank that stops alone ends the others in this way.
+        # failure and kill rank 0. A rank that stops alone exits with the signal's status, so that its
+        # parent ends the others.
         sys.exit(0 if stop.by_all else stop.exit_status)
     if is_saved:
         print(f"Stopped after meta-step {stop.meta_steps:,}; its state is saved", flush=True)
@@ -29,8 +30,9 @@ def end_stopped(stop: Stopped) -> NoReturn:
         name = "a signal" if stop.signum is None else stop.signum.name
         print(f"maml: stopped by {name}{stop.remark and ' '}{stop.remark}", file=sys.stderr)
     if slurm.requeue():
-        print(f"Slurm job {slurm.job_id()} is requeued, and will resume from there", flush=True)
+        then = "resumes from there" if is_saved else "starts again"
+        print(f"Slurm job {slurm.job_id()} is requeued, and {then}", flush=True)
         sys.exit()
-    if is_saved and slurm.job_id() is None and stop.resume_command is not None:
+    if is_saved and stop.resume_command is not None:
         print(f"To resume: {stop.resume_command}")
     sys.exit(stop.exit_status)

@@ -14,6 +14,7 @@ from maml_pipeline.slurm.sbatch import (
     print_dry_run,
     submit_job,
 )
+from maml_pipeline.text import counted
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -119,7 +120,8 @@ def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: boo
         job = submit_job(array)
         report = [_after(job), *report]
         print(
-            f"Submitted array {job}: {len(missing)} cells of {plan.tradeoff.folder}, each on {requested}"
+            f"Submitted array {job}: {counted(len(missing), 'cell')} of {plan.tradeoff.folder}, "
+            f"each on {requested}"
         )
     try:
         report_job = submit_job(report)

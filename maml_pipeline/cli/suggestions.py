@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_pipeline.cli.config_files import config_files, read_config
+from maml_pipeline.cli.training_help import GROUPS
 
 ALIASES = {
     **dict.fromkeys(("seed", "random_seed"), "seed_everything"),
@@ -54,15 +55,48 @@ CLASSES = {
 }
 """Keys that take a class, and the modules whose classes can be named without a path."""
 
+BASE_CLASSES = ("TaskDistribution", "Optimizer", "LRScheduler", "Module")
+"""Names of the classes that those of a key are derived from."""
+
+SWITCHES = {
+    key.name
+    for keys in GROUPS.values()
+    for key in keys
+    if key.default.rpartition(" ")[2] in ("true", "false")
+}
+"""Keys that are true or false."""
+
 DEFAULT_OPTIMIZER = "torch.optim.Adam"
 
+_MISSING_KEYS = re.compile(r"the following arguments are required: (.*)")
+_MISSING_VALUE = re.compile(r"--([\w.]+): expected one argument")
+_UNKNOWN_CLASS = re.compile(
+    r"([\w.]+)(?: is ([\w.]+); it must be the import path of a |: module '\S+' has no attribute '(\w+)')"
+)
 _UNKNOWN_FLAGS = re.compile(r"[Uu]nrecognized arguments: (.*)")
 _UNKNOWN_KEY = re.compile(r"Key '([\w.]+)' is not expected")
 _UNKNOWN_ARGUMENT = re.compile(r"([\w.]+): Option '([\w.]+)' is not accepted")
 
 
+def describe_missing(message: str, arguments: Sequence[str]) -> str:
+    """Rewrite an error message about missing keys or a missing value; return others unchanged.
+
+    Args:
+        message: The error message.
+        arguments: The arguments of the command.
+    """
+    if found := _MISSING_KEYS.fullmatch(message):
+        if not any(config_files(arguments)):
+            return "no config is given; add one, such as --config configs/toy.yaml"
+        keys = re.sub(r"\b(fit|validate|test)\.", "", found[1])
+        return f"no value for {keys}; set it in a config or on the command line"
+    if (found := _MISSING_VALUE.fullmatch(message)) and found[1] in SWITCHES:
+        return f"{message}: true or false"
+    return message
+
+
 def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:
-    """Return what to append to an error message about an unknown key; empty if nothing is close.
+    """Return what to append to an error message about an unknown key or class, or an empty text.
 
     Args:
         message: The error message.
@@ -70,6 +104,9 @@ def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:
         arguments: The arguments of the command. The classes that they and their configuration files
             name decide which further keys there are.
     """
+    if found := _UNKNOWN_CLASS.match(message):
+        close = _closest_classes(found[1], found[2] or found[3])
+        return f"; did you mean {' or '.join(close)}?" if close else ""
     classes = _named_classes(arguments)
     if found := _UNKNOWN_ARGUMENT.search(message):
         return _class_arguments(found[1], found[2], classes)
@@ -80,7 +117,8 @@ def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:
     if not (found := _UNKNOWN_FLAGS.search(message)):
         return ""
     unknown = [*_unknown_flags(found[1])]
-    flags = [flag for name, value in unknown if (flag := _flags_for(name, value, known, classes))]
+    flags = [f"--config {file}" for file in _bare_config_files(found[1])]
+    flags += [flag for name, value in unknown if (flag := _flags_for(name, value, known, classes))]
     if flags:
         return f"; did you mean {', '.join(flags)}?"
     last = unknown[0][0].rpartition(".")[2] if unknown else ""
@@ -95,6 +133,15 @@ def _unknown_flags(text: str) -> Iterator[tuple[str, str | None]]:
             name, equals, value = word.removeprefix("--").partition("=")
             follows = None if following.startswith("--") else following
             yield name.replace("-", "_"), value if equals else follows
+
+
+def _bare_config_files(text: str) -> Iterator[str]:
+    """Yield each YAML file in the parser's list of unknown arguments that is not the value of a flag."""
+    words = text.split()
+    for before, word in zip(["", *words], words, strict=False):
+        is_value = before.startswith("--") and "=" not in before
+        if not word.startswith("-") and word.endswith((".yaml", ".yml")) and not is_value:
+            yield word
 
 
 def _flags_for(name: str, value: str | None, keys: list[str], classes: dict[str, str]) -> str:
@@ -126,6 +173,23 @@ def _closest(name: str, keys: Sequence[str]) -> list[str]:
     if "." in name:
         close += difflib.get_close_matches(name, keys, n=2)
     return list(dict.fromkeys(close))[:3]
+
+
+def _closest_classes(key: str, path: str) -> list[str]:
+    """Return up to three import paths of classes that a key takes and that are spelled like `path`."""
+    name = path.rpartition(".")[2].lower()
+    for module in CLASSES.get(key, ()):
+        members = inspect.getmembers(import_module(module), inspect.isclass)
+        bases = [member for member_name, member in members if member_name in BASE_CLASSES]
+        paths = {
+            member_name.lower(): f"{module}.{member_name}"
+            for member_name, member in members
+            if member not in bases and (not bases or issubclass(member, tuple(bases)))
+        }
+        longer = [one for one in paths if one.startswith(name)]
+        if close := longer[:3] or difflib.get_close_matches(name, paths):
+            return [paths[one] for one in close]
+    return []
 
 
 def _class_arguments(key: str, name: str, classes: dict[str, str]) -> str:

@@ -36,8 +36,8 @@ def run(arguments: Sequence[str]) -> None:
         type=path_argument,
         help="a run's folder, or a folder that contains runs",
     )
-    add("--entity", help="team or user (default: yours)")
-    add("--project", help="project (default: the project set when the run was logged)")
+    add("--entity", metavar="NAME", help="team or user (default: yours)")
+    add("--project", metavar="NAME", help="project (default: the project set when the run was logged)")
     settings = parser.parse_args(arguments)
     # Imported late: Lightning takes seconds to import, which help must not.
     from maml_pipeline.learner.tracking import logged_in

@@ -10,7 +10,7 @@ from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.cli.report import report_runs
 from maml_pipeline.errors import UserError
 from maml_pipeline.runs.folder import REPORT
-from maml_pipeline.text import printable
+from maml_pipeline.text import counted, printable
 
 if TYPE_CHECKING:
     from maml_pipeline.tradeoff.folder import Tradeoff
@@ -41,7 +41,8 @@ def run(arguments: Sequence[str]) -> None:
     if settings.report:
         failures = find_failures(tradeoff)
         tradeoff.write_summary(failures)
-        _report(tradeoff, failures)
+        _report(tradeoff)
+        _raise_if_failed(tradeoff, failures)
         return
 
     tradeoff.create(plan.shared)
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str]) -> None:
         return
     console = Console(markup=False, emoji=False, highlight=False)
     failures = train_cells(tradeoff, plan.shared["trainer"]["max_steps"], console)
-    _report(tradeoff, failures)
+    _report(tradeoff)
+    _raise_if_failed(tradeoff, failures)
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -60,20 +62,35 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
         description="Train and test each gradient order with each number of inner steps and each seed, "
-        "on the same tasks, one process per cell; then compare accuracy or loss, memory, time, FLOPs "
-        "and order gap. The same command resumes a trade-off that was stopped. All other keys are those "
-        "of `maml fit`.",
+        "on the same tasks; then compare accuracy or loss, memory, time, FLOPs and order gap. Each "
+        "combination is a cell: a run in its own process and folder. The same command resumes a "
+        "trade-off that was stopped. All other keys are those of `maml fit`.",
+        examples=(
+            "maml tradeoff --config configs/toy.yaml --inner_steps 1,5 --seeds 0,1",
+            "maml tradeoff --config configs/toy.yaml --dry_run",
+        ),
         allow_abbrev=False,
     )
     add = parser.add_argument
     add(
         "--orders",
         type=lambda text: text.split(","),
+        metavar="ORDER,...",
         help="any of first,second,checkpointed (default: all)",
     )
-    add("--inner_steps", type=_numbers, help="numbers of inner steps (default: the config's)")
-    add("--seeds", type=_numbers, help="seeds (default: the config's)")
-    add("--out", type=path_argument, help="output folder (default: runs/<experiment>-tradeoff)")
+    add(
+        "--inner_steps",
+        type=_numbers,
+        metavar="K,...",
+        help="numbers of inner steps (default: the config's)",
+    )
+    add("--seeds", type=_numbers, metavar="N,...", help="seeds (default: the config's)")
+    add(
+        "--out",
+        type=path_argument,
+        metavar="DIR",
+        help="output folder (default: runs/<experiment>-tradeoff)",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry_run", action="store_true", help="list the cells without training")
     mode.add_argument("--cell", type=int, metavar="N", help="train only cell N, counted from 0")
@@ -93,20 +110,25 @@ def _numbers(text: str) -> list[int]:
 def _list_cells(tradeoff: "Tradeoff") -> None:
     for cell in tradeoff.cells:
         state = "finished" if tradeoff.is_finished(cell) else "to be trained"
-        print(f"{printable(tradeoff.run_folder(cell))}: {state}")
+        print(f"{printable(tradeoff.folder_of(cell))}: {state}")
 
 
-def _report(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:
-    """Print the comparison and write the report.
+def _report(tradeoff: Tradeoff) -> None:
+    """Print the comparison of the finished cells, if any, and write the report."""
+    if any(map(tradeoff.is_finished, tradeoff.cells)):
+        report_runs([tradeoff.folder], tradeoff.folder / REPORT)
+
+
+def _raise_if_failed(tradeoff: Tradeoff, failures: dict[Cell, str]) -> None:
+    """Raise an error that names the failed cells.
 
     Raises:
         UserError: A cell failed.
     """
-    if any(map(tradeoff.is_finished, tradeoff.cells)):
-        report_runs([tradeoff.folder], tradeoff.folder / REPORT)
     if failures:
         names = ", ".join(cell.name for cell in failures)
         first = next(iter(failures.values()))
         raise UserError(
-            f"{len(failures)} of {len(tradeoff.cells)} cells failed ({names}); the first: {first}"
+            f"{len(failures)} of {counted(len(tradeoff.cells), 'cell')} failed ({names}); "
+            f"the first: {first}"
         )

@@ -20,7 +20,7 @@ from maml_pipeline.cli.checkpoint_to_evaluate import newest_trained_run
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.cluster_environment import cluster_environment
 from maml_pipeline.cli.start_or_resume import check_free, resume_command
-from maml_pipeline.cli.stopping import end_stopped, leave_process_group
+from maml_pipeline.cli.stopping import leave_process_group
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
@@ -63,16 +63,15 @@ def run(command: str, arguments: Sequence[str]) -> None:
     if slurm.job_id() is not None:
         OFFLINE.set("1")  # otherwise all ranks, or all jobs, would download at once
     try:
-        TrainingCommand(command, arguments)
+        TrainingCommand(command, arguments)  # LightningCLI runs the whole command in its constructor
         leave_process_group()
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except Stopped as stop:
-        finish_tracking()  # before Slurm ends the job
+    except Stopped:
         leave_process_group()
-        end_stopped(stop)
+        raise  # to `cli.main`, which requeues the job
     finally:
-        _end_tracking()
+        _end_tracking()  # again, because a signal may have interrupted it; before Slurm ends the job
 
 
 def _end_tracking() -> None:
@@ -93,7 +92,10 @@ class TrainingCommand(CheckedCommand):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Check the settings, open the run's folder, and build the trainer."""
+        """Check the settings, open the run's folder, and build the trainer.
+
+        Lightning calls this before it runs the command, so nothing is written until all checks pass.
+        """
         self.target = self.locate_and_check()
         trainer = self.config_init[self.command].trainer
         self.stop = StopOnSignal()
@@ -131,7 +133,7 @@ class TrainingCommand(CheckedCommand):
             return
         job = slurm.job_id()
         self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
-        self.open_run.callback(_end_tracking)
+        self.open_run.callback(_end_tracking)  # while the folder is still locked
         if not self.target.resumes:
             check_free(self.folder)  # again, now that the lock excludes other trainings
         remove_unfinished(self.folder)

@@ -17,7 +17,7 @@ from maml_pipeline.cli.config_files import check_config_files
 from maml_pipeline.cli.jsonargparse_internals import has_subcommands, parser_keys
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.cli.parser_messages import one_line
-from maml_pipeline.cli.suggestions import suggest
+from maml_pipeline.cli.suggestions import describe_missing, suggest
 from maml_pipeline.errors import UserError
 
 MAX_LISTED_CLASSES = 20
@@ -41,7 +41,9 @@ class TrainingParser(Parser, LightningArgumentParser):
         except UserError as error:
             if not has_subcommands(self):
                 raise  # to the outermost parser, which has all arguments
-            raise UserError(f"{error}{suggest(str(error), parser_keys(self), args or [])}") from error
+            message = describe_missing(str(error), args or [])
+            message += suggest(message, parser_keys(self), args or [])
+            raise UserError(message) from error
         values: Namespace = _serializable(parsed)
         return values
 
@@ -62,8 +64,8 @@ class TrainingParser(Parser, LightningArgumentParser):
                 warnings.filterwarnings("ignore", "Initializing zero-element tensors")
                 built: Namespace = super().instantiate_classes(cfg, **kwargs)
                 return built
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(_with_key(cfg, error)) from error
         except Exception as error:
             raise UserError(_construction_error(cfg, error)) from error
 
@@ -84,13 +86,35 @@ def _serializable(value: Any) -> Any:
     return value.value if isinstance(value, str) and isinstance(value, Enum) else value
 
 
-def _construction_error(cfg: Namespace, error: Exception) -> str:
-    """Return a message that names the key of the class whose construction failed."""
-    failed = {
+def _with_key(cfg: Namespace, error: UserError) -> str:
+    """Return the message of a class about one of its arguments, with the argument's key in full."""
+    argument, _, rest = str(error).partition(" ")
+    failed = _classes_at_work(error)
+    keys: list[str] = list(cfg.keys())
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        whole = parent.removesuffix(".init_args")
+        spec = cfg.get(whole)
+        path = spec.get("class_path") if isinstance(spec, Namespace) else None
+        is_at_work = path is None or str(path).rpartition(".")[2] in failed
+        group = re.search(r"(?:^|\.)((?:model|data)(?:\..*)?)$", whole)  # without the command
+        if name == argument and is_at_work and group:
+            return f"{group[1]}.{argument} {rest}"
+    return str(error)
+
+
+def _classes_at_work(error: Exception) -> set[str]:
+    """Return the names of the classes whose methods raised an error or passed it on."""
+    return {
         type(frame.f_locals["self"]).__name__
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if "self" in frame.f_locals
     }
+
+
+def _construction_error(cfg: Namespace, error: Exception) -> str:
+    """Return a message that names the key of the class whose construction failed."""
+    failed = _classes_at_work(error)
     for key, value in cfg.items():
         if key.endswith("class_path") and str(value).rpartition(".")[2] in failed:
             key = key.removesuffix(".class_path")

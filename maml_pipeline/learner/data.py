@@ -11,8 +11,8 @@ from maml_pipeline.learner.task_stream import TaskLoader, TaskStream
 from maml_pipeline.learner.workers import check_picklable, outlive_signals
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.tasks import Split, Task, TaskBatch, TaskDistribution
-from maml_pipeline.tasks.checks import check_tasks, draw_batch
-from maml_pipeline.tasks.task import type_name
+from maml_pipeline.tasks.checks import check_distribution
+from maml_pipeline.tasks.task import draw_batch, type_name
 
 EVALUATION_SEED = 0
 """Seed of validation and test tasks, equal in all runs."""
@@ -92,7 +92,7 @@ class TaskDataModule(LightningDataModule):
                 "divide; each device takes an equal share of a meta-step's tasks"
             )
 
-    def check_tasks(self, splits: Sequence[Split], train_batches: int) -> Task:
+    def check_splits(self, splits: Sequence[Split], train_batches: int) -> Task:
         """Draw and check the first and the last task that a run will take from each split.
 
         Args:
@@ -111,7 +111,7 @@ class TaskDataModule(LightningDataModule):
             "test": (EVALUATION_SEED, self.test_tasks),
         }
         drawn = [
-            check_tasks(self.tasks, seed, split, self.meta_batch_size, last=tasks - 1)
+            check_distribution(self.tasks, seed, split, self.meta_batch_size, last=tasks - 1)
             for split in splits
             for seed, tasks in [numbers[split]]
         ]

@@ -79,8 +79,8 @@ def _reason(trainer: Trainer) -> str:
             remaining = callback.time_remaining()
             if remaining is not None and remaining <= 0:
                 return (
-                    "the time limit was reached (trainer.max_time, or Timer); set a longer one with "
-                    "--ckpt_path last to resume"
+                    "time limit reached (trainer.max_time or a Timer); to resume, raise it and add "
+                    "--ckpt_path last"
                 )
         message = getattr(callback, "stopping_reason_message", None)
         if isinstance(callback, EarlyStopping) and message:

@@ -81,7 +81,7 @@ class EvaluatedByAdaptation(LightningModule):
     # How -----------------------------------------------------------------------------------------
 
     def check_first_batch(self, batch: TaskBatch) -> None:
-        """Check the network and the measures on the first batch; `MetaLearner` does."""
+        """Do nothing; `MetaLearner` overrides this to check network and measures on the first batch."""
 
     def _clear_curves(self) -> None:
         # A dtype that all devices choose alike, including devices without a task.

@@ -109,7 +109,7 @@ class MetaLearner(EvaluatedByAdaptation):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
         self.check_first_batch(batch)
-        result = self._meta_gradient(batch)
+        result = self._run_engine(batch)
         self._reset_metric()
         is_logged = self._is_logged()
         if is_logged or result.loss.is_cpu:
@@ -119,7 +119,7 @@ class MetaLearner(EvaluatedByAdaptation):
             self._log_training(result, tasks=len(batch.support_x))
         return loss_with_gradient(result, self.network)
 
-    def _meta_gradient(self, batch: TaskBatch) -> MetaGradient:
+    def _run_engine(self, batch: TaskBatch) -> MetaGradient:
         inner = self.inner_loop()
         return self.engine.meta_gradient(self.network, self.loss, batch, inner, self.metric)
 
@@ -176,7 +176,7 @@ class MetaLearner(EvaluatedByAdaptation):
             UserError: A loss is not finite.
         """
         self.check_first_batch(batch)
-        result = self._meta_gradient(batch)
+        result = self._run_engine(batch)
         self._check_finite(result)
         return result.gradient
 

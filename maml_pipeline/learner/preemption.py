@@ -11,7 +11,7 @@ The sequence, with the place of each step:
 5. `cli.training` finishes the W&B run, and the ranks leave their process group.
 6. `cli.stopping.end_stopped` calls `slurm.requeue` on rank 0. Outside Slurm it prints how to resume.
 7. The requeued job finds its run folder by the job's id (`cli.start_or_resume`) and resumes from the
-   saved state.
+   saved state. In a job of a trade-off, `tradeoff.cells.exec_cell` names the folder and the checkpoint.
 
 Before the first meta-step and during the test, there is no state to save: steps 2 to 4 are skipped.
 

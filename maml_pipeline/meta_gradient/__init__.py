@@ -9,8 +9,8 @@ One meta-gradient, from the learner down:
        +- chunk_gradient                methods.py, for each chunk of tasks that adapt at once:
           +- first_order                   adapt, then the query gradient
           +- unrolled                      differentiate through the graph of all inner steps
-          +- checkpointed                  adapt without a graph, then carry the adjoint back
-             +- reverse_sweep           checkpointed.py: one Hessian-vector product per step
+          +- checkpointed               checkpointed.py: adapt without a graph, carry the adjoint back
+             +- reverse_sweep              one Hessian-vector product per step
 
 `Learn2LearnEngine` takes first order and unrolled through learn2learn's clones instead of `methods.py`.
 """

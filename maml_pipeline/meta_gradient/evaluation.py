@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from maml_pipeline.meta_gradient.adaptation import expand, inner_step
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
-from maml_pipeline.meta_gradient.methods import expand, inner_step
 from maml_pipeline.tasks import TaskBatch
 
 State = TypeVar("State")

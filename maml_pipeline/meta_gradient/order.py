@@ -18,7 +18,11 @@ class GradientOrder(StrEnum):
 class Method(StrEnum):
     """How a meta-gradient is computed: first order, or second order with one of two methods.
 
-    The values are the methods' names in flags, run names and logs. `methods.py` documents their costs.
+    The values are the methods' names in `maml tradeoff --orders`, in logs, and in the folder names of a
+    trade-off's cells. A run's own folder is named after its order. `methods.py` documents the costs.
+
+    Both enumerations are text, so `Method.UNROLLED == GradientOrder.SECOND` holds while CHECKPOINTED
+    differs from it: to ask for second order, compare `method.order`.
     """
 
     FIRST_ORDER = "first"

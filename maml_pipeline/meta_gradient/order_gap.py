@@ -38,7 +38,7 @@ def order_gaps(first: Parameters, second: Parameters) -> dict[str, OrderGap]:
     for name in first:
         layer = name.rpartition(".")[0]
         layers.setdefault(layer, []).append(name)
-    layers[""] = [*first]  # also if the network is a single layer
+    layers[""] = [*first]  # even if the network is a single layer
     # One transfer from the device instead of one per layer, each of which would synchronise.
     sums = torch.stack([_sums(names, first, second) for names in layers.values()]).tolist()
     return {layer: _gap(*values) for layer, values in zip(layers, sums, strict=True)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient, call_eagerly
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, vectorized_loss
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
@@ -19,7 +20,7 @@ from maml_pipeline.meta_gradient.exactness import (
 )
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
-from maml_pipeline.meta_gradient.methods import ChunkGradient, call_eagerly, chunk_gradient
+from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import TaskBatch
 
 logger = logging.getLogger(__name__)

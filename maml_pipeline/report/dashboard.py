@@ -7,9 +7,8 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from maml_pipeline.errors import UserError
+from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.learner.tracking.logs import STEP_METRIC
-from maml_pipeline.learner.tracking.session import first_line
 from maml_pipeline.learner.tracking.wandb_internals import (
     ProjectNotFoundError,
     api_error,

@@ -56,7 +56,7 @@ class FoundRuns:
 def find_runs(paths: Sequence[Path]) -> FoundRuns:
     """Find all runs in or below some paths, and read those that can be reported.
 
-    Links to runs and to folders of runs are followed. Each run is returned once, also if it was
+    Links to runs and to folders of runs are followed. Each run is returned once, even if it was
     copied, or is found as a folder and as a W&B log.
 
     Args:

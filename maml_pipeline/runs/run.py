@@ -74,6 +74,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name within its experiment; that of its cell if it belongs to a trade-off."""
         return f"{self.method}-k{self.inner_steps}-s{self.seed}"
 
     @property
@@ -190,7 +191,7 @@ def display_path(path: Path) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean; unlike `fmean`, also if a value or the sum is infinite."""
+    """Return the mean; unlike `fmean`, even if a value or the sum is infinite."""
     return sum(value / len(values) for value in values)
 
 

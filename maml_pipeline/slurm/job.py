@@ -21,7 +21,11 @@ from maml_pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 ENDING = ("CANCELLED", "COMPLETING", "COMPLETED", "FAILED", "TIMEOUT")
-"""States of a job that was cancelled or is ending, and must not be requeued."""
+"""States of a job that was cancelled or is ending, and must not be requeued.
+
+slurm/launch.sh requeues the job of a killed process only if it is RUNNING: the process may have been
+killed because the job is ending. `requeue` follows a signal that asks to save, which comes before that.
+"""
 
 
 def job_id() -> str | None:
@@ -103,10 +107,12 @@ def requeue() -> bool:
     """Requeue this job, which ends it; learner/preemption.py describes the whole sequence.
 
     Returns:
-        Whether the job was requeued; `False` outside Slurm, and for a job that is being cancelled.
+        Whether the job was requeued; `False` outside Slurm, for a job that is ending, and if its state
+        is unknown.
     """
     job = job_id()
-    if job is None or _state(job) in ENDING:
+    state = None if job is None else _state(job)
+    if job is None or state is None or state in ENDING:
         return False
     asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if asked.returncode:
@@ -114,10 +120,10 @@ def requeue() -> bool:
     return asked.returncode == 0
 
 
-def _state(job: str) -> str:
+def _state(job: str) -> str | None:
     command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         logger.warning("the state of Slurm job %s is unknown: %s", job, error)
-        return "COMPLETED"
+        return None

@@ -1,59 +1,20 @@
 """Check a task distribution on a few tasks before a run starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from maml_pipeline.errors import UserError, describe
-from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution, to_task, type_name
+from maml_pipeline.errors import UserError
+from maml_pipeline.tasks.task import Split, Task, TaskDistribution, call_error, draw_batch, to_task
 
 MAX_BATCH = 64
 """Tasks of the largest meta-batch that is drawn as a check."""
 T = TypeVar("T")
 
 
-def draw_batch(tasks: TaskDistribution, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
-    """Draw a batch of tasks and check its shape.
-
-    Args:
-        tasks: The distribution.
-        seed: Seed of the run.
-        split: Split to draw from.
-        indices: Indices of the T tasks.
-
-    Returns:
-        The batch, with a leading dimension T; a tuple or list of four tensors is converted.
-
-    Raises:
-        UserError: There is no task for an index, or `batch` returns anything but T tasks.
-    """
-    try:
-        batch = tasks.batch(seed, split, indices)
-    except (IndexError, StopIteration) as error:
-        call = f"task {indices[0]} to {indices[-1]} of split {split}"
-        raise UserError(_failed(tasks, call, error)) from error
-    if not isinstance(batch, TaskBatch):
-        if not isinstance(batch, tuple | list) or len(batch) != len(TaskBatch._fields):
-            raise UserError(
-                f"{type(tasks).__name__}.batch returns {type_name(batch)}; it must return "
-                f"TaskBatch({', '.join(TaskBatch._fields)})"
-            )
-        batch = TaskBatch(*batch)
-    for name, tensor in zip(batch._fields, batch, strict=True):
-        if not isinstance(tensor, Tensor) or tensor.shape[:1] != (len(indices),):
-            actual = (
-                f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type_name(tensor)
-            )
-            raise UserError(
-                f"{name} of {type(tasks).__name__}.batch is {actual}; for {len(indices)} indices it "
-                f"must be a tensor of shape ({len(indices)}, ...)"
-            )
-    return batch
-
-
-def check_tasks(
+def check_distribution(
     tasks: TaskDistribution, seed: int, split: Split, tasks_per_batch: int, last: int
 ) -> Task:
     """Check that tasks exist, are pure functions of (seed, split, index), and stack into batches.
@@ -111,13 +72,7 @@ def _try(tasks: TaskDistribution, call: str, function: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise UserError(_failed(tasks, call, error)) from error
-
-
-def _failed(tasks: TaskDistribution, call: str, error: Exception) -> str:
-    finite = isinstance(error, LookupError | StopIteration)
-    remedy = "; every index from 0 needs a task: use index % number of tasks" if finite else ""
-    return f"{call} of {type(tasks).__name__} failed: {describe(error)}{remedy}"
+        raise UserError(call_error(tasks, call, error)) from error
 
 
 def _tasks_are_close(one: Task, other: Task, tolerance: float) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_pipeline.errors import UserError
+from maml_pipeline.errors import UserError, describe
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -108,6 +108,45 @@ class TaskDistribution(ABC):
         return TaskBatch.stack(self.task(seed, split, index) for index in indices)
 
 
+def draw_batch(tasks: TaskDistribution, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
+    """Draw a batch of tasks and check its shape.
+
+    Args:
+        tasks: The distribution.
+        seed: Seed of the run.
+        split: Split to draw from.
+        indices: Indices of the T tasks.
+
+    Returns:
+        The batch, with a leading dimension T; a tuple or list of four tensors is converted.
+
+    Raises:
+        UserError: There is no task for an index, or `batch` returns anything but T tasks.
+    """
+    try:
+        batch = tasks.batch(seed, split, indices)
+    except (IndexError, StopIteration) as error:
+        call = f"task {indices[0]} to {indices[-1]} of split {split}"
+        raise UserError(call_error(tasks, call, error)) from error
+    if not isinstance(batch, TaskBatch):
+        if not isinstance(batch, tuple | list) or len(batch) != len(TaskBatch._fields):
+            raise UserError(
+                f"{type(tasks).__name__}.batch returns {type_name(batch)}; it must return "
+                f"TaskBatch({', '.join(TaskBatch._fields)})"
+            )
+        batch = TaskBatch(*batch)
+    for name, tensor in zip(batch._fields, batch, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != (len(indices),):
+            actual = (
+                f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type_name(tensor)
+            )
+            raise UserError(
+                f"{name} of {type(tasks).__name__}.batch is {actual}; for {len(indices)} indices it "
+                f"must be a tensor of shape ({len(indices)}, ...)"
+            )
+    return batch
+
+
 def to_task(value: object) -> Task:
     """Convert a tuple or list of four tensors to a `Task`.
 
@@ -126,6 +165,13 @@ def to_task(value: object) -> Task:
             }.get(type(tensor), "")
             raise UserError(f"{name} of a task is {type_name(tensor)}; it must be a tensor{remedy}")
     return value
+
+
+def call_error(tasks: TaskDistribution, call: str, error: Exception) -> str:
+    """Return a message for a failed call of a distribution; `call` is the call as text."""
+    finite = isinstance(error, LookupError | StopIteration)
+    remedy = "; every index from 0 needs a task: use index % number of tasks" if finite else ""
+    return f"{call} of {type(tasks).__name__} failed: {describe(error)}{remedy}"
 
 
 def type_name(value: object) -> str:

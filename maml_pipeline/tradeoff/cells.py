@@ -14,7 +14,7 @@ from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.signals import Response, Stopped
-from maml_pipeline.text import printable
+from maml_pipeline.text import counted, printable
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
 from maml_pipeline.tradeoff.progress import GridProgress
@@ -44,7 +44,7 @@ def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Ce
         finished = len(tradeoff.cells) - len(unfinished)
         console.print(
             f"Trade-off in {printable(tradeoff.folder)}: "
-            f"{len(tradeoff.cells)} cells, {finished} finished",
+            f"{counted(len(tradeoff.cells), 'cell')}, {finished} finished",
             soft_wrap=True,
         )
         failures: dict[Cell, str] = {}
@@ -55,7 +55,7 @@ def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Ce
         try:
             with progress.bars:
                 for cell in unfinished:
-                    progress.start(meta_steps_done(tradeoff.run_folder(cell)))
+                    progress.start(meta_steps_done(tradeoff.folder_of(cell)))
                     failure = _train_cell(tradeoff, cell, descriptors, progress.update)
                     progress.end(failure)
                     if failure:
@@ -79,7 +79,7 @@ def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
     if tradeoff.is_finished(cell):
         print(f"{cell.name} is finished")
         return
-    folder = tradeoff.run_folder(cell)
+    folder = tradeoff.folder_of(cell)
     folder.mkdir(exist_ok=True)
     log_file = folder / run_folder.LOG
     if is_rank_zero():
@@ -93,7 +93,7 @@ def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
 
 def fit_command(tradeoff: Tradeoff, cell: Cell) -> list[str]:
     """Return the command that trains a cell, or resumes it."""
-    folder = tradeoff.run_folder(cell)
+    folder = tradeoff.folder_of(cell)
     command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
     for key, value in {**cell.settings, "run.dir": folder}.items():
         command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
@@ -111,7 +111,7 @@ def meta_steps_done(folder: Path) -> int:
 def find_failures(tradeoff: Tradeoff) -> dict[Cell, str]:
     """Return the cells that are not finished, each with the reason in its log."""
     return {
-        cell: _logged_reason(tradeoff.run_folder(cell) / run_folder.LOG)
+        cell: _logged_reason(tradeoff.folder_of(cell) / run_folder.LOG)
         for cell in tradeoff.cells
         if not tradeoff.is_finished(cell)
     }
@@ -134,7 +134,7 @@ def _train_cell(
     Raises:
         Stopped: This process was asked to stop; the cell has saved its state.
     """
-    folder = tradeoff.run_folder(cell)
+    folder = tradeoff.folder_of(cell)
     folder.mkdir(exist_ok=True)
     with (folder / run_folder.LOG).open("a+", errors="replace") as log:
         earlier_attempts = log.seek(0, os.SEEK_END)

@@ -42,12 +42,12 @@ class Tradeoff:
         """The config that all cells share."""
         return self.folder / run_folder.CONFIG
 
-    def run_folder(self, cell: Cell) -> Path:
+    def folder_of(self, cell: Cell) -> Path:
         return self.folder / cell.name
 
     def is_finished(self, cell: Cell) -> bool:
         """Tell whether a cell is trained and tested; it is not run again."""
-        return (self.run_folder(cell) / run_folder.TEST).exists()
+        return (self.folder_of(cell) / run_folder.TEST).exists()
 
     def create(self, config: dict[str, Any]) -> None:
         """Create the folder and write the shared config, unless they exist.

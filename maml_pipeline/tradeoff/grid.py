@@ -72,7 +72,7 @@ def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence
     """
     if wrong := [order for order in orders if order not in [*Method]]:
         raise UserError(
-            f"orders has {wrong[0] or 'an empty value'}; an order is one of {', '.join(Method)}"
+            f"orders contains {wrong[0] or 'an empty value'}; choose from {', '.join(Method)}"
         )
     for name, values in (("orders", orders), ("inner_steps", inner_steps), ("seeds", seeds)):
         repeated = [value for value in values if [*values].count(value) > 1]

@@ -55,11 +55,11 @@ def check_settings(
         model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes=command == "fit"))
     names, monitor = model.evaluation_names("val"), settings.run.monitor
     if monitor not in names:
-        raise UserError(f"run.monitor is {monitor}; this run logs {shortened(names)}")
+        raise UserError(f"run.monitor is {monitor}; this run logs {listed(names)}")
     check_optimization(model, settings, names, on_cpu)
 
 
-def shortened(names: list[str], most: int = 8) -> str:
+def listed(names: list[str], most: int = 8) -> str:
     """Join names with commas, leaving out the middle of a long list."""
     if len(names) > most:
         names = [*names[: most // 2], "...", *names[-most // 2 :]]

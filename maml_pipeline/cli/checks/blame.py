@@ -6,13 +6,14 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from maml_pipeline.errors import first_line
+
 LONGEST = 200
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, shortened; its type if it has no text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+def short_reason(error: BaseException) -> str:
+    """Return the first line of an error's text, at most 200 characters."""
+    text = first_line(error)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
@@ -27,14 +28,14 @@ def refusal(key: str, spec: Any, error: Exception, use: Callable[..., object]) -
     """
     path = str(spec.get("class_path")) if isinstance(spec, Namespace) else None
     if path is None:
-        return f"{key} cannot be used: {first_line(error)}"
+        return f"{key} cannot be used: {short_reason(error)}"
     arguments = vars(spec["init_args"]) if spec.get("init_args") else {}
     name = path.rpartition(".")[2]
     culprit = _culprit(path, arguments, use)
     if culprit is None:
-        return f"{key} is {path}, which cannot be used: {first_line(error)}"
+        return f"{key} is {path}, which cannot be used: {short_reason(error)}"
     value = "null" if arguments[culprit] is None else str(arguments[culprit])[:80]
-    return f"{key}.init_args.{culprit} is {value}, which {name} refuses: {first_line(error)}"
+    return f"{key}.init_args.{culprit} is {value}, which {name} refuses: {short_reason(error)}"
 
 
 def _culprit(path: str, arguments: dict[str, Any], use: Callable[..., object]) -> str | None:

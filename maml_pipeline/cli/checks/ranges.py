@@ -1,4 +1,7 @@
-"""The valid values of each key of the configuration, beyond its type."""
+"""The valid values of Lightning's keys, and upper bounds and paths of this project's, beyond their type.
+
+Other ranges are checked by the class that takes the argument, in its constructor.
+"""
 
 import math
 from collections.abc import Callable
@@ -50,13 +53,6 @@ def _is_named(value: Any) -> bool:
     return value is None or str(value).strip() not in ("", ".")
 
 
-def _is_a_name(value: str | None) -> bool:
-    if value is None:
-        return True
-    parts = value.split("/")
-    return value.isprintable() and len(value) <= 100 and not {"", ".", ".."} & {p.strip() for p in parts}
-
-
 MOST_STEPS_TEXT = f"it must be at most {MAX_INNER_STEPS:,}: every inner step is a column of metrics.csv"
 MOST_TASKS_TEXT = f"it must be at most {MAX_EVALUATION_TASKS:,}"
 
@@ -68,11 +64,6 @@ RANGES = (
     Range("data.num_workers", _up_to(MAX_WORKERS), f"it must be at most {MAX_WORKERS}"),
     Range("ckpt_path", _is_named, "give best, last or a file's path"),
     Range("run.dir", _is_named, "name a folder, or leave the key out"),
-    Range(
-        "run.experiment",
-        _is_a_name,
-        "it becomes a folder's name: at most 100 printable characters, without ..",
-    ),
     Range("trainer.num_nodes", _from(1), "it must be 1 or more"),
     Range("trainer.max_steps", _from(0, -1), "it must be 0 or more, or -1 for no end"),
     Range("trainer.max_epochs", _from(1, -1, None), "it must be 1 or more, or -1 for no end"),

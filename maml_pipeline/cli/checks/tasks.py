@@ -35,7 +35,7 @@ def check_tasks(
         UserError: A task cannot be drawn, or does not fit memory, network or loss.
     """
     with bounded_memory():
-        task = data.check_tasks(*_drawn(command, settings.trainer))
+        task = data.check_splits(*_drawn(command, settings.trainer))
     if not elsewhere:
         _check_memory(task, data)
     _check_ways(task, model, data, settings)

@@ -9,7 +9,7 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
-from maml_pipeline.cli.checks.blame import first_line
+from maml_pipeline.cli.checks.blame import short_reason
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.cluster_environment import cluster_environment
 from maml_pipeline.environment import MASTER_ADDR, MASTER_PORT, NODE_RANK
@@ -71,11 +71,11 @@ def _own_plugins() -> list[Any]:
 
 def _reason(arguments: dict[str, Any], settings: Namespace, error: Exception) -> str:
     """Name the key without which the trainer can be built, or fails with another error."""
-    text = first_line(error)
+    text = short_reason(error)
     for key, default in _defaults().items():
         if key in settings and arguments.get(key, default) != default:
             changed = _try({**arguments, key: default})
-            if isinstance(changed, Trainer) or first_line(changed) != text:
+            if isinstance(changed, Trainer) or short_reason(changed) != text:
                 return f"trainer.{key} is {_shown(settings[key])}, which Lightning refuses: {text}"
     return f"trainer: Lightning refuses its settings: {text}"
 

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.meta_learner import MetaLearner
-from maml_pipeline.learner.probes.probe import Probe, preserve_state, uncompiled_meta_gradient
+from maml_pipeline.learner.probes.probe import Probe, preserve_training_state, uncompiled_meta_gradient
 from maml_pipeline.meta_gradient.inner_loop import Parameters
 from maml_pipeline.meta_gradient.order_gap import OrderGap, order_gaps
 from maml_pipeline.tasks import TaskBatch
@@ -56,7 +56,7 @@ def _both_or_why_not(
 ) -> tuple[tuple[Parameters, Parameters] | None, str]:
     try:
         with (
-            preserve_state(learner.network, learner.device),
+            preserve_training_state(learner.network, learner.device),
             trainer.precision_plugin.forward_context(),
         ):
             return both_orders(learner, batch), ""

@@ -66,7 +66,7 @@ class Probe(Callback):
 def discard_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
     """Compute a batch's meta-gradient as the current meta-step does, without changing any state."""
     with (
-        preserve_state(learner.network, learner.device),
+        preserve_training_state(learner.network, learner.device),
         trainer.precision_plugin.forward_context(),
     ):
         learner.meta_gradient(batch)
@@ -89,7 +89,7 @@ def uncompiled_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: Inne
 
 
 @contextlib.contextmanager
-def preserve_state(network: nn.Module, device: torch.device) -> Iterator[None]:
+def preserve_training_state(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore what calling a network changes: its buffers, and the random state of all libraries."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     python, numpy = random.getstate(), np.random.get_state()

@@ -13,7 +13,7 @@ from maml_pipeline.learner.probes.probe import (
     WARM_UP_STEPS,
     Probe,
     discard_meta_gradient,
-    preserve_state,
+    preserve_training_state,
     uncompiled_meta_gradient,
 )
 from maml_pipeline.tasks import TaskBatch
@@ -109,6 +109,6 @@ def _seconds(start: Instant, end: Instant) -> float:
 
 def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
     counter = FlopCounterMode(display=False)
-    with preserve_state(learner.network, learner.device), counter:
+    with preserve_training_state(learner.network, learner.device), counter:
         uncompiled_meta_gradient(learner, batch, learner.inner_loop())
     return counter.get_total_flops()

@@ -39,8 +39,10 @@ class Description:
     tags: tuple[str, ...]
 
 
-def describe(config: dict[str, Any], world_size: int) -> Description:
-    """Describe a run.
+def describe_run(config: dict[str, Any], world_size: int) -> Description:
+    """Describe a run to W&B.
+
+    Its name tells the methods of second order apart, which the name of the run's folder does not.
 
     Args:
         config: The resolved config.

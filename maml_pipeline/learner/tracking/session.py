@@ -16,6 +16,7 @@ from maml_pipeline.environment import (
     WANDB_DISABLED,
     WANDB_MODE,
 )
+from maml_pipeline.errors import first_line
 from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import find_wandb_logs
 from maml_pipeline.learner.tracking.run_id import release_wandb_ids
@@ -172,8 +173,3 @@ def _warn_offline(reason: str, folder: Path) -> None:
         reason,
         folder,
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
+from maml_pipeline.errors import first_line
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.metrics_csv import read_metrics
-from maml_pipeline.learner.tracking.description import describe, provenance
+from maml_pipeline.learner.tracking.description import describe_run, provenance
 from maml_pipeline.learner.tracking.logs import STEP_METRIC, last_logged_step
 from maml_pipeline.learner.tracking.run_id import claim_wandb_id, new_wandb_id, read_wandb_id
-from maml_pipeline.learner.tracking.session import choose_wandb_mode, first_line, start_wandb_run
+from maml_pipeline.learner.tracking.session import choose_wandb_mode, start_wandb_run
 
 if TYPE_CHECKING:
     import wandb
@@ -88,7 +89,7 @@ class WandbTracker(Logger):
             # W&B cannot remove rows: training again from an earlier meta-step is a new W&B run.
             run_id, known = new_wandb_id(earlier=run_id), -1
         claim_wandb_id(self.id_file, run_id)
-        about = describe(self.config, trainer.world_size)
+        about = describe_run(self.config, trainer.world_size)
         made = provenance(trainer.strategy.root_device, trainer.world_size)
         self.run = start_wandb_run(self.folder, run_id, mode, about, {**self.config, "made_with": made})
         if self.run.id != run_id:  # W&B's settings take precedence
