@@ -1,6 +1,7 @@
 """The progress bar: meta-steps, rate and time left."""
 
 import re
+import sys
 from collections.abc import Callable
 from io import StringIO
 from types import SimpleNamespace
@@ -155,3 +156,27 @@ def test_the_bar_of_a_resumed_run_starts_at_its_meta_step(
     batches = range(40 * accumulate)
     assert RecordBar.shown == [(20, 20 + batch // accumulate, 60) for batch in batches]
     assert "Meta-step 60/60 " in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "drawn"),
+    [("fit", ["Validation", "Test"]), ("validate", ["Validation"]), ("test", ["Test"])],
+)
+def test_a_terminal_shows_a_short_bar_of_each_evaluation_and_leaves_none(
+    command: str, drawn: list[str], maml: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    tasks = ("--data.val_tasks", 20, "--data.test_tasks", 20)
+    steps = ("--trainer.max_steps", 20, "--trainer.val_check_interval", 20)
+    printed = maml(command, "--config", CONFIGS / "toy.yaml", *tasks, *steps)
+    assert "DataLoader" not in printed and "Testing" not in printed
+    lines = re.split(r"[\r\n]|\x1b\[A", printed)
+    for name in drawn:
+        bars = [line for line in lines if line.startswith(f"{name}: ")]
+        assert any(re.match(rf"{name}: batch 3/3 +\|█+\| 00:00 left", bar) for bar in bars)
+        assert max(map(len, bars)) <= 80
+    assert {line.partition(":")[0] for line in lines if ": batch" in line} == {*drawn}
+    # The last bar is erased before the result is printed.
+    before = printed[: printed.index(" of ")].splitlines()[-1].rpartition("\r")[0]
+    assert before.rpartition("\r")[2].strip() == ""

@@ -65,15 +65,19 @@ def _derivation(derivation: Derivation) -> Iterator[str]:
     yield from _methods(derivation)
 
     yield "Outer update"
-    for name, theta, gradient, updated in zip(
+    differentiated = str(k) if inner.first_order else "0"
+    for name, of, theta, gradient, updated in zip(
         parameter_names(inputs, "0"),
+        parameter_names(inputs, differentiated),
         derivation.theta.tolist(),
         derivation.autograd.tolist(),
         derivation.updated.tolist(),
         strict=True,
     ):
         product = f"{derivation.outer_lr:g} * {_operand(gradient)}"
-        yield from _equation(f"  {name}'", f"{name} - outer_lr * dL_q", f"{theta} - {product}", updated)
+        yield from _equation(
+            f"  {name}'", f"{name} - outer_lr * dL_q/d{of}", f"{theta} - {product}", updated
+        )
 
 
 def _inner_step(step: InnerStep, t: int, lr: float, k: int) -> Iterator[str]:
@@ -140,7 +144,8 @@ def _methods(derivation: Derivation) -> Iterator[str]:
         derivation.finite_difference_tolerance.max().item(),
     )
     verdict = "do NOT agree" if derivation.disagreements() else "agree"
-    yield f"  They {verdict} within rounding (here {error:.1e}). Differences are in float64."
+    yield f"  They {verdict} within the rounding tolerance, {error:.1e}."
+    yield "  Finite differences use float64."
 
 
 def _comparison(first: Derivation, second: Derivation) -> Iterator[str]:

@@ -58,11 +58,27 @@ class MetaStepProgressBar(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         """Draw the bar of a validation on a terminal only."""
-        return super().init_validation_tqdm() if self.on_terminal else Tqdm(disable=True)
+        return self._evaluation_bar("Validation", position=int(self.trainer.state.fn == "fit"))
 
     def init_test_tqdm(self) -> Tqdm:
         """Draw the bar of a test on a terminal only."""
-        return super().init_test_tqdm() if self.on_terminal else Tqdm(disable=True)
+        return self._evaluation_bar("Test", position=0)
+
+    def _evaluation_bar(self, name: str, position: int) -> Tqdm:
+        """Build a bar that counts batches of tasks and disappears at the end.
+
+        Args:
+            name: The first word of the line.
+            position: Lines below the bar of training.
+        """
+        return Tqdm(
+            position=2 * self.process_position + position,
+            disable=self.is_disabled or not self.on_terminal,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            bar_format=f"{name}: batch {{n_fmt}}/{{total_fmt}} |{{bar}}| {{remaining}} left",
+        )
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
         """Keep the bar, which Lightning would restart at every epoch."""

@@ -116,9 +116,9 @@ def _training_and_adaptation(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
             ),
             (
                 "order-gap",
-                "Order gap",
+                "Cosine of the orders",
                 "order_gap/cosine",
-                "cosine of the two orders",
+                "cosine of the orders",
                 "Cosine between the first-order and the second-order meta-gradient of the same tasks at "
                 "the same parameters, during the training with each order; 1 is the same direction.",
             ),

@@ -62,7 +62,7 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
     for cost, name in costs:
         columns.append((name, "mean", lambda row, cost=cost: cost_text(row, cost)))  # type: ignore[misc]
         columns.append((name, "ratio", lambda row, cost=cost: ratio_text(row, cost)))  # type: ignore[misc]
-    columns.append(("order gap", "cosine", cosine_text))
+    columns.append(("cosine of the orders", "", cosine_text))
     filled = [Column(group, name, [cell(row) for row in rows]) for group, name, cell in columns]
     return [column for column in filled if {*column.cells} != {UNKNOWN}]
 
@@ -75,7 +75,7 @@ def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
     headings = (
         *("order", "inner\nsteps", "seeds", f"{measure_heading(rows)}\n± 95 % CI"),
-        *("peak\nmemory", "time", "FLOPs", "order\ngap"),
+        *("peak\nmemory", "time", "FLOPs", "cosine of\norders"),
     )
     # A column without a single value is left out.
     columns = [*zip(*(_stacked_cells(row, rows) for row in rows), strict=True)]
