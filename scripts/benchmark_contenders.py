@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.preemption import StopOnSignal
-from maml_pipeline.learner.progress import MetaStepProgressBar
+from maml_pipeline.learner.progress_bar import MetaStepProgressBar
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, build_engine
 from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
 from maml_pipeline.tasks import TaskBatch, TaskDistribution

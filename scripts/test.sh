@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is locked and run the tests: without arguments the default set, a process a core; arguments
+# Install what is locked and run the tests: without arguments the default set, one process per core; arguments
 # go to pytest, which then uses one process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

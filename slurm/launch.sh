@@ -39,7 +39,7 @@ launch() {
     export WANDB_MODE=${WANDB_MODE:-offline} MAML_OFFLINE=1
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
-    # shellcheck disable=SC2016,SC2086  # of its task; several words each
+    # shellcheck disable=SC2016,SC2086  # the task's shell expands TASK; options are split into words
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
         bash -c "$TASK" task ${MAML_COMMAND:-"$repository/.venv/bin/maml"} "$@" || status=$?
     # 143: a process ended with an error, and srun ended the others by SIGTERM.

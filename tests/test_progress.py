@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner
-from maml_pipeline.learner.progress import MetaStepProgressBar
+from maml_pipeline.learner.progress_bar import MetaStepProgressBar
 from maml_pipeline.networks import MLP
 from tests.helpers import CONFIGS
 

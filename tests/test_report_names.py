@@ -17,7 +17,7 @@ from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.report.page import escape_markdown
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell
-from maml_pipeline.tradeoff.progress import GridProgress
+from maml_pipeline.tradeoff.progress_bar import GridProgress
 from tests.run_copies import config, copy_run, each, remove, write
 
 NAMES = [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maml_pipeline.runs.locked_folder import lock_run_folder
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
-from maml_pipeline.tradeoff.progress import UNKNOWN_TIME, GridProgress
+from maml_pipeline.tradeoff.progress_bar import UNKNOWN_TIME, GridProgress
 from tests.helpers import CONFIGS, ROOT, Maml, locked_by_another_process, maml_command
 
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")

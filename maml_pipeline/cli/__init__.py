@@ -54,7 +54,9 @@ def _run_and_report_errors(argv: Sequence[str] | None) -> None:
         faults.exit_if_known(error)
         raise
     except Stopped as stop:
-        import_module("maml_pipeline.cli.stopping").end_stopped(stop)
+        from maml_pipeline.cli.stopping import end_stopped  # late: it imports PyTorch
+
+        end_stopped(stop)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -103,7 +103,7 @@ def _numbers(text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number, nor several separated by commas"
+            f"{text!r} must be a whole number or a comma-separated list of whole numbers"
         ) from None
 
 

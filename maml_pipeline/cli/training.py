@@ -1,4 +1,13 @@
-"""`maml fit | validate | test`: the lifecycle of a run, from its settings to its artifacts."""
+"""`maml fit | validate | test`: the lifecycle of a run, from its settings to its artifacts.
+
+LightningCLI calls the steps of a command from its constructor, in this order:
+
+1. `cli.training_parser` parses the arguments and builds the network, the tasks and the callbacks.
+2. `instantiate_trainer` finds the run to start, resume or evaluate, and checks every setting
+   (`locate_and_check`); creates or reopens its folder and locks it (`_open_folder`); builds the trainer.
+3. Lightning trains, validates or tests; `learner.preemption` tells what a signal does meanwhile.
+4. `after_fit` tests the best checkpoint and attaches the artifacts.
+"""
 
 import os
 import shlex
@@ -31,7 +40,7 @@ from maml_pipeline.learner.lightning_internals import align_logged_step
 from maml_pipeline.learner.metrics_csv import DropRepeatedRows
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
-from maml_pipeline.learner.progress import MetaStepProgressBar
+from maml_pipeline.learner.progress_bar import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import StartTracking, finish_tracking
 from maml_pipeline.rank import is_rank_zero

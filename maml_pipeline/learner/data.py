@@ -52,7 +52,7 @@ class TaskDataModule(LightningDataModule):
         if not isinstance(tasks, TaskDistribution):
             raise UserError(
                 f"tasks is {type_name(tasks)}; it must be a TaskDistribution, whose task(seed, split, "
-                "index) gives a task for every index: of a finite list, that of index % its length"
+                "index) returns a task for every index; for a finite list, return item index % len(list)"
             )
         check_at_least("meta_batch_size", meta_batch_size, 1)
         check_at_least("val_tasks", val_tasks, 1)

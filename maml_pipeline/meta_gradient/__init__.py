@@ -2,17 +2,18 @@
 
 One meta-gradient, from the learner down:
 
-    MetaLearner.training_step           learner/meta_learner.py
-    +- Engine.meta_gradient             engine.py, then vectorized_engine.py or learn2learn_engine.py
-       +- verified_workarounds          exactness/: compare with plain autograd, once per network
-       +- vectorized_loss               chunk_loss.py: the loss of each task, given its parameters
-       +- chunk_gradient                methods.py, for each chunk of tasks that adapt at once:
-          +- first_order                   adapt, then the query gradient
-          +- unrolled                      differentiate through the graph of all inner steps
-          +- checkpointed               checkpointed.py: adapt without a graph, carry the adjoint back
-             +- reverse_sweep              one Hessian-vector product per step
-
-`Learn2LearnEngine` takes first order and unrolled through learn2learn's clones instead of `methods.py`.
+    MetaLearner.training_step              learner/meta_learner.py
+    +- Engine.meta_gradient                engine.py
+    |  +- verified_workarounds             exactness/: compare with plain autograd, once per network
+    |  +- VectorizedEngine._meta_gradient  vectorized_engine.py, for each chunk of tasks:
+    |  |  +- chunk_gradient                methods.py; `call` compiles its parts (compilation.py)
+    |  |     +- first_order                   adapt, then the query gradient
+    |  |     +- unrolled                      differentiate through the graph of all inner steps
+    |  |     +- checkpointed               checkpointed.py: adapt without a graph, carry the adjoint back
+    |  |        +- reverse_sweep              one Hessian-vector product per step
+    |  +- Learn2LearnEngine._meta_gradient learn2learn_engine.py, for each task: a clone of learn2learn's
+    |                                         MAML; `checkpointed` as above
+    +- loss_with_gradient                  learner/: a loss whose backward puts the gradient into .grad
 """
 
 from typing import Literal

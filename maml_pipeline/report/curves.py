@@ -26,7 +26,7 @@ class Series(NamedTuple):
 
 
 def draw_series(ax: Axes, rows: Sequence[ComparisonRow], metric: str, label: str) -> None:
-    """Draw a metric over the meta-steps, one line a row, with the range of its seeds."""
+    """Draw a metric over the meta-steps, one line per row, with the range of its seeds."""
     for row in rows:
         series = series_over_seeds(row.runs, metric)
         if not series.steps:

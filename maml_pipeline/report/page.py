@@ -33,7 +33,7 @@ LONGEST_SLUG = 80
 """Characters; a file name has at most 255 bytes, and a plot's name follows."""
 
 MOST_PIXELS = 60_000
-"""Matplotlib writes no PNG of 2**16 pixels or more a side."""
+"""Matplotlib writes no PNG with 2**16 or more pixels per side."""
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ def data_uri(figure: Figure) -> str:
 
 
 def _config_link(run: Run, folder: Path) -> str | None:
-    """Return the relative link from the report to a run's config; `None` if it is no file.
+    """Return the relative link from the report to a run's config; `None` if there is no such file.
 
-    It begins with `./` or `../`, so that a folder named `javascript:...` is no script.
+    It begins with `./` or `../`, so that a folder named `javascript:...` is not read as a script link.
     """
     config = run.source / CONFIG
     if not config.is_file():

@@ -1,4 +1,4 @@
-"""How plots look: one label, colour, marker and line style a method, the same in every plot."""
+"""How plots look: one label, colour, marker and line style per method, the same in every plot."""
 
 import math
 import warnings

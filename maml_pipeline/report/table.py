@@ -69,7 +69,7 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
 
 def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     """Print the rows of one experiment as a table, and below it the folders of their runs."""
-    # Names may look like markup: none of the text is.
+    # Names may look like markup: print all text literally.
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(f"\n{title}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))

@@ -48,7 +48,7 @@ def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
 
 
 def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
-    """Draw the result against peak memory, one line a method; `separate_labels` places the labels."""
+    """Draw the result against peak memory, one line per method; `separate_labels` places the labels."""
     compared, (unit, unit_name) = _rows_with_results(rows), memory_unit(rows)
     for method, style in METHOD_STYLES.items():
         points = [

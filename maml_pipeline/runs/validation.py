@@ -83,7 +83,7 @@ def _check_size(config: Any) -> None:
         value, level = waiting.pop()
         values += 1
         if values > MAX_CONFIG_VALUES or level > MAX_CONFIG_DEPTH:
-            raise UnreadableRunError("the config has more values, or deeper nesting, than any config")
+            raise UnreadableRunError("the config is too large or too deeply nested to be that of a run")
         if isinstance(value, dict):
             waiting += [(inner, level + 1) for inner in value.values()]
         elif isinstance(value, list | tuple | set):

@@ -114,7 +114,11 @@ def requeue() -> bool:
     state = None if job is None else _state(job)
     if job is None or state is None or state in ENDING:
         return False
-    asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    try:
+        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    except OSError as error:
+        logger.warning("Slurm job %s was not requeued: %s", job, error)
+        return False
     if asked.returncode:
         logger.warning("Slurm job %s was not requeued: %s", job, asked.stderr.strip())
     return asked.returncode == 0
@@ -123,7 +127,8 @@ def requeue() -> bool:
 def _state(job: str) -> str | None:
     command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        state = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         logger.warning("the state of Slurm job %s is unknown: %s", job, error)
         return None
+    return state or None  # squeue prints nothing for a job that it no longer knows

@@ -75,7 +75,7 @@ def decode_all(halves: list[Path]) -> np.ndarray:
     """
     images = np.empty(SHAPE, dtype=np.uint8)
     characters = 0
-    with tqdm(total=CHARACTERS, desc="Packing Omniglot", unit=" characters", disable=None) as progress:
+    with tqdm(total=CHARACTERS, desc="Decoding Omniglot", unit=" characters", disable=None) as progress:
         for half in halves:
             for name, group in groupby(
                 iterate_drawings(half), key=lambda drawing: Path(drawing[0]).parent

@@ -17,7 +17,7 @@ from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import counted, printable
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
-from maml_pipeline.tradeoff.progress import GridProgress
+from maml_pipeline.tradeoff.progress_bar import GridProgress
 
 POLL_SECONDS = 0.5
 SECONDS_TO_STOP = 100

@@ -57,7 +57,7 @@ def _check_memory(task: Task, data: TaskDataModule) -> None:
     needed, there = of_task * data.meta_batch_size, psutil.virtual_memory().total
     if needed > there:
         raise UserError(
-            f"data.meta_batch_size is {data.meta_batch_size}, whose tasks take {_gigabytes(needed)}; "
+            f"data.meta_batch_size is {data.meta_batch_size}: its tasks need {_gigabytes(needed)}, but "
             f"this machine has {_gigabytes(there)} of memory"
         )
 

@@ -15,7 +15,7 @@ from maml_pipeline.meta_gradient.inner_loop import Loss
 
 
 class Workarounds(NamedTuple):
-    """What calls of one network with one loss need; `verified_workarounds` determines it.
+    """The special treatment that a network and its loss need; `verified_workarounds` finds it.
 
     Args:
         copy_inputs: The network or the loss changes its input in place: pass a copy.
