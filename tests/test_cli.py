@@ -124,7 +124,8 @@ def test_omniglot_trains_from_its_config(
         (["--model.compile", "true"], "compile is true, but engine learn2learn"),
         (["--model.first_order_steps", -1], "model.first_order_steps"),
         (["--data.meta_batch_size", 0], "error: data.meta_batch_size is 0; it must be at least 1"),
-        (["--trainer.devices", 3], "meta_batch_size is 8, which 3 devices do not divide"),
+        (["--trainer.devices", 3], "data.meta_batch_size is 8, which 3 devices do not divide"),
+        (["--trainer.devices", 8193], "trainer.devices is 8193, but this machine has "),
         (["--run.checkpoint_every", 0], "checkpoint_every is 0"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path nowhere.ckpt does not exist"),
         (["--ckpt_path", "last"], "there is no runs/toy-second-s0/checkpoints/last.ckpt"),
@@ -147,8 +148,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_omniglots_limits_are_named(maml_error: Callable[..., str], tmp_path: Path) -> None:
+def test_omniglots_limits_are_named(
+    maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAML_OFFLINE", "1")
     config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml")
+    missing = maml_error("fit", *config, "--data.tasks.root", tmp_path)
+    assert f"error: data.tasks.root {tmp_path} does not contain Omniglot" in missing
     assert "error: data.tasks.ways is 101; it must be at most 100" in maml_error(
         "fit", *config, "--data.tasks.ways", 101, "--model.network.ways", 101
     )

@@ -129,7 +129,7 @@ def read_config(path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read the whole state: weights, optimiser, loops, callbacks."""
+    """Read the whole state: weights, optimizer, loops, callbacks."""
     return torch.load(path, weights_only=True)
 
 

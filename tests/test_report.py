@@ -156,7 +156,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [1280, 1000, 400])
 def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: int) -> None:
     page = chromium.new_page(viewport={"width": width, "height": 800})
     complaints: list[str] = []
@@ -173,6 +173,9 @@ def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: 
         box = image.bounding_box()
         assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width
         assert box["width"] >= 360  # smaller plots would be hard to read
+    if width >= 1000:  # the results fit
+        for results in page.locator(".scroll[aria-label$=', results']").all():
+            assert results.evaluate("box => box.scrollWidth <= box.clientWidth")
     # Wide tables scroll, but the page does not, and no text is small.
     assert page.evaluate("document.documentElement.scrollWidth") == width
     smallest = "Math.min(...[...document.querySelectorAll('p, td, th, li, figcaption')].map("

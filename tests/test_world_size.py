@@ -139,7 +139,9 @@ def test_only_rank_zero_writes(worlds: Worlds, folder: Path) -> None:
 def test_devices_that_do_not_divide_the_meta_batch_are_rejected_by_every_rank(worlds: Worlds) -> None:
     for world_size in WORLDS:
         reasons = {found["refused"] for found in worlds[world_size]}
-        message = "meta_batch_size is 6, which 4 devices do not divide; each device takes an equal share"
+        message = (
+            "data.meta_batch_size is 6, which 4 devices do not divide; each device takes an equal share"
+        )
         assert reasons == {f"{message} of a meta-step's tasks" if world_size == 4 else ""}
 
 
@@ -185,8 +187,8 @@ def test_devices_that_do_not_divide_the_meta_batch_are_rejected_without_a_traceb
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     assert errors == [
-        "maml: error: meta_batch_size is 8, which 3 devices do not divide; each device takes an equal "
-        "share of a meta-step's tasks"
+        "maml: error: data.meta_batch_size is 8, which 3 devices do not divide; each device takes an "
+        "equal share of a meta-step's tasks"
     ]
     assert not list(tmp_path.iterdir())  # no process was started, no folder made
 

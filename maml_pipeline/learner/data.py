@@ -88,7 +88,7 @@ class TaskDataModule(LightningDataModule):
         """
         if self.meta_batch_size % devices:
             raise UserError(
-                f"meta_batch_size is {self.meta_batch_size}, which {devices} devices do not "
+                f"data.meta_batch_size is {self.meta_batch_size}, which {devices} devices do not "
                 "divide; each device takes an equal share of a meta-step's tasks"
             )
 

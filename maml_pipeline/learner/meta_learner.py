@@ -49,7 +49,7 @@ class MetaLearner(EvaluatedByAdaptation):
             minute or more in the first meta-step.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
             `maml_pipeline.learner.accuracy`.
-        optimizer: Builds the outer optimiser from the parameters; default: Adam with 1e-3.
+        optimizer: Builds the outer optimizer from the parameters; default: Adam with 1e-3.
         lr_scheduler: Builds a schedule of the outer learning rate, stepped once per meta-step;
             ReduceLROnPlateau once per validation, with `monitor` `val/loss` by default.
 
@@ -152,7 +152,7 @@ class MetaLearner(EvaluatedByAdaptation):
             self.log("train/first_order", float(self.takes_first_order()))
 
     def configure_optimizers(self) -> Any:
-        """Build the outer optimiser and its schedule, if any."""
+        """Build the outer optimizer and its schedule, if any."""
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
         if self.lr_scheduler is None:
             return optimizer

@@ -1,4 +1,4 @@
-"""The outer optimiser, and the schedule of its learning rate."""
+"""The outer optimizer, and the schedule of its learning rate."""
 
 import sys
 from collections.abc import Mapping

@@ -34,8 +34,8 @@ class VectorizedEngine(Engine):
     Time: the kernel launches of one task per chunk, and the arithmetic of T tasks. Memory: that of the
     method times the number of tasks per chunk.
 
-    When to use: whenever it accepts the network. The gain is largest for small networks, where launching a kernel takes
-    longer than running it, and for GPUs.
+    When to use: whenever it accepts the network. The gain is largest for small networks, where launching
+    a kernel takes longer than running it, and for GPUs.
 
     Weakness: rejects what vmap does not support, such as random numbers, control flow that depends on
     data and recurrent layers.

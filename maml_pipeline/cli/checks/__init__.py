@@ -1,5 +1,8 @@
 """Check the settings of a training before its folder is created."""
 
+import os
+
+import torch
 from jsonargparse import Namespace
 
 from maml_pipeline import slurm
@@ -14,6 +17,7 @@ from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.slurm.allocation import AUTO_DEVICES, count_devices
+from maml_pipeline.text import counted
 
 
 def check_settings(
@@ -44,12 +48,12 @@ def check_settings(
     check_callbacks(built_trainer.callbacks, model.evaluation_names("val"))
     if str(trainer.devices) not in AUTO_DEVICES:
         devices = count_devices(trainer.devices)
-        data.check_devices(devices * trainer.num_nodes)
+        _check_devices(data, trainer, devices, elsewhere)
         if slurm.starts_processes():
             slurm.check_allocation(devices, trainer.num_nodes)
     on_cpu = check_trainer(trainer, built_trainer, elsewhere)
     if is_rank_zero():
-        data.prepare_data()
+        _prepare(data, settings)
     check_tasks(command, model, data, settings, elsewhere)
     if settings.ckpt_path is not None:
         model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes=command == "fit"))
@@ -57,6 +61,29 @@ def check_settings(
     if monitor not in names:
         raise UserError(f"run.monitor is {monitor}; this run logs {listed(names)}")
     check_optimization(model, settings, names, on_cpu)
+
+
+def _check_devices(data: TaskDataModule, trainer: Namespace, devices: int, elsewhere: bool) -> None:
+    """Check that the devices divide the meta-batch; say if this machine has fewer."""
+    try:
+        data.check_devices(devices * trainer.num_nodes)
+    except UserError as error:
+        on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+        available = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+        if elsewhere or devices <= available:
+            raise
+        here = counted(available, "GPU" if on_gpu else "CPU core")
+        raise UserError(f"trainer.devices is {devices}, but this machine has {here}; {error}") from None
+
+
+def _prepare(data: TaskDataModule, settings: Namespace) -> None:
+    """Prepare the tasks; name the key of the argument that an error starts with."""
+    try:
+        data.prepare_data()
+    except UserError as error:
+        if str(error).partition(" ")[0] in (settings.data.tasks.get("init_args") or {}):
+            raise UserError(f"data.tasks.{error}") from error
+        raise
 
 
 def listed(names: list[str], most: int = 8) -> str:

@@ -19,7 +19,7 @@ from maml_pipeline.tasks import TaskBatch
 class MemoryProbe(Probe):
     """Log the memory held before a meta-step, and the peak of what the meta-step adds.
 
-    The allocator's own figures, from the meta-step's first batch to the optimiser's update: exact and
+    The allocator's own figures, from the meta-step's first batch to the optimizer's update: exact and
     reproducible. With several devices, the largest figure is logged.
 
     Raises:
@@ -65,7 +65,7 @@ class MemoryProbe(Probe):
             self._meter.start()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stop measuring after the optimiser's update."""
+        """Stop measuring after the optimizer's update."""
         if self._meter is None or trainer.global_step == self._measured_step:
             return
         peak, device = self._meter.stop(), self._meter.device

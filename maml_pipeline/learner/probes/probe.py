@@ -14,7 +14,7 @@ from maml_pipeline.meta_gradient import InnerLoop, MetaGradient
 from maml_pipeline.tasks import TaskBatch
 
 FIRST_PROBE_STEP = 10
-"""By then, compilation is over, caches are filled and the optimiser has its state."""
+"""By then, compilation is over, caches are filled and the optimizer has its state."""
 
 WARM_UP_STEPS = 3
 """Meta-steps that compile and fill caches. A run does not measure its first ones; a process that resumes

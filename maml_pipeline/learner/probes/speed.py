@@ -24,7 +24,7 @@ Instant = float | torch.cuda.Event
 class SpeedProbe(Probe):
     """Log the median time of the meta-steps since the last probe step, and their FLOPs.
 
-    A meta-step is timed from its first batch, which is already drawn, to the optimiser's update: with
+    A meta-step is timed from its first batch, which is already drawn, to the optimizer's update: with
     the clock on the CPU, and with CUDA events on a GPU, which need no synchronisation until they are
     read. If no meta-step was timed, because the process has just resumed the run or every meta-step is
     a probe step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of
@@ -57,7 +57,7 @@ class SpeedProbe(Probe):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Stop the clock after the optimiser's update."""
+        """Stop the clock after the optimizer's update."""
         if self._started is not None and trainer.global_step > self._started[0]:
             self._spans.append((self._started[1], _now(pl_module.device)))
             self._started = None

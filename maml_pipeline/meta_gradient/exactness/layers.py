@@ -14,7 +14,7 @@ from maml_pipeline.tasks import Task
 def initialise_lazy(network: nn.Module, task: Task) -> None:
     """Initialise lazy layers, such as `nn.LazyLinear`, from the shapes of one task.
 
-    Networks without lazy layers are not called. Use it before building an optimiser.
+    Networks without lazy layers are not called. Use it before building an optimizer.
 
     Args:
         network: Its lazy layers draw their initial parameters.

@@ -17,7 +17,7 @@ from maml_pipeline.tasks import Task
 def check_storage(network: nn.Module, loss: Loss, task: Task) -> None:
     """Reject a network that reads a view or `.data` of a parameter, made before the call.
 
-    Such a view follows an optimiser, which writes in place, but no engine, which passes other tensors.
+    Such a view follows an optimizer, which writes in place, but no engine, which passes other tensors.
 
     Raises:
         UserError: The prediction depends on whether parameters are overwritten or replaced.
