@@ -142,7 +142,7 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
         ),
         (["--seeds", "0,0"], "seeds has 0 more than once"),
         (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),
-        (["--inner_steps", "many"], "--inner_steps: 'many' is not a whole number"),
+        (["--inner_steps", "many"], "--inner_steps: 'many' must be a whole number"),
         (["--model.first_order", "true"], "--model.first_order is set by the trade-off for each cell"),
         (["--seed_everything", "1"], "use --seeds"),
         (["--ckpt_path", "last"], "--ckpt_path is not used here"),
