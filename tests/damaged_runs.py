@@ -49,9 +49,9 @@ LEFT_OUT: dict[str, tuple[Change, str]] = {
             config("model.mine", 1),
             edit("config.yaml", lambda text: text.replace("mine: 1", "mine: &a {b: *a}")),
         ),
-        "deeper nesting",
+        "too deeply nested",
     ),
-    "config-bomb": (edit("config.yaml", lambda text: text + BOMB), "more values"),
+    "config-bomb": (edit("config.yaml", lambda text: text + BOMB), "too large or too deeply"),
     "config-deep": (write("config.yaml", "[" * 5000 + "]" * 5000), "config.yaml is not YAML"),
     "config-huge": (
         replace("config.yaml", sparse(10**12)),

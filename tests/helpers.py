@@ -53,8 +53,13 @@ TIMINGS = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_seco
 
 
 def process_environment(**changes: str) -> dict[str, str]:
-    """Return the environment for a child process that imports this package and these tests."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+    """Return the environment for a child process that imports this package and these tests.
+
+    The child starts its own W&B service: one that this process started would outlive a killed child, and
+    keep its run in use.
+    """
+    own = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    return {**own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
 
 
 def maml_command(*arguments: object) -> list[str]:

@@ -12,8 +12,9 @@ import yaml
 from maml_pipeline.learner.tracking import logged_in
 from tests.helpers import CONFIGS, SHORT, Maml, final_weights, run_python
 
+pytestmark = pytest.mark.integration
 
-@pytest.mark.integration
+
 def test_help_answers_without_importing_pytorch() -> None:
     script = """
         import sys
@@ -28,7 +29,6 @@ def test_help_answers_without_importing_pytorch() -> None:
     run_python(script).check_returncode()
 
 
-@pytest.mark.integration
 def test_importing_the_learner_needs_neither_wandb_nor_a_gym_banner() -> None:
     script = "import sys; from maml_pipeline import MetaLearner; assert 'wandb' not in sys.modules"
     done = run_python(script)
@@ -36,7 +36,6 @@ def test_importing_the_learner_needs_neither_wandb_nor_a_gym_banner() -> None:
     assert "unmaintained" not in done.stdout + done.stderr
 
 
-@pytest.mark.integration
 def test_a_run_is_one_folder_with_config_checkpoints_metrics_and_result(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

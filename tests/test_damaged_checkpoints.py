@@ -104,13 +104,16 @@ def test_other_files_are_rejected(tmp_path: Path, write: Callable[[Path], Any]) 
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ([STATE], "it holds no dict but a list"),
+        ([STATE], "it holds a list, not a dict"),
         (STATE | {"state_dict": [1]}, "no state_dict of type dict"),
         (
             STATE | {"state_dict": {"network.weight": 1.0}},
-            "network.weight in its .* is no tensor",
+            "network.weight in its state_dict is a float, not a tensor",
         ),
-        (STATE | {"state_dict": {1: torch.ones(1)}}, "1 in its state_dict is no tensor"),
+        (
+            STATE | {"state_dict": {1: torch.ones(1)}},
+            "1 in its state_dict is a int, not a",
+        ),
         (STATE | {"global_step": "4"}, "no global_step of type int"),
         (STATE | {"pytorch-lightning_version": None}, "no pytorch-lightning_version of type str"),
         *(
@@ -130,7 +133,7 @@ def test_a_plain_trainers_checkpoint_can_be_tested_but_not_resumed(tmp_path: Pat
     path = tmp_path / "plain.ckpt"
     torch.save(STATE, path)
     assert load_checkpoint(path)["global_step"] == 4
-    with pytest.raises(UserError, match="was not written by maml fit, and cannot be resumed"):
+    with pytest.raises(UserError, match="was not written by maml fit and cannot be resumed"):
         load_checkpoint(path, resumes=True)
     weights = torch.ones(3).numpy().tobytes()
     path.write_bytes(path.read_bytes().replace(weights, torch.tensor([1.0, 1.0, 2.0]).numpy().tobytes()))
@@ -167,7 +170,7 @@ def test_every_command_rejects_a_damaged_checkpoint_and_writes_nothing(
         ("test", *config, "--ckpt_path", "best"),
         ("validate", *config, "--ckpt_path", last),
     ):
-        assert "ckpt is not a checkpoint of this program, or damaged" in maml_error(*command)
+        assert "ckpt is not a checkpoint of this program, or is damaged" in maml_error(*command)
     assert read_files(tmp_path / "run") == before
 
 
@@ -178,4 +181,4 @@ def test_the_test_after_training_rejects_a_damaged_checkpoint(
     monkeypatch.setattr(Damage, "path", best, raising=False)
     spy = "--trainer.callbacks=tests.test_damaged_checkpoints.Damage"
     message = maml_error(*SHORT, spy, "--run.dir", tmp_path / "run")
-    assert f"ckpt_path {best} is not a checkpoint of this program, or damaged" in message
+    assert f"ckpt_path {best} is not a checkpoint of this program, or is damaged" in message

@@ -14,6 +14,8 @@ from pytorch_lightning import Callback, Trainer
 from maml_pipeline.files import remove_unfinished, write_atomically
 from tests.helpers import CONFIGS, Maml, assert_same_run, run_python
 
+pytestmark = pytest.mark.integration
+
 FIT = (
     *("fit", "--config", CONFIGS / "toy.yaml", "--run.dir", "run"),
     *("--trainer.max_steps", 30, "--trainer.val_check_interval", 10, "--run.checkpoint_every", 10),
@@ -118,7 +120,6 @@ def test_an_error_that_may_be_a_bug_keeps_its_traceback(
             maml("derive")
 
 
-@pytest.mark.integration
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_output_that_cannot_be_written_is_one_line_or_none() -> None:
     script = """

@@ -12,6 +12,8 @@ from maml_pipeline.meta_gradient.vectorized_engine import largest_fitting_chunk
 from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
 
+pytestmark = pytest.mark.exhaustive
+
 ENGINES = [VectorizedEngine(), Learn2LearnEngine()]
 FLOAT = 4
 
@@ -72,7 +74,6 @@ def test_checkpointing_at_ten_steps(ways: int, of_unrolled: float, of_first_orde
     assert checkpointed / first == pytest.approx(of_first_order, rel=0.02)
 
 
-@pytest.mark.exhaustive
 def test_a_hundred_checkpointed_steps_need_less_than_ten_unrolled() -> None:
     engine, network = VectorizedEngine(), ConvNet(5, filters=16)
     assert peak(engine, network, 100, checkpointed=True) < peak(engine, network, 10) / 2

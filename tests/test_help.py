@@ -19,6 +19,8 @@ from maml_pipeline.cli.suggestions import ALIASES, ALTERNATIVES, SETTINGS, sugge
 from maml_pipeline.meta_gradient.order import Method
 from tests.helpers import CONFIGS
 
+pytestmark = pytest.mark.integration
+
 Maml = Callable[..., str]
 
 MAX_LINES = 100
@@ -262,7 +264,6 @@ def test_the_learning_rate_of_the_default_optimizer_needs_its_class(
     assert values["model"]["optimizer"]["init_args"]["lr"] == 0.1
 
 
-@pytest.mark.integration
 def test_help_imports_neither_pytorch_nor_lightning() -> None:
     script = """
 import contextlib, io, sys

@@ -1,5 +1,6 @@
 """Canaries: private parts of W&B still do what `learner/tracking/wandb_internals.py` relies on."""
 
+import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 run.log({"meta_step": step, "train/loss": 0.5}, step=step)
     logs = [*(folder / wandb_internals.LOG_FOLDER).glob(f"offline-run-*/{wandb_internals.LOG_PATTERN}")]
     assert len(logs) == 1 and logs[0].stem == "run-abcd", CHANGED.format("where it writes its logs")
+    deadline = time.monotonic() + 30
+    while wandb_internals.is_empty(logs[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)  # W&B's service writes the log after `finish` has returned
     return logs[0]
 
 

@@ -8,6 +8,8 @@ from pytorch_lightning.callbacks import Timer
 
 from tests.helpers import SHORT, Maml, final_weights, read_checkpoint
 
+pytestmark = pytest.mark.integration
+
 STOPS_AT_ONCE = (
     *("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
     *("--trainer.callbacks.stopping_threshold", 1e9),

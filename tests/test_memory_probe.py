@@ -18,6 +18,8 @@ from maml_pipeline.tasks import Lines, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.task import Split
 from tests.probed_training import ENGINES, ORDERS, train
 
+pytestmark = pytest.mark.exhaustive
+
 FLOAT = 4
 
 

@@ -102,6 +102,7 @@ class SaveAt(Callback):
             trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("network", [lambda: nn.Linear(1, 1), MLP])

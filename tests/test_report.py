@@ -20,6 +20,8 @@ from maml_pipeline.runs.find import find_runs
 from tests.helpers import Maml
 from tests.run_copies import copy_run, each, remove, write
 
+pytestmark = pytest.mark.integration
+
 PLOTS = [
     *("tradeoff", "memory", "time"),
     *(

@@ -29,6 +29,8 @@ from tests.run_copies import (
     write,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def sound(trained_runs: Path) -> list[Path]:
@@ -62,7 +64,6 @@ def test_an_unusual_but_valid_run_is_reported(name: str, sound: list[Path], tmp_
     assert {run.source for run in found.runs} == {*sound, odd} and found.skipped == []
 
 
-@pytest.mark.integration
 def test_damaged_and_valid_runs_share_one_report(
     sound: list[Path],
     tmp_path: Path,
@@ -93,7 +94,6 @@ def test_damaged_and_valid_runs_share_one_report(
 # Copies, repeats and unfinished runs -------------------------------------------------------------
 
 
-@pytest.mark.integration
 def test_a_copy_of_a_run_is_skipped(sound: list[Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(sound[0], run)

@@ -20,6 +20,8 @@ from maml_pipeline.tradeoff.grid import Cell
 from maml_pipeline.tradeoff.progress_bar import GridProgress
 from tests.run_copies import config, copy_run, each, remove, write
 
+pytestmark = pytest.mark.integration
+
 NAMES = [
     "cost $a_{b$",
     "$\\frac{$ ^_{ \\",

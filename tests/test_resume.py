@@ -30,6 +30,8 @@ from tests.helpers import (
     untimed_metrics,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def last_step(folder: Path) -> int:
     """Return the last meta-step that a run has logged, or -1."""
@@ -49,7 +51,6 @@ def kill_once_at(folder: Path, steps: int, accumulate: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_killed_fit_resumes_bit_for_bit(
     maml: Callable[..., str], tmp_path: Path, accumulate: int
@@ -142,7 +143,6 @@ def test_a_stop_during_the_test_is_immediate_and_the_test_is_repeated(
         assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.integration
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     state = {"weights": torch.zeros(1000)}

@@ -20,6 +20,8 @@ from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.task import Split
 from tests.helpers import CONFIGS, SHORT, Maml
 
+pytestmark = pytest.mark.integration
+
 
 class Parabolas(TaskDistribution):
     """User-defined tasks without a name and without `super().__init__()`."""

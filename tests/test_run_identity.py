@@ -28,7 +28,7 @@ from tests.helpers import (
     read_files,
 )
 
-pytestmark = pytest.mark.usefixtures("unset_run_dir")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("unset_run_dir")]
 
 
 def losses(folder: Path) -> list[tuple[str, str]]:
@@ -241,7 +241,6 @@ def test_no_file_of_a_run_contains_its_path(maml: Maml) -> None:
 # Two processes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.integration
 def test_a_second_process_in_a_run_is_rejected_at_once(
     maml: Maml, maml_error: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -249,7 +248,7 @@ def test_a_second_process_in_a_run_is_rejected_at_once(
     before = read_files(Path("mine"))
     with locked_by_another_process(Path("mine", ".lock")):
         error = maml_error("fit", "--config", "mine/config.yaml", "--ckpt_path", "last")
-        assert "mine is in use: another process trains in it" in error
+        assert "mine is in use: another process is training in it" in error
         assert read_files(Path("mine")) == before
         # Testing a run needs no lock.
         assert "Test of best.ckpt" in maml("test", "--config", "mine/config.yaml")
@@ -257,7 +256,6 @@ def test_a_second_process_in_a_run_is_rejected_at_once(
     assert meta_step(Path("mine")) == 12
 
 
-@pytest.mark.integration
 def test_a_run_that_is_just_starting_owns_its_folder(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:

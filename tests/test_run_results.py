@@ -15,7 +15,7 @@ from tests.helpers import (
     read_files,
 )
 
-pytestmark = pytest.mark.usefixtures("unset_run_dir")
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("unset_run_dir")]
 
 
 def test_testing_from_a_runs_config_reproduces_its_result(maml: Maml) -> None:

@@ -31,6 +31,7 @@ def essence(run: Run) -> dict[str, object]:
     }
 
 
+@pytest.mark.integration
 def test_runs_are_sorted_by_experiment_inner_steps_method_and_seed(trained_runs: Path) -> None:
     orders = ("first", "second", "checkpointed")
     grid = [("toy", f"{o}-k{k}-s{s}") for k in (1, 2) for o in orders for s in (0, 1)]
@@ -38,6 +39,7 @@ def test_runs_are_sorted_by_experiment_inner_steps_method_and_seed(trained_runs:
     assert found == [("other", "second-k1-s0"), *grid]
 
 
+@pytest.mark.integration
 def test_a_path_given_twice_is_one_run(trained_runs: Path) -> None:
     folder = trained_runs / "other"
     assert len(find_runs([folder, folder / "alone", folder]).runs) == 1
@@ -54,6 +56,7 @@ def test_a_run_read_from_its_wandb_log_equals_the_one_read_from_its_folder(
     assert essence(theirs) == essence(ours)
 
 
+@pytest.mark.integration
 def test_runs_read_from_a_summary_equal_those_read_from_their_folders(
     trained_runs: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +67,7 @@ def test_runs_read_from_a_summary_equal_those_read_from_their_folders(
         assert essence(theirs) == essence(ours)
 
 
+@pytest.mark.integration
 def test_the_result_of_an_unfinished_run_is_its_latest_validation(
     trained_runs: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +127,7 @@ def test_runs_that_differ_by_their_seed_are_one_row(rows: list[ComparisonRow]) -
         assert row.result.mean == pytest.approx(sum(results) / 2)
 
 
+@pytest.mark.integration
 def test_a_comparison_does_not_depend_on_the_order_of_runs(trained_runs: Path) -> None:
     runs = find_runs([trained_runs / "lines"]).runs
 
@@ -154,6 +159,7 @@ def test_findings_name_result_memory_and_time(rows: list[ComparisonRow]) -> None
     assert second is not None and f"{second.mean:.4f}" in sentences[0]
 
 
+@pytest.mark.integration
 def test_runs_with_other_settings_are_separate_groups(trained_runs: Path) -> None:
     runs = find_runs([trained_runs / "lines"]).runs
     model = runs[0].config["model"]
@@ -176,6 +182,7 @@ def test_runs_with_other_settings_are_separate_groups(trained_runs: Path) -> Non
     assert [*compare(moved[:1] + runs[1:])] == ["toy"]
 
 
+@pytest.mark.integration
 def test_a_comparison_without_first_order_has_no_ratios(trained_runs: Path) -> None:
     (row,) = compare(find_runs([trained_runs / "other"]).runs)["other"]
     assert row.first_order_row is None and row.ratio("peak_bytes") is None

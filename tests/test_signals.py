@@ -22,6 +22,8 @@ from maml_pipeline.tasks import Lines
 from maml_pipeline.tradeoff import cells
 from tests.helpers import CONFIGS, Maml, assert_same_run, make_trainer, run_python
 
+pytestmark = pytest.mark.integration
+
 FIT = (
     *("fit", "--config", CONFIGS / "toy.yaml", "--run.dir", "run"),
     *("--trainer.max_steps", 30, "--trainer.val_check_interval", 10, "--trainer.log_every_n_steps", 5),
@@ -203,7 +205,6 @@ def test_a_users_trainer_gets_its_signal_handlers_back() -> None:
 # During imports and in C code -----------------------------------------------------------------------
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("imported", ["maml_pipeline.cli.training", "numpy._core._multiarray_umath"])
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> None:
@@ -241,7 +242,6 @@ WHILE_C_CODE_RUNS = """
 """
 
 
-@pytest.mark.integration
 def test_the_first_ctrl_c_is_acknowledged_while_c_code_runs() -> None:
     script = WHILE_C_CODE_RUNS.format(between="pass", count=1, rounds=1_000_000)
     ended = run_python(script)
@@ -249,7 +249,6 @@ def test_the_first_ctrl_c_is_acknowledged_while_c_code_runs() -> None:
     assert ended.stdout == "C code has returned SIGINT\n" and ended.returncode == 0
 
 
-@pytest.mark.integration
 def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
     script = WHILE_C_CODE_RUNS.format(
         between="import time; time.sleep(0.2)", count=2, rounds=1_000_000_000
@@ -259,7 +258,6 @@ def test_the_second_ctrl_c_ends_a_process_that_stays_in_c_code() -> None:
     assert ended.stderr.endswith("maml: interrupted\n") and not ended.stdout
 
 
-@pytest.mark.integration
 def test_the_second_ctrl_c_ends_a_process_even_if_a_library_catches_it() -> None:
     ended = run_python("""
         import atexit, os, signal, sys, types
@@ -283,7 +281,6 @@ def test_the_second_ctrl_c_ends_a_process_even_if_a_library_catches_it() -> None
     assert ended.stderr == "maml: interrupted\n"
 
 
-@pytest.mark.integration
 def test_nohup_keeps_a_closed_terminal_from_ending_a_run() -> None:
     ended = run_python(
         """
@@ -311,7 +308,6 @@ time.sleep(60)
 """
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_signal_ends_a_tradeoff_and_its_training(
     maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int

@@ -11,6 +11,8 @@ from maml_pipeline import slurm
 from maml_pipeline.cli.cluster_environment import cluster_environment
 from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, meta_step, read_config, read_files
 
+pytestmark = pytest.mark.integration
+
 Slurm = Callable[..., None]
 
 SRUN = {

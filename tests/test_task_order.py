@@ -16,6 +16,8 @@ from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.tasks.task import Split
 from tests.helpers import CONFIGS, RUN, assert_same_run, make_trainer
 
+pytestmark = pytest.mark.integration
+
 B = 3
 META_STEPS = 14
 STOPS = (1, 4, 5, 7, 10, 11)
@@ -141,7 +143,6 @@ def test_accumulated_batches_continue_in_the_stream(tmp_path: Path, limit: dict[
         assert same_weights(learner, resumed)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("workers", "reload"), [(2, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_workers_continue_in_the_stream_even_if_replaced(
     tmp_path: Path, workers: int, reload: int

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -185,10 +186,10 @@ class Recorder(Callback):
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.register_comm_hook(self, Recorder.reduce)
 
-    def reduce(self, bucket: Any) -> Future[Tensor]:
+    def reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
         """Reduce a bucket of gradients as DDP does by default."""
         self.reductions[-1] += 1
-        group: Any = torch.distributed.group.WORLD
+        group: Any = dist.group.WORLD
         return allreduce_hook(group, bucket)
 
     def on_before_backward(self, *args: Any) -> None:

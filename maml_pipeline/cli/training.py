@@ -160,7 +160,7 @@ class TrainingCommand(CheckedCommand):
             print(f"Checkpoint: {printable(self.target.checkpoint)}")
             return
         folder = newest_trained_run(self.requested)
-        config = "RUN_DIR/config.yaml" if folder is None else str(folder / run_folder.CONFIG)
+        config = str((folder or Path("RUN_DIR")) / run_folder.CONFIG)
         verb = {"test": "testing", "validate": "validating"}[self.command]
         print(f"No checkpoint: {verb} the initial parameters; to {self.command} a trained run:")
         print(f"  {printable(shlex.join(['maml', self.command, '--config', config]))}")

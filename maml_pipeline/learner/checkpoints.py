@@ -190,6 +190,8 @@ def _wrong_part(checkpoint: Any) -> str | None:
         if not isinstance(checkpoint.get(name), kind):
             return f"it has no {name} of type {kind.__name__}"
     for name, value in checkpoint["state_dict"].items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        if not isinstance(name, str):
+            return f"{name!r} in its state_dict is a {type(name).__name__}, not a parameter's name"
+        if not isinstance(value, torch.Tensor):
             return f"{name} in its state_dict is a {type(value).__name__}, not a tensor"
     return None
