@@ -211,6 +211,6 @@ def test_the_report_names_cells_that_failed(cluster: Cluster, tmp_path: Path) ->
     array, report = (line.split(":")[0].split()[-1] for line in printed.splitlines())
     assert cluster.wait(array, report)["JobState"] == "FAILED"
     assert "1 of 2 cells failed (first-k1-s1)" in log(tmp_path, report)
-    assert "first-k1-s1 has no config.yaml, which would say what run it holds" in log(tmp_path, report)
+    assert "first-k1-s1: there is no config.yaml" in log(tmp_path, report)
     assert (tmp_path / "grid" / "report" / "report.html").exists()
     assert len(untimed_metrics(tmp_path / "grid" / "first-k1-s0"))
