@@ -230,7 +230,7 @@ first_order: tradeoff TOY --model.first_order true
 ckpt_path: tradeoff TOY --ckpt_path last
 max_steps: tradeoff TOY --trainer.max_steps -1
 missing.yaml: tradeoff --config missing.yaml
-model.network: tradeoff
+no config: tradeoff
 num_nodes: submit --dry_run TOY --trainer.num_nodes 0
 num_nodes: submit --dry_run TOY --trainer.num_nodes -1
 num_nodes: submit --dry_run --tradeoff TOY --trainer.num_nodes 0
@@ -309,9 +309,9 @@ best.ckpt: validate TOY --ckpt_path best
 nowhere.ckpt: test TOY --ckpt_path nowhere.ckpt
 binary.yaml: validate TOY --ckpt_path binary.yaml
 missing.yaml: test --config missing.yaml
-model.network: test
-model.network: fit
-model.network: validate
+no config: test
+no config: fit
+no config: validate
 val_tasks: validate TOY --data.val_tasks 0
 test_tasks: test TOY --data.test_tasks 0
 devices: test TOY --trainer.devices [0,1]

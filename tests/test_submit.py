@@ -135,7 +135,7 @@ def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
         ((*TOY, "--", "partition"), "partition comes after --"),
         ((*TOY, "--", "--array=0-3"), "--array is set by `maml submit --tradeoff`"),
         (("--tradeoff", *TOY, "--cell", 1), "--cell is set by `maml submit` for each job"),
-        (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' is not a whole number"),
+        (("--tradeoff", *TOY, "--seeds", "x"), "seeds: 'x' must be a whole number"),
     ],
 )
 def test_an_invalid_job_is_not_submitted(

@@ -186,10 +186,11 @@ def test_devices_that_do_not_divide_the_meta_batch_are_rejected_without_a_traceb
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error" in line]
-    assert errors == [
-        "maml: error: data.meta_batch_size is 8, which 3 devices do not divide; each device takes an "
-        "equal share of a meta-step's tasks"
-    ]
+    assert len(errors) == 1  # and no traceback; a machine of fewer cores says so first
+    assert errors[0].endswith(
+        "data.meta_batch_size is 8, which 3 devices do not divide; each device takes an equal share of "
+        "a meta-step's tasks"
+    )
     assert not list(tmp_path.iterdir())  # no process was started, no folder made
 
 
