@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.tracking.description import describe_run
-from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.locked_folder import lock_run_folder, open_run_folder
 from maml_pipeline.tasks import Omniglot, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.lines import Lines

@@ -24,8 +24,8 @@ def attach_artifacts(trainer: Trainer, best: str, asked: bool | None) -> None:
             # Imported late: Matplotlib is slow to import.
             from maml_pipeline.report.comparison import compare
             from maml_pipeline.report.page import write_report
+            from maml_pipeline.run_folder import REPORT
             from maml_pipeline.runs.find import find_runs
-            from maml_pipeline.runs.folder import REPORT
 
             if best:
                 tracker.upload_artifact("model", Path(best))

@@ -18,7 +18,7 @@ from maml_pipeline.cli.training_parser import TrainingParser
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.limits import MAX_SEED
-from maml_pipeline.runs.folder import RunSettings
+from maml_pipeline.run_folder import RunSettings
 from maml_pipeline.runs.results import RESULT_FILES
 from maml_pipeline.slurm.allocation import AUTO_DEVICES
 

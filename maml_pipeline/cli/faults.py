@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from signal import SIGPIPE
 
-from maml_pipeline.runs.folder import LAST_CHECKPOINT
+from maml_pipeline.run_folder import LAST_CHECKPOINT
 
 FULL = "free some space"
 NOT_WRITABLE = "make it writable, or name another folder"

@@ -5,12 +5,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maml_pipeline import slurm
+from maml_pipeline import run_folder, slurm
 from maml_pipeline.cli.requested_run import RequestedRun
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.learner.checkpoints import load_checkpoint
-from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.compatibility import (
     Difference,
     describe_differences,

@@ -84,7 +84,7 @@ def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) ->
 def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
     from maml_pipeline.cli.tradeoff import parse
     from maml_pipeline.cli.tradeoff_plan import Plan
-    from maml_pipeline.runs.folder import REPORT
+    from maml_pipeline.run_folder import REPORT
 
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")

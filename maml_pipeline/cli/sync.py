@@ -10,7 +10,7 @@ from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.environment import child_environment
 from maml_pipeline.errors import UserError
 from maml_pipeline.locks import is_locked
-from maml_pipeline.runs.folder import WANDB_ID
+from maml_pipeline.run_folder import WANDB_ID
 from maml_pipeline.text import printable
 
 

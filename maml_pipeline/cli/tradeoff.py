@@ -9,7 +9,7 @@ from rich.console import Console
 from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.cli.report import report_runs
 from maml_pipeline.errors import UserError
-from maml_pipeline.runs.folder import REPORT
+from maml_pipeline.run_folder import REPORT
 from maml_pipeline.text import counted, printable
 
 if TYPE_CHECKING:

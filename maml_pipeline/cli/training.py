@@ -21,7 +21,7 @@ import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 
-from maml_pipeline import signals, slurm
+from maml_pipeline import run_folder, signals, slurm
 from maml_pipeline.cli import training_help
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checked_command import CheckedCommand
@@ -44,7 +44,6 @@ from maml_pipeline.learner.progress_bar import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import StartTracking, finish_tracking
 from maml_pipeline.rank import is_rank_zero
-from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.locked_folder import open_run_folder
 from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.runs.results import ResultTable

@@ -25,7 +25,7 @@ from maml_pipeline.report.plots import Plot, draw_plots
 from maml_pipeline.report.style import METHOD_STYLES, plot_style
 from maml_pipeline.report.table import UNFINISHED, Column, table_columns
 from maml_pipeline.report.tradeoff_plot import draw_overview
-from maml_pipeline.runs.folder import CONFIG
+from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import printable
 

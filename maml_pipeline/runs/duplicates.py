@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from maml_pipeline.runs.folder import CONFIG
+from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.runs.run import Run
 
 

@@ -11,8 +11,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import group_wandb_logs
 from maml_pipeline.learner.tracking.wandb_internals import LOG_FOLDER, LOG_PATTERN
 from maml_pipeline.meta_gradient.order import Method
-from maml_pipeline.runs.duplicates import remove_duplicates
-from maml_pipeline.runs.folder import (
+from maml_pipeline.run_folder import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
@@ -21,6 +20,7 @@ from maml_pipeline.runs.folder import (
     TRADEOFF,
     WANDB_ID,
 )
+from maml_pipeline.runs.duplicates import remove_duplicates
 from maml_pipeline.runs.read import read_run_folder, read_tradeoff, read_wandb_run
 from maml_pipeline.runs.run import Run, display_path
 from maml_pipeline.runs.validation import UnreadableRunError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.locks import AlreadyLockedError, LocksUnsupportedError, locked
-from maml_pipeline.runs.folder import (
+from maml_pipeline.run_folder import (
     CHECKPOINTS,
     JOB,
     LOCK,

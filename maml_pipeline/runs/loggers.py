@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger
 from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.tracking import WandbTracker
 from maml_pipeline.rank import is_rank_zero
-from maml_pipeline.runs.folder import METRICS, WANDB_ID
+from maml_pipeline.run_folder import METRICS, WANDB_ID
 
 
 def run_loggers(folder: Path, config: dict[str, Any]) -> list[Logger]:

@@ -11,7 +11,7 @@ import yaml
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.metrics_csv import MetricsRow, read_metrics
 from maml_pipeline.learner.tracking import read_wandb_log
-from maml_pipeline.runs.folder import CONFIG, METRICS, TEST, TRADEOFF
+from maml_pipeline.run_folder import CONFIG, METRICS, TEST, TRADEOFF
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.validation import UnreadableRunError, build_run
 from maml_pipeline.text import printable

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.meta_learner import MetaLearner
+from maml_pipeline.run_folder import TEST, VALIDATION
 from maml_pipeline.runs.compatibility import Difference
-from maml_pipeline.runs.folder import TEST, VALIDATION
 from maml_pipeline.tasks import TaskBatch
 
 RESULT_FILES = {"test": TEST, "validate": VALIDATION}

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maml_pipeline import signals
+from maml_pipeline import run_folder, signals
 from maml_pipeline.environment import child_environment
 from maml_pipeline.learner.metrics_csv import read_last_row
 from maml_pipeline.rank import is_rank_zero
-from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import counted, printable
 from maml_pipeline.tradeoff.folder import Tradeoff

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, remove_unfinished, write_atomically
 from maml_pipeline.locks import AlreadyLockedError, LocksUnsupportedError, acquire_lock
 from maml_pipeline.report.comparison import compare
-from maml_pipeline.runs import folder as run_folder
 from maml_pipeline.runs.compatibility import config_differences
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
