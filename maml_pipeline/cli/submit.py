@@ -88,6 +88,8 @@ def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: boo
 
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
+    if any(argument.partition("=")[0] == "--parallel" for argument in arguments):
+        raise UserError("--parallel is not used by `maml submit`: each cell is a job; leave it out")
     trainer = Plan(*parse(arguments), elsewhere=True).shared["trainer"]
     requested = required_allocation(trainer, *cluster_gpus())
     arguments = [*arguments, *requested.fit_flags]
