@@ -20,8 +20,8 @@ from rich.console import Console
 
 from maml_pipeline.cli import tradeoff
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.locks import is_locked
-from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
 from maml_pipeline.report.table import print_table
@@ -369,7 +369,11 @@ def test_a_terminal_shows_a_bar_for_the_grid_and_one_for_each_running_cell(width
     console.print(progress.bars)
     lines = out.getvalue().splitlines()[-3:]
     assert all(len(line) == width for line in lines)
-    starts = ("1 of 12 cells ", "[2/12] checkpointed-k10-s101 59,999/60,000 ", "[3/12] checkpointed")
+    starts = (
+        "1 of 12 cells done ",
+        "[2/12] checkpointed-k10-s101 59,999/60,000 ",
+        "[3/12] checkpointed",
+    )
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start) and "━" in line
     assert lines[0].rstrip().endswith("left") and "left" not in lines[1]

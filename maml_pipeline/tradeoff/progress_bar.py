@@ -174,7 +174,7 @@ class GridProgress:
             if own.bar is not None:
                 self.bars.update(own.bar, completed=own.meta_steps, description=description)
         if self.parallel > 1:
-            description = f"{self.ended} of {len(self.cells)} cells"
+            description = f"{self.ended} of {len(self.cells)} cells done"
         elif not self.running:
             return
         done = self.ended + sum(own.meta_steps for own in self.running.values()) / self.max_steps
