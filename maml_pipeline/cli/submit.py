@@ -55,8 +55,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "job asks for the nodes, tasks and GPUs of trainer.num_nodes, trainer.devices and "
         "trainer.accelerator.",
         examples=(
-            "maml submit --dry_run --config configs/sine.yaml --trainer.devices 1",
-            "maml submit --config configs/sine.yaml -- --partition gpu --time 2:00:00",
+            "maml submit --dry_run --config sine --trainer.devices 1",
+            "maml submit --config sine -- --partition gpu --time 2:00:00",
         ),
         epilog="Other keys are those of `maml fit`, or of `maml tradeoff` with --tradeoff. Flags of "
         "sbatch follow --; set those that never change in slurm/cluster.env.",
