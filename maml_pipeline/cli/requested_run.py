@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from maml_pipeline import run_folder
 from maml_pipeline.files import expand_home
-from maml_pipeline.learner.tracking import gradient_method
+from maml_pipeline.run_config import gradient_method
 from maml_pipeline.run_folder import read_run_config
 from maml_pipeline.runs.compatibility import Difference, config_differences
 from maml_pipeline.tasks import TaskDistribution
