@@ -40,10 +40,8 @@ def check_support(network: nn.Module, loss: Loss, support_x: Tensor, support_y: 
     Raises:
         UserError: As for `check_compatibility`.
     """
-    what = (
-        f"this support set: support_x is {_kind(support_x)}, for inputs (S, ...), and support_y "
-        f"{_described_targets(support_y)}"
-    )
+    inputs = f"{len(support_x)} inputs of shape {tuple(support_x.shape[1:])}"
+    what = f"a support set of {inputs} {_dtype(support_x)} and targets {_described_targets(support_y)}"
     with _without_side_effects(network, support_x.device) as network:
         _try_loss(network, loss, what, support_x.clone(), support_y.clone())
 
@@ -142,7 +140,11 @@ def _check_number(value: Any, what: str) -> None:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)} {_dtype(tensor)}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _described_targets(y: Tensor) -> str:

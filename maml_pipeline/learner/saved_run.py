@@ -12,7 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch.nn.parameter import is_lazy
 
 from maml_pipeline import run_folder
-from maml_pipeline.errors import UserError, describe, first_line
+from maml_pipeline.errors import UserError, describe
 from maml_pipeline.learner.checkpoints import load_checkpoint
 
 if TYPE_CHECKING:
@@ -92,9 +92,9 @@ def learner_of_checkpoint(
         inspect.signature(cls).bind(**settings)
     except TypeError as error:
         raise UserError(
-            f"{checkpoint} holds parameters but no settings, and {error}: call {cls.__name__}."
-            "load_from_checkpoint(path, network=..., loss=..., inner_lr=...) with the arguments of the "
-            "training, or give a checkpoint in a run's folder"
+            f"checkpoint {checkpoint} has no settings ({error}): call "
+            f"{cls.__name__}.load_from_checkpoint(path, network=..., loss=..., inner_lr=...), or name a "
+            "checkpoint in a run's folder"
         ) from error
     with torch.inference_mode(False):
         learner = cls(**settings)
@@ -139,7 +139,7 @@ def available_device(device: Any) -> torch.device:
         torch.empty(0, device=found)
     except Exception as error:  # PyTorch raises several types, without a common base class
         raise UserError(
-            f"device is {device!r}, which is not available here ({first_line(error)}); use 'cpu'"
+            f"device is {str(device)!r}, which PyTorch cannot use here; give another, such as 'cpu'"
         ) from error
     return found
 
@@ -179,8 +179,12 @@ def _check_import(path: str, key: str) -> None:
     module, _, name = path.rpartition(".")
     try:
         getattr(import_module(module), name)
-    except Exception as error:  # importing runs the user's code
+    except ModuleNotFoundError as error:
         raise UserError(
-            f"{key} is {path}, which cannot be imported: {describe(error)}; put the folder of "
-            f"{module.partition('.')[0]} on PYTHONPATH or sys.path"
+            f"{key} is {path}, which cannot be imported ({error}): put the folder of "
+            f"{str(error.name).partition('.')[0]} on PYTHONPATH or sys.path"
         ) from error
+    except AttributeError as error:
+        raise UserError(f"{key} is {path}, but {module} has no {name}") from error
+    except Exception as error:  # importing runs the user's code
+        raise UserError(f"{key} is {path}, which cannot be imported: {describe(error)}") from error

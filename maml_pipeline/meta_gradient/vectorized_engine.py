@@ -113,16 +113,16 @@ class VectorizedEngine(Engine):
         chunk_loss = self._chunk_loss(network, loss, workarounds)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         predict_each = plain_predictions(network, workarounds)
+        chunks: list[dict[str, Tensor]] = []
         with workarounds.preserved_attributes(network):
-            chunks = [
-                chunk_curves(
+            for chunk in self._chunks(chunk_loss, theta, batch, inner):
+                curves = chunk_curves(
                     *(chunk_loss, predict_each, measures, theta),
                     *(at_least_two_tasks(chunk), inner, transductive),
                 )
-                for chunk in self._chunks(chunk_loss, theta, batch, inner)
-            ]
-        tasks = len(batch.support_x)
-        return {name: torch.cat([curves[name] for curves in chunks])[:tasks] for name in measures}
+                tasks = len(chunk.support_x)
+                chunks.append({name: curve[:tasks] for name, curve in curves.items()})
+        return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
 
     def _adapted(
         self,
