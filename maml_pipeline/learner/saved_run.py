@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentError
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser
 from torch.nn.parameter import is_lazy
 
@@ -15,10 +16,7 @@ from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError, describe
 from maml_pipeline.learner.checkpoints import load_checkpoint
 
-if TYPE_CHECKING:
-    from maml_pipeline.learner.meta_learner import MetaLearner
-
-Learner = TypeVar("Learner", bound="MetaLearner")
+Learner = TypeVar("Learner", bound=LightningModule)
 MAX_LISTED_CELLS = 12
 
 
@@ -102,7 +100,7 @@ def learner_of_checkpoint(
     return learner.to(device)
 
 
-def load_parameters(learner: "MetaLearner", checkpoint: dict[str, Any], path: Path) -> None:
+def load_parameters(learner: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
     """Load a checkpoint's parameters, in the types in which they were saved.
 
     Args:
