@@ -158,6 +158,7 @@ inner_lr: --config duplicate.yaml
 inner_rate: --config unknown.yaml
 folder: --config folder
 missing.yaml: --config missing.yaml
+toyy: --config toyy
 config: --config ''
 /proc/self/mem: --config /proc/self/mem
 /dev/null: --config /dev/null

@@ -1,11 +1,13 @@
-"""Configuration files: duplicate keys are rejected, merge keys work."""
+"""Configuration files: shipped ones have names, duplicate keys are rejected, merge keys work."""
 
 from pathlib import Path
 
 import pytest
 
-from maml_pipeline.cli.config_files import check_config_files, read_config
+from maml_pipeline.cli.config_files import check_config_files, find_shipped, read_config
 from maml_pipeline.errors import UserError
+from maml_pipeline.shipped_files import shipped_configs
+from tests.helpers import Maml
 
 MERGED = """\
 base: &base {lr: 1, steps: 2}
@@ -30,3 +32,44 @@ def test_keys_of_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(MERGED)
     assert read_config(config, "config")["most"] == {"lr": 3, "steps": 4}
+
+
+def test_a_name_of_a_shipped_config_is_its_file_and_other_arguments_stay() -> None:
+    toy, deep = (str(shipped_configs()[name]) for name in ("toy", "omniglot/5way_1shot"))
+    given = ["--config", "toy", "--config=omniglot/5way_1shot", "--run.dir", "toy", "-c", "a.yaml"]
+    expected = ["--config", toy, f"--config={deep}", "--run.dir", "toy", "-c", "a.yaml"]
+    assert find_shipped(given) == expected
+    assert find_shipped(expected) == expected
+
+
+def test_a_file_has_precedence_over_a_shipped_config_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sine").mkdir()
+    (tmp_path / "toy").write_text("model: {inner_lr: 1}\n")
+    assert find_shipped(["--config", "toy"]) == ["--config", "toy"]
+    assert find_shipped(["--config", "sine"]) == ["--config", str(shipped_configs()["sine"])]
+
+
+def test_a_misspelled_name_is_corrected() -> None:
+    with pytest.raises(UserError, match=r"config tyo is neither .*; did you mean toy\?"):
+        find_shipped(["--config", "tyo"])
+    with pytest.raises(UserError, match=r"`maml configs` lists those of the package"):
+        find_shipped(["--config", "imagenet-21k"])
+
+
+def test_configs_lists_every_config_with_its_first_sentence(
+    maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = maml("configs").splitlines()
+    assert [line.split()[0] for line in lines] == [*shipped_configs()]
+    described = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    assert described["toy"] == "Toy task: one linear unit learns lines."
+    assert all(described.values())
+
+
+def test_configs_prints_a_config_that_can_be_edited(maml: Maml, maml_error: Maml) -> None:
+    assert maml("configs", "sine") == shipped_configs()["sine"].read_text()
+    assert "there is no config nosuch; the configs are cpu, " in maml_error("configs", "nosuch")

@@ -21,6 +21,7 @@ COMMANDS = {
     "tradeoff": "train with both gradient orders and compare them",
     "submit": "submit a run or a trade-off to Slurm",
     "prepare": "download a data set, for jobs without network access",
+    "configs": "list the configs of the package, or print one",
     "report": "write a report comparing runs",
     "sync": "upload offline runs to W&B",
     "dashboard": "compare the gradient orders in a W&B workspace and report",
@@ -64,7 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="maml",
         usage="maml COMMAND ...",
         description="Few-shot meta-training with first- and second-order MAML.",
-        examples=("maml fit --config configs/toy.yaml", "maml report runs/toy-second-s0"),
+        examples=("maml fit --config toy", "maml report runs/toy-second-s0"),
         epilog="commands:\n"
         + "".join(f"  {name:<12}{text}\n" for name, text in COMMANDS.items())
         + "\n`maml COMMAND --help` shows the options of a command.",

@@ -10,6 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from maml_pipeline import slurm
 from maml_pipeline.cli.checkpoint_to_evaluate import find_evaluation_target
 from maml_pipeline.cli.checks import check_settings
+from maml_pipeline.cli.config_files import find_shipped
 from maml_pipeline.cli.jsonargparse_internals import HookedCLI
 from maml_pipeline.cli.requested_run import RequestedRun
 from maml_pipeline.cli.start_or_resume import RunTarget, find_training_target
@@ -53,7 +54,7 @@ class CheckedCommand(HookedCLI):
         super().__init__(
             MetaLearner,
             TaskDataModule,
-            args=[command, *arguments],
+            args=[command, *find_shipped(arguments)],
             parser_class=TrainingParser,
             save_config_callback=None,
             auto_configure_optimizers=False,

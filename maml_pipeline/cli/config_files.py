@@ -1,5 +1,6 @@
 """Read configuration files, with errors that name file and line; the parser reads them afterwards."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,48 @@ from typing import Any
 import yaml
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.shipped_files import shipped_configs
+
+CONFIG_FLAGS = ("--config", "-c")
+
+
+def find_shipped(arguments: Sequence[str]) -> list[str]:
+    """Replace each `--config NAME` that names a shipped config by the path of its file.
+
+    A file of that name in the working directory has precedence.
+
+    Args:
+        arguments: The arguments of a command.
+
+    Raises:
+        UserError: There is neither such a file nor such a config.
+    """
+    found: list[str] = []
+    before = ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if before in CONFIG_FLAGS:
+            found.append(_file_of(argument))
+        elif flag in CONFIG_FLAGS and equals:
+            found.append(f"{flag}={_file_of(value)}")
+        else:
+            found.append(argument)
+        before = argument
+    return found
+
+
+def _file_of(value: str) -> str:
+    """Return the path of a config that is named on the command line; other values unchanged."""
+    shipped = shipped_configs()
+    if value in shipped and not Path(value).is_file():
+        return str(shipped[value])
+    has_suffix = Path(value).suffix in (".yaml", ".yml")
+    is_name = value.strip() and not has_suffix and not value.lstrip().startswith("{")
+    if is_name and not Path(value).exists():
+        close = difflib.get_close_matches(value, shipped, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "`maml configs` lists those of the package"
+        raise UserError(f"config {value} is neither a file nor a config of the package; {remedy}")
+    return value
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
@@ -58,7 +101,7 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the value of each `--config` among the arguments of a command."""
     for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         name, equals, value = argument.partition("=")
-        if name in ("--config", "-c"):
+        if name in CONFIG_FLAGS:
             if equals:
                 yield value
             elif following is not None:

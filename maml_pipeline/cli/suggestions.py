@@ -10,6 +10,7 @@ from typing import Any
 
 from maml_pipeline.cli.config_files import config_files, read_config
 from maml_pipeline.cli.training_help import GROUPS
+from maml_pipeline.shipped_files import shipped_configs
 
 ALIASES = {
     **dict.fromkeys(("seed", "random_seed"), "seed_everything"),
@@ -87,7 +88,7 @@ def describe_missing(message: str, arguments: Sequence[str]) -> str:
     """
     if found := _MISSING_KEYS.fullmatch(message):
         if not any(config_files(arguments)):
-            return "no config is given; add one, such as --config configs/toy.yaml"
+            return "no config is given; add one, such as --config toy"
         keys = re.sub(r"\b(fit|validate|test)\.", "", found[1])
         return f"no value for {keys}; set it in a config or on the command line"
     if (found := _MISSING_VALUE.fullmatch(message)) and found[1] in SWITCHES:
@@ -136,11 +137,12 @@ def _unknown_flags(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _bare_config_files(text: str) -> Iterator[str]:
-    """Yield each YAML file in the parser's list of unknown arguments that is not the value of a flag."""
-    words = text.split()
+    """Yield each config in the parser's list of unknown arguments that is not the value of a flag."""
+    words, shipped = text.split(), shipped_configs()
     for before, word in zip(["", *words], words, strict=False):
         is_value = before.startswith("--") and "=" not in before
-        if not word.startswith("-") and word.endswith((".yaml", ".yml")) and not is_value:
+        is_config = word in shipped or word.endswith((".yaml", ".yml"))
+        if not word.startswith("-") and is_config and not is_value:
             yield word
 
 

@@ -66,8 +66,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "combination is a cell: a run in its own process and folder. The same command resumes a "
         "trade-off that was stopped. All other keys are those of `maml fit`.",
         examples=(
-            "maml tradeoff --config configs/toy.yaml --inner_steps 1,5 --seeds 0,1",
-            "maml tradeoff --config configs/toy.yaml --dry_run",
+            "maml tradeoff --config toy --inner_steps 1,5 --seeds 0,1",
+            "maml tradeoff --config toy --dry_run",
         ),
         allow_abbrev=False,
     )

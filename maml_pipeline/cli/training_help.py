@@ -110,7 +110,7 @@ DESCRIPTIONS = {
 }
 EXAMPLES = {
     "fit": (
-        "maml fit --config configs/toy.yaml --data.tasks.shots 10",
+        "maml fit --config toy --data.tasks.shots 10",
         "maml fit --config runs/toy-second-s0/config.yaml --ckpt_path last",
     ),
     "validate": ("maml validate --config runs/toy-second-s0/config.yaml",),
