@@ -105,10 +105,11 @@ def _folder_name(value: Any) -> str:
         if PLAIN_NUMBERS.fullmatch(numbers):
             return numbers
     text = value_text(value)
-    if PLAIN_NAME.fullmatch(text) or (isinstance(value, Mapping) and "class_path" in value):
+    if PLAIN_NAME.fullmatch(text):
         return text
-    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text).strip("_.")[:30]
-    return f"{plain}-{_digest(value)}".lstrip("-")
+    if not (isinstance(value, Mapping) and "class_path" in value):  # whose text ends with the digest
+        text = f"{text[:30]}-{_digest(value)}"
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
 
 
 def _json(value: Any) -> str:

@@ -306,7 +306,7 @@ def test_plots_join_the_chosen_rows_and_show_the_others_faintly() -> None:
     best = chosen(rows)
     labels = {text.get_text() for text in ax.texts}
     assert labels == {f"k={k} ({rate})" for (_, k), rate in best.items()}
-    assert "in brackets inner_lr" in plots["tradeoff"].caption.lower()
+    assert "in brackets: inner_lr" in plots["tradeoff"].caption.lower()
     assert all("not chosen by validation" in plot.caption for plot in plots.values())
     assert draw_overview({"sine": rows})
 

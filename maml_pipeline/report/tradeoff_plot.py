@@ -100,7 +100,7 @@ def _label(row: ComparisonRow) -> str:
 def label_note(rows: Sequence[ComparisonRow]) -> str:
     """Return what the brackets of the labels hold; empty if nothing is varied."""
     names = ", ".join(printable(name) for name in short_names(rows[0].setting).values())
-    return f"in brackets {shortened(names, 60)}" if names else ""
+    return f"in brackets: {shortened(names, 60)}" if names else ""
 
 
 def has_tradeoff(rows: Sequence[ComparisonRow]) -> bool:
