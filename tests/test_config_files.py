@@ -65,7 +65,7 @@ def test_configs_lists_every_config_with_its_first_sentence(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     lines = maml("configs").splitlines()
-    assert [line.split()[0] for line in lines] == [*shipped_configs()]
+    assert [line.split()[0] for line in lines] == [*shipped_configs(), "sweep"]
     described = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert described["toy"] == "Toy task: one linear unit learns lines."
     assert all(described.values())
