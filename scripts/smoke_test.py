@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.cli import main
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.tasks.lines import ONE_POINT_TASK
 
 CONFIG = Path(__file__).parent.parent / "configs" / "toy.yaml"

@@ -18,8 +18,8 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from maml_pipeline import MetaLearner
-from maml_pipeline.learner.metrics_csv import MetricsRow
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from maml_pipeline.cli import COMMANDS, main, training_help
 from maml_pipeline.cli.jsonargparse_internals import parser_keys
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.suggestions import ALIASES, ALTERNATIVES, SETTINGS, suggest
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from tests.helpers import CONFIGS
 
 pytestmark = pytest.mark.integration

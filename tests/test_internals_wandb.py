@@ -11,6 +11,7 @@ import wandb
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.tracking import wandb_internals
+from maml_pipeline.run_folder import WANDB_LOG, WANDB_LOGS
 
 CHANGED = (
     f"W&B {version('wandb')} or wandb_workspaces {version('wandb-workspaces')} changed {{}}: "
@@ -30,7 +31,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ) as run:
             for step in range(2):
                 run.log({"meta_step": step, "train/loss": 0.5}, step=step)
-    logs = [*(folder / wandb_internals.LOG_FOLDER).glob(f"offline-run-*/{wandb_internals.LOG_PATTERN}")]
+    logs = [*(folder / WANDB_LOGS).glob(f"offline-run-*/{WANDB_LOG}")]
     assert len(logs) == 1 and logs[0].stem == "run-abcd", CHANGED.format("where it writes its logs")
     deadline = time.monotonic() + 30
     while wandb_internals.is_empty(logs[0]) and time.monotonic() < deadline:

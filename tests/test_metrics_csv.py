@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.metrics_csv import MetricsCSV, read_last_row, read_metrics
+from maml_pipeline.learner.metrics_csv import MetricsCSV
+from maml_pipeline.metrics_table import read_last_row, read_metrics
 
 ROWS: list[dict[str, float]] = [
     {"step": 0, "train/loss": 0.1},

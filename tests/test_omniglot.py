@@ -1,5 +1,6 @@
 """Omniglot's episodes, split and images."""
 
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from maml_pipeline import TaskBatch
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.omniglot import SPLIT_SIZES, split_characters
 from maml_pipeline.tasks.omniglot_images import load_images
-from maml_pipeline.tasks.task import SPLITS
+from maml_pipeline.tasks.task import SPLITS, Split
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,28 @@ def test_the_split_is_fixed_and_covers_every_character_once() -> None:
 PINNED_CHARACTERS = [[1035, 1472, 354], [445, 1296, 199], [1045, 1481, 1465]]
 
 
+PINNED_EPISODES: dict[tuple[int, Split, int], tuple[str, str]] = {
+    (0, "train", 0): ("7d4a3b1c407e7822", "476eff704ad9f159"),
+    (7, "val", 3): ("0da919533fa907fc", "3aaeea9c895b98e6"),
+    (1, "test", 1000000000000): ("69bc6fe4619530b5", "443c96a4818de631"),
+}
+
+
 @pytest.fixture(scope="module")
 def real_images(real_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     return load_images(real_omniglot, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("numbers", PINNED_EPISODES, ids=str)
+def test_episodes_do_not_change_between_versions(
+    real_omniglot: Path, real_images: np.ndarray, numbers: tuple[int, Split, int]
+) -> None:
+    settings = {"ways": 20, "shots": 5, "query_shots": 2, "rotated_splits": ["train"]}
+    for kwargs, pinned in zip(({}, settings), PINNED_EPISODES[numbers], strict=True):
+        tasks = Omniglot(root=real_omniglot, **kwargs)  # type: ignore[arg-type]
+        tasks.images = real_images
+        task = b"".join(tensor.numpy().tobytes() for tensor in tasks.task(*numbers))
+        assert hashlib.sha256(task).hexdigest()[:16] == pinned
 
 
 @pytest.mark.exhaustive

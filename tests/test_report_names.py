@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from maml_pipeline.cli import main
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.report.page import escape_markdown
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.curves import MOST_POINTS, series_over_seeds
 from maml_pipeline.report.page import render_figure

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.table import print_table, seeds_text, table_columns, with_unit
 from tests.helpers import make_run

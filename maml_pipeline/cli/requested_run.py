@@ -14,7 +14,7 @@ from maml_pipeline import run_folder
 from maml_pipeline.cli import config_files
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
-from maml_pipeline.learner.tracking import gradient_method
+from maml_pipeline.run_config import gradient_method
 from maml_pipeline.runs.compatibility import Difference, config_differences
 from maml_pipeline.tasks import TaskDistribution
 

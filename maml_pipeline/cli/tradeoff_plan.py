@@ -7,7 +7,7 @@ from typing import Any
 from maml_pipeline.cli.config_files import read_config
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.run_folder import RUNS
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import VARIED_KEYS, make_grid

@@ -19,11 +19,11 @@ One meta-gradient, from the learner down:
 from typing import Literal
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import GradientOrder, Method
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.exactness import initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss
 from maml_pipeline.meta_gradient.learn2learn_engine import Learn2LearnEngine
-from maml_pipeline.meta_gradient.order import GradientOrder, Method
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 
 __all__ = [

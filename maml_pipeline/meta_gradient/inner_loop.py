@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import GradientOrder, Method
 from maml_pipeline.limits import check_at_least, check_positive
-from maml_pipeline.meta_gradient.order import GradientOrder, Method
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) -> scalar."""

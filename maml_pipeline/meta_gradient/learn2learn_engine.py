@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError, first_line
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves
@@ -18,7 +19,6 @@ from maml_pipeline.meta_gradient.exactness import (
 )
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
 from maml_pipeline.meta_gradient.methods import chunk_gradient
-from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.tasks import Task, TaskBatch
 
 if TYPE_CHECKING:

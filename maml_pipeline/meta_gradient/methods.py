@@ -12,6 +12,7 @@ activations of one forward pass, and a gradient is one forward and one backward 
 
 import torch
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
     Call,
     ChunkGradient,
@@ -25,7 +26,6 @@ from maml_pipeline.meta_gradient.adaptation import (
 from maml_pipeline.meta_gradient.checkpointed import checkpointed
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
-from maml_pipeline.meta_gradient.order import Method
 from maml_pipeline.tasks import TaskBatch
 
 

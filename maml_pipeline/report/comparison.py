@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import printable
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 
 
 @dataclass(frozen=True)

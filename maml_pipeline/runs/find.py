@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking import group_wandb_logs
-from maml_pipeline.learner.tracking.wandb_internals import LOG_FOLDER, LOG_PATTERN
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -19,6 +17,8 @@ from maml_pipeline.run_folder import (
     TEST,
     TRADEOFF,
     WANDB_ID,
+    WANDB_LOG,
+    WANDB_LOGS,
 )
 from maml_pipeline.runs.duplicates import remove_duplicates
 from maml_pipeline.runs.read import read_run_folder, read_tradeoff, read_wandb_run
@@ -29,7 +29,7 @@ from maml_pipeline.text import printable
 RUN_FILES = {CONFIG, METRICS, TEST, WANDB_ID, CHECKPOINTS}
 """A folder with one of these is a run's, or a trade-off's if there are runs below it."""
 
-RUN_SUBFOLDERS = {CHECKPOINTS, REPORT, LOG_FOLDER}
+RUN_SUBFOLDERS = {CHECKPOINTS, REPORT, WANDB_LOGS}
 """Folders in a run's folder that are not searched. W&B's logs there repeat the metrics table."""
 
 NO_RUN = (
@@ -107,6 +107,11 @@ class _Search:
 
     def read_logs(self) -> None:
         """Read the W&B logs found outside run folders, once all logs of each run are known."""
+        if not self.logs:
+            return
+        # Imported late: it imports PyTorch, which takes seconds.
+        from maml_pipeline.learner.tracking import group_wandb_logs
+
         for logs in group_wandb_logs(self.logs).values():
             self._read(logs[-1].parent, partial(read_wandb_run, logs))
 
@@ -128,7 +133,7 @@ class _Search:
         except OSError as error:
             self._skip(folder, f"it cannot be read ({error.strerror})")
             return True
-        logs = [path for name, path in names.items() if fnmatch(name, LOG_PATTERN)]
+        logs = [path for name, path in names.items() if fnmatch(name, WANDB_LOG)]
         if logs:
             self.logs += logs
             return True

@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.metrics_csv import MetricsRow, read_metrics
-from maml_pipeline.learner.tracking import read_wandb_log
+from maml_pipeline.metrics_table import MetricsRow, read_metrics
 from maml_pipeline.run_folder import CONFIG, METRICS, TEST, TRADEOFF
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.validation import UnreadableRunError, build_run
@@ -58,6 +57,9 @@ def read_wandb_run(logs: list[Path]) -> Run:
     Raises:
         UnreadableRunError: W&B cannot read a log, or nothing is logged yet.
     """
+    # Imported late: it imports PyTorch, which takes seconds.
+    from maml_pipeline.learner.tracking import read_wandb_log
+
     config: dict[str, Any] = {}
     history: list[MetricsRow] = []
     for log in logs:

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from maml_pipeline.learner.metrics_csv import MetricsRow
-from maml_pipeline.learner.tracking import experiment_name, gradient_method
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.metrics_table import MetricsRow
+from maml_pipeline.run_config import experiment_name, gradient_method
 from maml_pipeline.text import printable
 
 NOT_COMPARED = {

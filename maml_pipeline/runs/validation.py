@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maml_pipeline.learner.metrics_csv import MetricsRow
+from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import shortened
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from maml_pipeline import run_folder, signals
 from maml_pipeline.environment import child_environment
-from maml_pipeline.learner.metrics_csv import read_last_row
+from maml_pipeline.metrics_table import read_last_row
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import counted, printable

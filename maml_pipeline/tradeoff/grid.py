@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.limits import MAX_INNER_STEPS, MAX_SEED
-from maml_pipeline.meta_gradient.order import Method
 
 VARIED_KEYS = {
     "model.first_order": "orders",

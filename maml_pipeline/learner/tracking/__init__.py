@@ -1,9 +1,8 @@
 """Tracking a run in Weights & Biases: description, session, metrics, and the logs it leaves on disk.
 
-The learner knows no file names of a run: the W&B id file and the metrics table are passed in as paths.
+The W&B id file and the metrics table of a run are passed in as paths.
 """
 
-from maml_pipeline.learner.tracking.description import experiment_name, gradient_method
 from maml_pipeline.learner.tracking.logs import find_wandb_logs, group_wandb_logs, read_wandb_log
 from maml_pipeline.learner.tracking.session import finish_tracking, logged_in
 from maml_pipeline.learner.tracking.tracker import StartTracking, WandbTracker
@@ -11,10 +10,8 @@ from maml_pipeline.learner.tracking.tracker import StartTracking, WandbTracker
 __all__ = [
     "StartTracking",
     "WandbTracker",
-    "experiment_name",
     "find_wandb_logs",
     "finish_tracking",
-    "gradient_method",
     "group_wandb_logs",
     "logged_in",
     "read_wandb_log",

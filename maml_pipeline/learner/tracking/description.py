@@ -12,15 +12,11 @@ from typing import Any
 import torch
 
 from maml_pipeline import slurm
-from maml_pipeline.meta_gradient.order import Method
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.run_config import experiment_name, gradient_method
 
 PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
 """Packages whose versions are recorded; W&B records all others in `requirements.txt`."""
-
-
-def gradient_method(config: dict[str, Any]) -> Method:
-    """Return the method by which a resolved config computes meta-gradients."""
-    return Method.of(config["model"]["first_order"], config["model"]["checkpoint_inner_steps"])
 
 
 @dataclass(frozen=True)
@@ -60,14 +56,6 @@ def describe_run(config: dict[str, Any], world_size: int) -> Description:
         name=f"{name}-s{config['seed_everything']}",
         tags=(*tags, f"world-size-{world_size}"),
     )
-
-
-def experiment_name(config: dict[str, Any]) -> str:
-    """Return the experiment of a resolved config: `run.experiment`, or the name of its tasks."""
-    name = config["run"]["experiment"]
-    if name is None:
-        name = str(config["data"]["tasks"]["class_path"]).rpartition(".")[2].lower()
-    return str(name)
 
 
 def provenance(device: torch.device, world_size: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking.wandb_internals import LOG_PATTERN, read_records
+from maml_pipeline.learner.tracking.wandb_internals import read_records
+from maml_pipeline.run_folder import WANDB_LOG
 
 STEP_METRIC = "meta_step"
 """The x-axis of every metric: the index of the meta-step, from 0."""
@@ -13,7 +14,7 @@ STEP_METRIC = "meta_step"
 
 def find_wandb_logs(folder: Path) -> dict[str, list[Path]]:
     """Return the W&B logs in or below a folder by run, those of a resumed run in order."""
-    return group_wandb_logs(folder.rglob(LOG_PATTERN))
+    return group_wandb_logs(folder.rglob(WANDB_LOG))
 
 
 def group_wandb_logs(logs: Iterable[Path]) -> dict[str, list[Path]]:

@@ -21,13 +21,13 @@ from maml_pipeline.learner.tracking.description import Description
 from maml_pipeline.learner.tracking.logs import find_wandb_logs
 from maml_pipeline.learner.tracking.run_id import release_wandb_ids
 from maml_pipeline.learner.tracking.wandb_internals import (
-    LOG_FOLDER,
     global_settings,
     is_empty,
     is_offline,
     is_synced,
     use_run_id_in_sweep,
 )
+from maml_pipeline.run_folder import WANDB_LOGS
 from maml_pipeline.signals import Stopped
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def choose_wandb_mode(folder: Path) -> str:
         return "offline"
     not_uploaded = [
         log
-        for logs in find_wandb_logs(folder / LOG_FOLDER).values()
+        for logs in find_wandb_logs(folder / WANDB_LOGS).values()
         for log in logs
         if is_offline(log) and not is_synced(log) and not is_empty(log)
     ]

@@ -12,11 +12,11 @@ from pytorch_lightning.loggers import Logger
 
 from maml_pipeline.errors import first_line
 from maml_pipeline.learner.meta_learner import MetaLearner
-from maml_pipeline.learner.metrics_csv import read_metrics
 from maml_pipeline.learner.tracking.description import describe_run, provenance
 from maml_pipeline.learner.tracking.logs import STEP_METRIC, last_logged_step
 from maml_pipeline.learner.tracking.run_id import claim_wandb_id, new_wandb_id, read_wandb_id
 from maml_pipeline.learner.tracking.session import choose_wandb_mode, start_wandb_run
+from maml_pipeline.metrics_table import read_metrics
 
 if TYPE_CHECKING:
     import wandb

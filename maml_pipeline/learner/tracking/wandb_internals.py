@@ -16,10 +16,6 @@ from maml_pipeline.errors import UserError
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
-LOG_FOLDER = "wandb"
-LOG_PATTERN = "run-*.wandb"
-"""A run's logs are `wandb/offline-run-<time>-<id>/run-<id>.wandb`; W&B documents only the folder."""
-
 HEADER_BYTES = 64
 """A smaller log has no record: W&B writes a header and then whole blocks."""
 
