@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from maml_pipeline.errors import UserError
 
@@ -56,11 +57,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: Writing failed. Its `filename` is the path, and an existing file is unchanged.
     """
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears under its path only if the block succeeds.
+
+    Args:
+        path: Path of the file; an existing file is replaced.
+
+    Yields:
+        The file, opened for writing bytes.
+
+    Raises:
+        OSError: Writing failed. Its `filename` is the path, and an existing file is unchanged.
+    """
     # A random name, because two processes may write the same file at the same time.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

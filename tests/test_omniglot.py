@@ -11,6 +11,7 @@ from PIL import Image
 
 from maml_pipeline import TaskBatch
 from maml_pipeline.tasks import Omniglot
+from maml_pipeline.tasks.image_cache import PackedImages
 from maml_pipeline.tasks.omniglot import SPLIT_SIZES, split_characters
 from maml_pipeline.tasks.omniglot_images import load_images
 from maml_pipeline.tasks.task import SPLITS, Split
@@ -24,7 +25,8 @@ def omniglot(synthetic_omniglot: Path, synthetic_cache: Path) -> Omniglot:
     images[:, :, 0, 0] = (np.arange(1623) // 256)[:, None]
     images[:, :, 0, 1] = (np.arange(1623) % 256)[:, None]
     images[:, :, 0, 2] = np.arange(20) + 1
-    tasks.images = images
+    classes = [*map(str, range(1623))]
+    tasks.packed = PackedImages(images.reshape(-1, 1, 28, 28), np.repeat(np.arange(1623), 20), classes)
     return tasks
 
 
@@ -63,7 +65,7 @@ def test_an_episode_contains_distinct_classes_and_drawings_of_its_split(
 
 def make(like: Omniglot, **settings: object) -> Omniglot:
     tasks = Omniglot(root=like.root, cache_dir=like.cache_dir, **settings)  # type: ignore[arg-type]
-    tasks.images = like.images
+    tasks.packed = like.packed
     return tasks
 
 
@@ -99,27 +101,27 @@ PINNED_EPISODES: dict[tuple[int, Split, int], tuple[str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def real_images(real_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+def real_images(real_omniglot: Path, tmp_path_factory: pytest.TempPathFactory) -> PackedImages:
     return load_images(real_omniglot, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("numbers", PINNED_EPISODES, ids=str)
 def test_episodes_do_not_change_between_versions(
-    real_omniglot: Path, real_images: np.ndarray, numbers: tuple[int, Split, int]
+    real_omniglot: Path, real_images: PackedImages, numbers: tuple[int, Split, int]
 ) -> None:
     settings = {"ways": 20, "shots": 5, "query_shots": 2, "rotated_splits": ["train"]}
     for kwargs, pinned in zip(({}, settings), PINNED_EPISODES[numbers], strict=True):
         tasks = Omniglot(root=real_omniglot, **kwargs)  # type: ignore[arg-type]
-        tasks.images = real_images
+        tasks.packed = real_images
         task = b"".join(tensor.numpy().tobytes() for tensor in tasks.task(*numbers))
         assert hashlib.sha256(task).hexdigest()[:16] == pinned
 
 
 @pytest.mark.exhaustive
-def test_the_real_omniglot_is_complete(real_images: np.ndarray) -> None:
-    images = real_images
-    assert images.shape == (1623, 20, 28, 28)
-    ink = (images > 127).mean(axis=(2, 3))
+def test_the_real_omniglot_is_complete(real_images: PackedImages) -> None:
+    images = real_images.images
+    assert images.shape == (1623 * 20, 1, 28, 28)
+    ink = (images > 127).mean(axis=(1, 2, 3))
     assert ink.min() > 0 and ink.max() < 0.5  # not empty, and mostly background
     # Two drawings of one character are byte-identical in every copy of the data set; no others are.
     distinct = np.unique(images.reshape(1623 * 20, -1), axis=0)
@@ -127,7 +129,7 @@ def test_the_real_omniglot_is_complete(real_images: np.ndarray) -> None:
 
 
 def test_an_image_is_the_drawing_scaled_and_inverted(
-    real_omniglot: Path, real_images: np.ndarray
+    real_omniglot: Path, real_images: PackedImages
 ) -> None:
     name = "images_background/Alphabet_of_the_Magi/character01/0709_01.png"
     half = real_omniglot / "images_background.zip"
@@ -135,5 +137,5 @@ def test_an_image_is_the_drawing_scaled_and_inverted(
         pytest.skip("reads the drawing from the zip")
     with zipfile.ZipFile(half) as archive, archive.open(name) as file, Image.open(file) as image:
         drawing = 255 - np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BOX))
-    small = real_images[0, 0]
+    small = real_images.images[0, 0]
     assert np.corrcoef(small.ravel(), drawing.ravel())[0, 1] > 0.95

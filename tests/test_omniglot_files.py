@@ -20,14 +20,14 @@ from maml_pipeline.tasks.omniglot_images import decode, iterate_drawings, load_i
 def test_zips_folders_and_torchvision_layout_give_the_same_images(
     synthetic_omniglot: Path, tmp_path: Path
 ) -> None:
-    packed = load_images(synthetic_omniglot, tmp_path / "cache")
-    assert packed.shape == (1623, 20, 28, 28) and packed.dtype == np.uint8
+    packed = load_images(synthetic_omniglot, tmp_path / "cache").images
+    assert packed.shape == (1623 * 20, 1, 28, 28) and packed.dtype == np.uint8
     assert packed.max() > 100 and packed.mean() < 60  # white strokes on black
     for half in synthetic_omniglot.iterdir():
         with zipfile.ZipFile(half) as archive:
             archive.extractall(tmp_path / "unpacked" / "omniglot-py")
     for root in (tmp_path / "unpacked", tmp_path / "unpacked" / "omniglot-py"):
-        assert np.array_equal(load_images(root, tmp_path / "cache"), packed)
+        assert np.array_equal(load_images(root, tmp_path / "cache").images, packed)
 
 
 @pytest.mark.exhaustive

@@ -1,11 +1,13 @@
 """Task distributions in plain PyTorch; each task is a pure function of (seed, split, index)."""
 
+from maml_pipeline.tasks.image_tasks import ImageTasks
 from maml_pipeline.tasks.lines import Lines
 from maml_pipeline.tasks.omniglot import Omniglot
 from maml_pipeline.tasks.sine import SineWaves
 from maml_pipeline.tasks.task import Split, Task, TaskBatch, TaskDistribution, random_generator
 
 __all__ = [
+    "ImageTasks",
     "Lines",
     "Omniglot",
     "SineWaves",

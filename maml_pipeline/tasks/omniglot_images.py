@@ -12,22 +12,19 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import expand_home
-from maml_pipeline.tasks.omniglot_cache import read_cache, write_cache
+from maml_pipeline.tasks.image_cache import PackedImages, cache_folder, load_or_pack, write_cache
 from maml_pipeline.tasks.omniglot_download import find_or_download
 
 CHARACTERS, DRAWINGS, SIDE = 1623, 20, 28
-SHAPE = (CHARACTERS, DRAWINGS, SIDE, SIDE)
 DRAWING_NAME = re.compile(r"\d{4}_\d{2}\.png")
 HIDDEN_NAME = re.compile(r"\..*|__MACOSX")
 """What operating systems add to folders and archives."""
 
 
-def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.ndarray:
+def load_images(root: Path | None = None, cache_dir: Path | None = None) -> PackedImages:
     """Load all drawings, from the cache if it is valid; otherwise decode them and write the cache.
 
     Args:
@@ -35,7 +32,7 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.n
         cache_dir: Cache folder, as in `Omniglot`.
 
     Returns:
-        uint8 `(1623, 20, 28, 28)`, strokes 255 on 0; characters in the order of their paths, the
+        uint8 `(1623 * 20, 1, 28, 28)`, strokes 255 on 0; characters in the order of their paths, the
         background half first.
 
     Raises:
@@ -43,12 +40,11 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> np.n
             cache cannot be written.
     """
     halves = find_or_download(root)
-    cache = cache_path(halves, cache_dir)
-    images = read_cache(cache, SHAPE)
-    if images is None:
-        images = decode_all(halves)
-        write_cache(cache, images)
-    return images
+
+    def pack(file: Path) -> None:
+        write_cache(file, (CHARACTERS * DRAWINGS, 1, SIDE, SIDE), decode_all(halves))
+
+    return load_or_pack(cache_path(halves, cache_dir), pack)
 
 
 def cache_path(halves: list[Path], cache_dir: Path | None = None) -> Path:
@@ -61,19 +57,20 @@ def cache_path(halves: list[Path], cache_dir: Path | None = None) -> Path:
         halves: The background and the evaluation half.
         cache_dir: Cache folder, as in `Omniglot`.
     """
-    cache_dir = expand_home(cache_dir, "cache_dir") if cache_dir else user_cache_path("maml_pipeline")
     identity = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in halves]
     fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    return cache_dir / f"omniglot-{fingerprint}.npz"
+    return cache_folder(cache_dir) / f"omniglot-{fingerprint}.npy"
 
 
-def decode_all(halves: list[Path]) -> np.ndarray:
-    """Decode every drawing of both halves into uint8 `(1623, 20, 28, 28)`.
+def decode_all(halves: list[Path]) -> Iterator[tuple[np.ndarray, str]]:
+    """Decode every drawing of both halves.
+
+    Yields:
+        1623 * 20 drawings, uint8 `(28, 28)`, each with the number of its character.
 
     Raises:
         UserError: A drawing is damaged, or the number of drawings or characters is wrong.
     """
-    images = np.empty(SHAPE, dtype=np.uint8)
     characters = 0
     with tqdm(total=CHARACTERS, desc="Decoding Omniglot", unit=" characters", disable=None) as progress:
         for half in halves:
@@ -84,7 +81,7 @@ def decode_all(halves: list[Path]) -> np.ndarray:
                 if len(character) != DRAWINGS:
                     raise UserError(f"{half}: {name} has {len(character)} drawings, not {DRAWINGS}")
                 if characters < CHARACTERS:
-                    images[characters] = character
+                    yield from ((drawing, str(characters)) for drawing in character)
                 characters += 1
                 progress.update()
     if characters != CHARACTERS:
@@ -92,7 +89,6 @@ def decode_all(halves: list[Path]) -> np.ndarray:
         raise UserError(
             f"{places} contain {characters} characters, not {CHARACTERS}; download them again"
         )
-    return images
 
 
 def iterate_drawings(half: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
