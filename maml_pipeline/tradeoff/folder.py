@@ -83,7 +83,7 @@ class Tradeoff:
         run_folder.make_run_folder(folder, exist_ok=True)
         if not (folder / run_folder.CONFIG).exists():
             own = copy.deepcopy(config)
-            for key, value in cell.settings.items():
+            for key, value in {**cell.settings, **cell.varied}.items():
                 *parents, name = key.split(".")
                 reduce(dict.__getitem__, parents, own)[name] = value
             write_atomically(folder / run_folder.CONFIG, yaml.safe_dump(own, sort_keys=False))
