@@ -33,7 +33,7 @@ class Cluster:
             **outside,
             "MAML_LOCAL_SLURM": str(state),
             "MAML_LOCAL_SLURM_PORT": str(port),
-            "MAML_REPOSITORY": str(REPOSITORY),
+            "MAML_JOB_SCRIPTS": str(REPOSITORY / "slurm"),
             "MAML_COMMAND": f"{sys.executable} -m maml_pipeline",
             "SLURM_CONF": str(state / "slurm.conf"),
             "OMP_NUM_THREADS": "1",

@@ -23,7 +23,7 @@ SLURM = CONFIGS.parent / "slurm"
 
 @pytest.fixture(autouse=True)
 def _login_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MAML_GPUS_PER_NODE", "MAML_GPU_TYPE", "MAML_REPOSITORY"):
+    for name in ("MAML_GPUS_PER_NODE", "MAML_GPU_TYPE", "MAML_CLUSTER_ENV"):
         monkeypatch.delenv(name, raising=False)
 
 

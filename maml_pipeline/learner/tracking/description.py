@@ -3,8 +3,9 @@
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,22 @@ def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
     """Return how a run was made: commit, package versions, device, Slurm job."""
     parts = {
         "git": git_state(Path.cwd()),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": _versions(),
         "python": platform.python_version(),
         "device": _device_name(device),
         "world_size": world_size,
         "slurm": slurm.ids(),
     }
     return {key: value for key, value in parts.items() if value}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of `PACKAGES`, without those that are not installed."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
