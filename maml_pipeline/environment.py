@@ -316,6 +316,11 @@ WANDB_RUN_ID = _text_variable(
     "Id of a new W&B run. `maml tradeoff` removes it for its cells, each of which is its own run.",
     set_by="the agent of a W&B sweep, or the user",
 )
+WANDB_SWEEP_ID = _text_variable(
+    "WANDB_SWEEP_ID",
+    "Id of the W&B sweep of which this run is a trial.",
+    set_by="the agent of a W&B sweep",
+)
 WANDB_RESUME = _text_variable(
     "WANDB_RESUME",
     "Whether W&B may append to an existing run.",

@@ -23,7 +23,10 @@ DOCUMENTS = sorted(
 
 WITH_COMMANDS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("recipes", "results", "training", "performance")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("python", "recipes", "results", "training", "performance")
+    ),
 ]
 """The documents whose commands are run as typed, with a stand-in for `maml`."""
 
