@@ -152,7 +152,7 @@ def _new(request: RequestedRun) -> Path | None:
     """Return the folder `run.dir` for a new run, after checking that it is free; `None` if unset.
 
     A folder with a config but no checkpoint is from a run that was killed before its first checkpoint:
-    the same run can start in it again.
+    the same run can start in it again. Or it was created for this Slurm job when it was submitted.
     """
     folder = request.run_dir
     if folder is None:
@@ -163,7 +163,8 @@ def _new(request: RequestedRun) -> Path | None:
         raise UserError(
             f"run.dir: {file} does not belong to a run and would be overwritten; name another folder"
         )
-    if file.exists() and (found := request.differences(folder)):
+    is_reserved = slurm.job_id() is not None and run_folder.read_slurm_job(folder) == slurm.job_id()
+    if file.exists() and not is_reserved and (found := request.differences(folder)):
         raise UserError(f"run.dir {describe_differences(folder, found)}; name another folder")
     return folder
 

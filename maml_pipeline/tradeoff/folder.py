@@ -1,11 +1,13 @@
 """The folder of a trade-off: its cells' runs, the config they share, its lock, and its summary."""
 
 import contextlib
+import copy
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,23 @@ class Tradeoff:
         make_folder(self.folder, "out")
         if not self.config.exists():
             write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
+
+    def create_cell(self, cell: Cell, config: dict[str, Any]) -> Path:
+        """Create the folder of a cell that waits to be trained, with its config, and return the folder.
+
+        Args:
+            cell: The cell; its config is left alone if it exists.
+            config: As returned by `shared_config`.
+        """
+        folder = self.folder_of(cell)
+        run_folder.make_run_folder(folder, exist_ok=True)
+        if not (folder / run_folder.CONFIG).exists():
+            own = copy.deepcopy(config)
+            for key, value in {**cell.settings, **cell.varied}.items():
+                *parents, name = key.split(".")
+                reduce(dict.__getitem__, parents, own)[name] = value
+            write_atomically(folder / run_folder.CONFIG, yaml.safe_dump(own, sort_keys=False))
+        return folder
 
     def shared_config(self, config: dict[str, Any], existing: dict[str, Any] | None) -> dict[str, Any]:
         """Return the config that all cells share.
