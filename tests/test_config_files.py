@@ -73,4 +73,5 @@ def test_configs_lists_every_config_with_its_first_sentence(
 
 def test_configs_prints_a_config_that_can_be_edited(maml: Maml, maml_error: Maml) -> None:
     assert maml("configs", "sine") == shipped_configs()["sine"].read_text()
-    assert "there is no config nosuch; the configs are cpu, " in maml_error("configs", "nosuch")
+    message = maml_error("configs", "nosuch")
+    assert "there is no config nosuch; the configs are cifar_fs/5way_1shot, cpu, " in message
