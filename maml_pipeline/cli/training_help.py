@@ -55,7 +55,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
             "recompute inner steps to save memory",
             True,
         ),
-        Key("model.engine", "learn2learn", "learn2learn, or vectorized: all tasks at once"),
+        Key("model.engine", "vectorized", "vectorized: all tasks at once; or learn2learn: one by one"),
         Key("model.tasks_per_chunk", "null: all", "vectorized: tasks at once, or auto"),
         Key("model.compile", "false", "vectorized: use torch.compile"),
         Key("model.optimizer", "Adam", "class of the outer optimizer", True),
