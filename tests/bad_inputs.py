@@ -71,7 +71,7 @@ KEYS = {
     "run.monitor": "val/accuracy nope null ''",
     "run.mode": "sideways null ''",
     "run.artifacts": "maybe [1]",
-    "run.varied": "model.inner_lr 1 {a:1}",
+    "run.varied": "model.inner_lr {a:1} [1] [model.nope] [model.optimizer.lr] [data.tasks] [model]",
     "probes.every": "0 -1",
     "ckpt_path": "nowhere.ckpt folder binary.yaml empty.yaml best last ''",
     "model.network": "null os.system torch.nn.functional.relu maml_pipeline.networks.Nope",
