@@ -109,7 +109,7 @@ def check_environment() -> None:
     for name in (*(rank.name for rank in RANKS), SLURM_NTASKS.name):
         if not os.environ.get(name, "").strip():
             os.environ.pop(name, None)
-    for variable in (*RANKS, OFFLINE, WANDB_MODE, WANDB_DISABLED):
+    for variable in (*RANKS, OFFLINE, PARALLEL_CELLS, WANDB_MODE, WANDB_DISABLED):
         variable.get()
 
 
@@ -191,6 +191,15 @@ REPOSITORY = _text_variable(
     "MAML_REPOSITORY",
     "Checkout whose job scripts and virtual environment a job uses; default: the submission folder.",
     set_by="`maml submit`",
+)
+
+PARALLEL_CELLS: Variable[int | None] = Variable(
+    "MAML_PARALLEL_CELLS",
+    "Number of cells that a trade-off trains side by side, of which this run is one.",
+    set_by="`maml tradeoff` for its cells",
+    convert=_positive_number,
+    must_be="a number from 1",
+    default=None,
 )
 
 # Ranks and distributed training -----------------------------------------------------------------
@@ -311,6 +320,17 @@ NETRC = _text_variable(
 
 # Libraries --------------------------------------------------------------------------------------
 
+CUDA_VISIBLE_DEVICES = _text_variable(
+    "CUDA_VISIBLE_DEVICES",
+    "GPUs that this process may use, by number, UUID or MIG name; default: all.",
+    set_by="the user, Slurm, or `maml tradeoff --parallel` for each of its cells",
+)
+OMP_NUM_THREADS = _text_variable(
+    "OMP_NUM_THREADS",
+    "CPU threads of a process; default: one per core.",
+    set_by="the user; otherwise slurm/launch.sh (SLURM_CPUS_PER_TASK) and `maml tradeoff --parallel`, "
+    "which divides the cores between the cells",
+)
 KINETO_LOG_LEVEL = _text_variable(
     "KINETO_LOG_LEVEL",
     "Least severity that PyTorch's profiler prints; at 99 it prints nothing.",
@@ -332,7 +352,6 @@ SCRIPT_VARIABLES = {
     "MAML_LOCAL_SLURM_OF": "State folder, set by scripts/local_slurm.sh for its daemons.",
     "MAML_LOCAL_SLURM_PORT": "First of its three ports; default: 17000.",
     "MAML_VERSIONS_ENV": "Environment of scripts/test_versions.sh; default: .venv-oldest, .venv-newest.",
-    "OMP_NUM_THREADS": "CPU threads of a process; slurm/launch.sh sets SLURM_CPUS_PER_TASK.",
     "SLURM_CONF": "Slurm's configuration file; scripts/local_slurm.sh prints the one it made.",
     "SLURM_CPUS_PER_TASK": "CPUs of each task; default: 1. Set by Slurm.",
     "SLURM_GPUS_ON_NODE": "GPUs of the job on this node; unset without any. Set by Slurm.",

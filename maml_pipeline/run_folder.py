@@ -7,8 +7,9 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
 from maml_pipeline.limits import check_at_least
@@ -107,6 +108,18 @@ def enclosing_run(file: Path) -> Path | None:
     # The path as written: a run's folder of checkpoints may be a link to another disk.
     folder = Path(*file.parts[:-2]) if file.parent.name == CHECKPOINTS else None
     return folder if folder is not None and is_run_folder(folder) else None
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """Read a run's config.
+
+    Raises:
+        UserError: It is missing or cannot be read.
+    """
+    file = folder / CONFIG
+    if not file.exists():
+        raise UserError(f"{folder} has no {file.name}, so it is not a run folder; name another")
+    return read_config(file, "the run's config")
 
 
 def read_slurm_job(folder: Path) -> str | None:

@@ -225,6 +225,18 @@ cell: tradeoff TOY --cell 99
 cell: tradeoff TOY --cell -1
 cell: tradeoff TOY --cell x
 cell: tradeoff TOY --cell 0 --report
+parallel: tradeoff TOY --parallel 0
+parallel: tradeoff TOY --parallel -1
+parallel: tradeoff TOY --parallel 1.5
+parallel: tradeoff TOY --parallel ''
+parallel: tradeoff TOY --parallel many
+CPU core: tradeoff TOY --parallel 9999999
+CPU core: tradeoff TOY --parallel 9999999 --dry_run
+trainer.devices: tradeoff TOY --parallel 2 --trainer.devices 2
+trainer.num_nodes: tradeoff TOY --parallel 2 --trainer.num_nodes 2
+parallel: tradeoff TOY --parallel 2 --cell 0
+parallel: tradeoff TOY --parallel 2 --report
+parallel: submit --tradeoff --dry_run TOY --parallel 2
 run.dir: tradeoff TOY --run.dir x
 seed_everything: tradeoff TOY --seed_everything 1
 first_order: tradeoff TOY --model.first_order true

@@ -45,7 +45,10 @@ RUN = (
 Maml = Callable[..., str]
 """Run the command in this process and return what it printed: the fixtures `maml` and `maml_error`."""
 
-TIMINGS = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
+TIMINGS = (
+    *("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second"),
+    "speed/parallel_cells",
+)
 """Metrics that differ between two runs of the same settings."""
 
 

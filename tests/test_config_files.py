@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from maml_pipeline.cli.config_files import check_config_files, find_shipped, read_config
+from maml_pipeline.cli.config_files import check_config_files, find_shipped
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.shipped_files import shipped_configs
 from tests.helpers import Maml

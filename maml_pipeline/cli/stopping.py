@@ -6,6 +6,7 @@ from typing import NoReturn
 import torch
 
 from maml_pipeline import slurm
+from maml_pipeline.environment import PARALLEL_CELLS
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.signals import Stopped
 
@@ -29,7 +30,8 @@ def end_stopped(stop: Stopped) -> NoReturn:
     else:
         name = "a signal" if stop.signum is None else stop.signum.name
         print(f"maml: stopped by {name}{stop.remark and ' '}{stop.remark}", file=sys.stderr)
-    if slurm.requeue():
+    # The trade-off that trains this run requeues the job, once all its cells have saved their state.
+    if not PARALLEL_CELLS.is_set() and slurm.requeue():
         then = "resumes from there" if is_saved else "starts again"
         print(f"Slurm job {slurm.job_id()} is requeued, and {then}", flush=True)
         sys.exit()

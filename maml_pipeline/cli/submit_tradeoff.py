@@ -25,6 +25,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
+    if any(argument.partition("=")[0] == "--parallel" for argument in arguments):
+        raise UserError("--parallel is not used by `maml submit`: each cell is a job; leave it out")
     parse(arguments)
 
 

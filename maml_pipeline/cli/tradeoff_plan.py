@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from maml_pipeline.cli.config_files import read_config
 from maml_pipeline.cli.resolved_config import ResolvedConfig
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.run_folder import RUNS

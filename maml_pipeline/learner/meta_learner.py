@@ -2,18 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
+from maml_pipeline.files import expand_home
+from maml_pipeline.learner.adaptation import adapted_network
 from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
 from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
 from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
+from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
@@ -160,6 +166,98 @@ class MetaLearner(EvaluatedByAdaptation):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # Outside training ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | Path,
+        which: Literal["best", "last"] = "best",
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Build the learner of a run and load one of its checkpoints.
+
+        Args:
+            folder: The run's folder, such as `runs/omniglot-5w1s-second-s0`.
+            which: `best` for the checkpoint with the best validation result, or the last one if nothing
+                was validated; `last` for the most recent one.
+            device: Where to put the learner.
+
+        Returns:
+            The learner, in evaluation mode.
+
+        Raises:
+            UserError: The folder is not a run's or has no checkpoint, the checkpoint is damaged, a class
+                of the config cannot be imported, or the device is not available.
+        """
+        path = expand_home(Path(folder), "run folder")
+        return learner_of_run(cls, path, checkpoint_of_run(path, which), device)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **settings: Any
+    ) -> Self:
+        """Load a checkpoint: of a run, or of a plain Trainer.
+
+        Args:
+            checkpoint_path: A checkpoint in a run's folder, whose `config.yaml` has the settings; or any
+                other, with the arguments of the constructor.
+            map_location: Device of the learner; the CPU by default.
+            settings: Arguments of the constructor, such as `network=..., loss=..., inner_lr=...`.
+
+        Returns:
+            The learner; in evaluation mode if its settings are a run's.
+
+        Raises:
+            UserError: Arguments are missing, or the checkpoint is damaged or of another network.
+        """
+        path = expand_home(Path(checkpoint_path), "checkpoint")
+        device = "cpu" if map_location is None else map_location
+        run = run_folder.enclosing_run(path)
+        if not settings and run is not None:
+            return learner_of_run(cls, run, path, device)
+        return learner_of_checkpoint(cls, path, settings, device)
+
+    def adapt(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        *,
+        steps: int | None = None,
+        inner_lr: float | None = None,
+    ) -> nn.Module:
+        """Adapt to the support set of one task; the learner is left unchanged.
+
+        On a CPU, the adapted network predicts a query set bit for bit as `maml test` does after the last
+        inner step, except where PyTorch has another kernel for calls without gradients (attention).
+        Works under `torch.no_grad` and `torch.inference_mode`.
+
+        Args:
+            support_x: Inputs `(S, ...)` of the S support points; moved to the learner's device.
+            support_y: Targets `(S, ...)`; moved as well.
+            steps: Inner steps; `None` for `eval_inner_steps`.
+            inner_lr: Inner learning rate; `None` for the learner's.
+
+        Returns:
+            A copy of the network with the adapted parameters, in evaluation mode and on the learner's
+            device, which maps query inputs `(Q, ...)` to predictions `(Q, ...)`. With
+            `transductive=False`, a `NonTransductive` module that holds it and the support set.
+
+        Raises:
+            UserError: The support set does not fit the network or the loss, or the loss diverges.
+
+        References:
+            Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+            2017, section 2.2.
+        """
+        if steps is not None:
+            check_at_least("steps", steps, 0)
+        inner = InnerLoop(
+            self.eval_inner.lr if inner_lr is None else inner_lr,
+            self.eval_inner.steps if steps is None else steps,
+        )
+        return adapted_network(
+            self.network, self.engine, self.loss, support_x, support_y, inner, self.transductive
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""

@@ -1,5 +1,6 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.gradient_order import Method
-from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
+from maml_pipeline.meta_gradient.chunk_loss import plain_predictions, single_task_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
-from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves
+from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves, inner_steps
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
     LossesAndGradient,
@@ -94,13 +95,32 @@ class Learn2LearnEngine(Engine):
                 if workarounds.bypass_clones:
                     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
                     chunk_loss = single_task_loss(network, loss, workarounds)
-                    curve = chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
+                    predict_each = plain_predictions(network, workarounds)
+                    curve = chunk_curves(
+                        chunk_loss, predict_each, measures, theta, chunk, inner, transductive
+                    )
                 else:
                     curve = _clone_curves(
                         network, measures, loss, chunk, inner, workarounds, transductive
                     )
             curves.append(curve)
         return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
+
+    def _adapted(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        task: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+    ) -> Parameters:
+        if workarounds.bypass_clones:
+            theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            chunk_loss = single_task_loss(network, loss, workarounds)
+            *_, adapted = inner_steps(chunk_loss, theta, task, inner)
+            return {name: p[0].clone() for name, p in adapted.items()}
+        *_, learner = _clone_steps(network, loss, task, inner, workarounds)
+        return {name: p.detach().clone() for name, p in trainable_parameters(learner.module).items()}
 
 
 @cache
@@ -166,13 +186,20 @@ def _clone_curves(
     def predict(learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return workarounds.predict(learner, x[0])[None]
 
-    def step(learner: "MAML") -> "MAML":
+    states = _clone_steps(network, loss, chunk, inner, workarounds)
+    return adaptation_curves(states, predict, predict, measures, chunk, inner.steps, transductive)
+
+
+def _clone_steps(
+    network: nn.Module, loss: Loss, chunk: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+) -> "Iterator[MAML]":
+    """Yield a clone before the first inner step on a chunk of one task, and after each step."""
+    learner = clone_for_task(network, inner)
+    yield learner
+    for _ in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
         learner.adapt(support_loss)
-        return learner
-
-    learner = clone_for_task(network, inner)
-    return adaptation_curves(learner, predict, step, measures, chunk, inner.steps, transductive)
+        yield learner
 
 
 def _losses_and_gradient(

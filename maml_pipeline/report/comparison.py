@@ -71,6 +71,11 @@ class ComparisonRow:
         results = [run.result.mean for run in self.evaluated if run.result is not None]
         return (min(results), max(results)) if len(results) > 1 else None
 
+    @property
+    def parallel_cells(self) -> int:
+        """How many cells of a trade-off were trained side by side while the times were measured."""
+        return max(run.parallel_cells for run in self.runs)
+
     def mean(self, quantity: str) -> float | None:
         """Return the mean over seeds of one of `QUANTITIES`; `None` if no run has it."""
         runs = self.evaluated or self.runs
@@ -97,6 +102,7 @@ class ComparisonRow:
             "split": None if result is None else result.split,
             "mean": None if result is None else finite(result.mean),
             "ci95": None if result is None else finite(result.ci95),
+            "parallel_cells": self.parallel_cells,
             "lowest_and_highest_result": result_range and [finite(value) for value in result_range],
             **{quantity: finite(self.mean(quantity)) for quantity in QUANTITIES},
             **{f"{cost}_to_first_order": finite(self.ratio(cost)) for cost in COSTS},

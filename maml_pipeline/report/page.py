@@ -23,7 +23,7 @@ from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.report.comparison import ComparisonRow, findings
 from maml_pipeline.report.plots import Plot, draw_plots
 from maml_pipeline.report.style import METHOD_STYLES, plot_style
-from maml_pipeline.report.table import UNFINISHED, Column, table_columns
+from maml_pipeline.report.table import Column, table_columns, table_notes
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.runs.run import Run
@@ -65,9 +65,9 @@ class Section:
         return [*groups.items()]
 
     @property
-    def note(self) -> str | None:
-        """What a star in the table means; `None` if there is none."""
-        return UNFINISHED if any(row.unfinished for row in self.rows) else None
+    def notes(self) -> list[str]:
+        """What must be known to read the table."""
+        return table_notes(self.rows)
 
 
 def write_report(

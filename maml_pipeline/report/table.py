@@ -67,6 +67,15 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
     return [column for column in filled if {*column.cells} != {UNKNOWN}]
 
 
+def table_notes(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return what must be known to read the table: what a star means, and how times were measured."""
+    notes = [UNFINISHED] if any(row.unfinished for row in rows) else []
+    parallel = max(row.parallel_cells for row in rows)
+    if parallel > 1:
+        notes.append(f"Times were measured with up to {parallel} cells side by side")
+    return notes
+
+
 def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     """Print the rows of one experiment as a table, and below it the folders of their runs."""
     # Names may look like markup: print all text literally.
@@ -87,8 +96,8 @@ def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     for row_cells in cells:
         table.add_row(*row_cells)
     console.print(table)
-    if any(row.unfinished for row in rows):
-        console.print(UNFINISHED)
+    for note in table_notes(rows):
+        console.print(note)
     console.print("Runs:")
     for row in rows:
         for run in row.runs:

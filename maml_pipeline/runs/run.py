@@ -166,6 +166,11 @@ class Run:
         return median(values) if values else None
 
     @property
+    def parallel_cells(self) -> int:
+        """How many cells of a trade-off were trained side by side while the time was measured."""
+        return int(max((value for _, value in self.series("speed/parallel_cells")), default=1))
+
+    @property
     def flops(self) -> float | None:
         return self._latest("speed/meta_step_flops")
 
