@@ -1,7 +1,8 @@
-"""Exporting the network of a run, for use without this package: its parameters, and how to rebuild it."""
+"""Exporting the network of a run for use elsewhere: its parameters, and how to rebuild it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.files import make_folder, write_atomically
-from maml_pipeline.learner.checkpoints import load_checkpoint, to_bytes
+from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.learner.saved_run import checkpoint_of_run
 from maml_pipeline.run_folder import checkpoint_to_test
 from maml_pipeline.runs.read import read_run_folder
@@ -26,13 +27,9 @@ NETWORK = "network."
 """Prefix of the network's tensors in a checkpoint of `MetaLearner`."""
 
 HEADER = """\
-# The network in {file}, which `maml export` wrote: its class with its arguments, how it adapts to a
-# task, and the run that trained it. Load its parameters with `network.load_state_dict({load})`.
+# A network that `maml export` wrote, whose parameters are in the file of the same name beside this one:
+# its class with its arguments, how it adapts to a task, and the run that trained it.
 """
-LOAD = {
-    ".safetensors": 'safetensors.torch.load_file("{file}")',
-    ".pt": 'torch.load("{file}", weights_only=True)',
-}
 
 ADAPTATION = ("inner_lr", "inner_steps", "eval_inner_steps", "loss", "transductive")
 """Keys of `model` that tell how the network is adapted to a task."""
@@ -60,7 +57,7 @@ class Export:
 
 
 def export_network(folder: Path, which: Literal["best", "last"], out: Path) -> Export:
-    """Write the parameters of a run's network to a file, and its class and origin to a YAML file beside it.
+    """Write the parameters of a run's network to a file, and its class and origin to YAML beside it.
 
     Names are those of the network's own `state_dict`. Tied parameters are stored under each name.
 
@@ -84,7 +81,7 @@ def export_network(folder: Path, which: Literal["best", "last"], out: Path) -> E
     config = out.with_suffix(".yaml")
     contents = {
         out: _serialized(tensors, out),
-        config: _description(run, checkpoint, state["global_step"], out).encode(),
+        config: _description(run, checkpoint, state["global_step"]).encode(),
     }
     for path, content in contents.items():
         _check_free(path, content)
@@ -131,7 +128,9 @@ def network_tensors(state: Mapping[str, Tensor], checkpoint: Path) -> dict[str, 
 
 def _serialized(tensors: dict[str, Tensor], out: Path) -> bytes:
     if out.suffix == ".pt":
-        return to_bytes(tensors)
+        buffer = BytesIO()
+        torch.save(tensors, buffer)
+        return buffer.getvalue()
     try:
         return to_safetensors(tensors, {"format": "pt"})
     # Safetensors has no dtype such as complex128, and no sparse tensors.
@@ -142,7 +141,7 @@ def _serialized(tensors: dict[str, Tensor], out: Path) -> bytes:
         ) from error
 
 
-def _description(run: Run, checkpoint: Path, meta_step: int, out: Path) -> str:
+def _description(run: Run, checkpoint: Path, meta_step: int) -> str:
     """Return the text of the YAML file."""
     model = run.config["model"]
     if not isinstance(model.get("network"), dict) or "class_path" not in model["network"]:
@@ -171,8 +170,7 @@ def _description(run: Run, checkpoint: Path, meta_step: int, out: Path) -> str:
             "result": measured,
         },
     }
-    load = LOAD[out.suffix].format(file=out.name)
-    return HEADER.format(file=out.name, load=load) + yaml.safe_dump(content, sort_keys=False)
+    return HEADER + yaml.safe_dump(content, sort_keys=False)
 
 
 def _check_free(path: Path, content: bytes) -> None:
@@ -184,6 +182,4 @@ def _check_free(path: Path, content: bytes) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name another file") from error
     if existing != content:
-        raise UserError(
-            f"{path} exists and is not this export; name another file, or remove it first"
-        )
+        raise UserError(f"{path} exists and is not this export; name another file, or remove it first")
