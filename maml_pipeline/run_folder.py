@@ -50,6 +50,8 @@ class RunSettings:
         monitor: The metric that selects the checkpoint saved as `best.ckpt`.
         mode: Whether the smallest or the largest value of `monitor` is the best.
         artifacts: Upload the best checkpoint and a report to W&B; `null`: only if the run is online.
+        varied: Keys, such as `model.inner_lr`, in which runs of one comparison differ: a report shows
+            the value that validated best. `maml tradeoff --vary` sets it.
     """
 
     experiment: str | None = None
@@ -58,6 +60,7 @@ class RunSettings:
     monitor: str = "val/loss"
     mode: Literal["min", "max"] = "min"
     artifacts: bool | None = None
+    varied: list[str] | None = None
 
     def __post_init__(self) -> None:
         check_at_least("run.checkpoint_every", self.checkpoint_every, 1)

@@ -119,6 +119,17 @@ def test_the_law_holds_for_any_number_of_steps(name: str, engine: str, steps: in
         assert torch.equal(loss(adapted(task.query_x), task.query_y), measured["loss"][index, -1])
 
 
+@pytest.mark.parametrize("name", ["sine", "strided"])
+def test_the_law_holds_in_mixed_precision(name: str) -> None:
+    network, loss, batch = float32_case(name)
+    learner = make_learner(network, loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        measured = evaluate(learner, batch)["loss"][:, -1]
+        for index, task in enumerate(batch.tasks()):
+            adapted = learner.adapt(task.support_x, task.support_y)
+            assert torch.equal(loss(adapted(task.query_x), task.query_y), measured[index])
+
+
 @pytest.mark.parametrize("name", [*REGRESSIONS, *PLAIN_NETWORKS])
 def test_an_evaluation_is_the_same_for_any_chunks_and_batches(name: str) -> None:
     network, loss, batch = float32_case(name)

@@ -39,6 +39,7 @@ def test_json_has_every_field_of_every_run_and_nothing_else(tmp_path: Path, maml
     assert tested == {
         **{"experiment": "sine", "order": "second", "method": "checkpointed", "inner_steps": 5},
         **{"seed": 7, "inner_lr": 0.4, "meta_steps": 100, "max_steps": 100, "state": "finished"},
+        **{"job": None, "reason": None},
         **{"measure": "loss", "split": "test", "result": 0.25, "ci95": 0.0625, "folder": "runs/a"},
     }
     assert stopped["inner_lr"] is None and stopped["state"] == "stopped"

@@ -93,8 +93,9 @@ def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
 def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
-    network = ("--model.network", "tests.test_tradeoff.Dropout", "--out", tmp_path / "grid")
-    error = maml_error(*TOY, *SHORT, *network, "--orders", "checkpointed,first")
+    network = ("--model.network", "tests.test_tradeoff.Dropout", "--model.engine", "learn2learn")
+    grid = ("--orders", "checkpointed,first", "--out", tmp_path / "grid")
+    error = maml_error(*TOY, *SHORT, *network, *grid)
     assert "1 of 2 cells failed (checkpointed-k1-s0); the first:" in error
     assert "set checkpoint_inner_steps to false" in error
     assert (tmp_path / "grid" / "first-k1-s0" / "test.json").exists()

@@ -24,7 +24,7 @@ from maml_pipeline.gradient_order import Method
 from maml_pipeline.locks import is_locked
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
-from maml_pipeline.report.table import print_table
+from maml_pipeline.report.printed_table import print_table
 from maml_pipeline.signals import SIGNALS
 from maml_pipeline.tradeoff import cells, devices
 from maml_pipeline.tradeoff.cells import longest_first, meta_steps_done

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from maml_pipeline import signals, slurm
-from maml_pipeline.cli import faults, training_help
+from maml_pipeline.cli import elapsed, faults, training_help
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import check_environment
 from maml_pipeline.errors import UserError
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Arguments after the program's name; `None` for those of this process.
     """
+    elapsed.begin()
     # In a Slurm job a signal waits until the code that requeues the job is imported.
     with signals.listening(Response.NOTE if slurm.job_id() else Response.EXIT):
         try:

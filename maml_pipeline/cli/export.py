@@ -20,8 +20,8 @@ def run(arguments: Sequence[str]) -> None:
     parser = Parser(
         prog="maml export",
         usage="maml export RUN_DIR OUT.safetensors|OUT.pt [--which best|last]",
-        description="Write the state_dict of a run's network, its meta-learned initial parameters, to a file "
-        "that loads into the plain PyTorch module. OUT.yaml beside it has the network's class and "
+        description="Write the state_dict of a run's network, its meta-learned initial parameters, to a "
+        "file that loads into the plain PyTorch module. OUT.yaml beside it has the network's class and "
         "arguments, how it adapts to a task, and the run that trained it.",
         examples=("maml export runs/toy-second-s0 toy.safetensors",),
     )

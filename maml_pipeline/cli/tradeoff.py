@@ -1,7 +1,7 @@
 """`maml tradeoff`: train each order with each number of inner steps and each seed, and compare them."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -68,14 +68,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
-        "[--out DIR] [--parallel N] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
-        description="Train and test each gradient order with each number of inner steps and each seed, "
-        "on the same tasks; then compare accuracy or loss, memory, time, FLOPs and order gap. Each "
-        "combination is a cell: a run in its own process and folder. The same command resumes a "
-        "trade-off that was stopped. All other keys are those of `maml fit`.",
+        "[--vary KEY=VALUE,...] [--out DIR] [--parallel N] [--dry_run | --cell N | --report] "
+        "[--KEY VALUE ...]",
+        description="Train and test each gradient order with each number of inner steps, each seed and "
+        "each value of further keys, on the same tasks; then compare accuracy or loss, memory, time, "
+        "FLOPs and order gap. Each combination is a cell: a run in its own process and folder. The same "
+        "command resumes a trade-off that was stopped. All other keys are those of `maml fit`.",
         examples=(
             "maml tradeoff --config toy --inner_steps 1,5 --seeds 0,1",
             "maml tradeoff --config toy --dry_run",
+            "maml tradeoff --config toy --vary model.inner_lr=0.05,0.1,0.2",
         ),
         allow_abbrev=False,
     )
@@ -93,6 +95,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="numbers of inner steps (default: the config's)",
     )
     add("--seeds", type=_numbers, metavar="N,...", help="seeds (default: the config's)")
+    add(
+        "--vary",
+        action="append",
+        default=[],
+        type=_vary,
+        metavar="KEY=VALUE,...",
+        help="another key of `maml fit` and its values; may be repeated. The report shows each order "
+        "with the values that validated best",
+    )
     add(
         "--out",
         type=path_argument,
@@ -132,6 +143,38 @@ def _parallel(text: str) -> "Parallel":
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1, or auto")
     return number
+
+
+def _vary(text: str) -> tuple[str, list[str]]:
+    """Split `KEY=VALUE,...` into the key and its values."""
+    key, equals, values = text.partition("=")
+    key = key.strip().removeprefix("--")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be KEY=VALUE,VALUE, as in model.inner_lr=0.1,0.4"
+        )
+    found = [value.strip() for value in _split(values)]
+    if "" in found:
+        raise argparse.ArgumentTypeError(f"{key} has an empty value; write {key}=VALUE,VALUE")
+    return key, found
+
+
+def _split(text: str) -> Iterator[str]:
+    """Split at commas, but not inside of brackets or quotes."""
+    start, depth, quote = 0, 0, ""
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "[{(":
+            depth += 1
+        elif char in ")}]":
+            depth -= 1
+        elif char == "," and depth == 0:
+            yield text[start:place]
+            start = place + 1
+    yield text[start:]
 
 
 def _list_cells(tradeoff: "Tradeoff") -> None:

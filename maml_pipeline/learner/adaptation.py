@@ -115,7 +115,8 @@ def check_tensors(support_x: Tensor, support_y: Tensor) -> None:
 def _copy(network: nn.Module, loss: Loss, task: Task) -> nn.Module:
     try:
         duplicate = copy.deepcopy(network)
-        check_copy(network, duplicate, loss, task)
+        with torch.autocast(task.support_x.device.type, enabled=False):  # it caches cast parameters
+            check_copy(network, duplicate, loss, task)
     except Exception as error:  # copying may call the user's code
         raise UserError(
             f"network {type(network).__name__} cannot be copied: {str(error) or type(error).__name__}; "

@@ -44,9 +44,9 @@ class MetaLearner(EvaluatedByAdaptation):
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Number of initial meta-steps that take first-order meta-gradients, before
             the order of `first_order` (derivative-order annealing).
-        engine: `"learn2learn"` adapts one task after another; `"vectorized"` adapts all at once, which
-            is faster for small networks but supports fewer modules. Both compute the same
-            meta-gradient, and reject networks that they cannot run exactly.
+        engine: `"vectorized"` adapts all tasks at once; `"learn2learn"`, an optional dependency, one
+            after another, which is slower for small networks but supports more modules. Both compute
+            the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
             `"auto"` for as many as fit, `None` for all.
         checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
@@ -60,7 +60,7 @@ class MetaLearner(EvaluatedByAdaptation):
             ReduceLROnPlateau once per validation, with `monitor` `val/loss` by default.
 
     Raises:
-        UserError: A setting is out of range, or the engine does not support it.
+        UserError: A setting is out of range, the engine does not support it, or is not installed.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
@@ -80,7 +80,7 @@ class MetaLearner(EvaluatedByAdaptation):
         transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
-        engine: Literal["learn2learn", "vectorized"] = "learn2learn",
+        engine: Literal["vectorized", "learn2learn"] = "vectorized",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
         compile: bool = False,

@@ -1,12 +1,14 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions, single_task_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
@@ -23,6 +25,16 @@ from maml_pipeline.tasks import Task, TaskBatch
 if TYPE_CHECKING:
     from learn2learn.algorithms import MAML
 
+# `build_ext` makes learn2learn's setup.py run Cython again: it ships C files that do not compile on
+# Python 3.11 and later. Without dependencies, since it lists many that its import does not need.
+INSTALL_COMMANDS = (
+    "pip install --upgrade setuptools cython",
+    "pip install --no-build-isolation --no-deps --config-settings=--build-option=build_ext "
+    "learn2learn==0.2.0",
+    'pip install "gym>=0.26,<0.27" scipy requests',
+)
+"""How to install learn2learn with plain pip; needs a C compiler. docs/install.md shows them too."""
+
 
 class Learn2LearnEngine(Engine):
     """Adapt one task after another, each on learn2learn's differentiable clone of the network.
@@ -37,7 +49,13 @@ class Learn2LearnEngine(Engine):
     Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
     since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
     as layers that are also in a plain list.
+
+    Raises:
+        UserError: learn2learn is not installed, or cannot be imported.
     """
+
+    def __init__(self) -> None:
+        learn2learn_maml()
 
     def _computation(self, inner: InnerLoop) -> Computation:
         return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
@@ -125,13 +143,24 @@ class Learn2LearnEngine(Engine):
 
 @cache
 def learn2learn_maml() -> "type[MAML]":
-    """Import learn2learn's MAML on first use, since the import takes seconds."""
-    import gym_notices.notices
+    """Import learn2learn's MAML when an engine first needs it, since it is an optional dependency.
 
-    # learn2learn imports gym, which prints a deprecation notice that users of this package cannot act
-    # on. Clearing its text keeps all other warnings.
-    gym_notices.notices.notices.clear()
-    from learn2learn.algorithms import MAML
+    Raises:
+        UserError: It cannot be imported.
+    """
+    with suppress(ImportError):
+        import gym_notices.notices
+
+        # learn2learn imports gym, which prints a deprecation notice that users of this package cannot
+        # act on. Clearing its text keeps all other warnings.
+        gym_notices.notices.notices.clear()
+    try:
+        from learn2learn.algorithms import MAML
+    except Exception as error:  # one of its dependencies may be missing, or of a version that fails
+        raise UserError(
+            f"engine learn2learn needs learn2learn, which cannot be imported ({first_line(error)}); "
+            f"set engine to vectorized, or install it with:\n{' && '.join(INSTALL_COMMANDS)}"
+        ) from error
 
     maml: type[MAML] = MAML
     return maml

@@ -96,7 +96,7 @@ def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
 def fit_command(tradeoff: Tradeoff, cell: Cell) -> list[str]:
     """Return the command that trains a cell, or resumes it."""
     folder = tradeoff.folder_of(cell)
-    command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
+    command = [sys.executable, "-P", "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
     for key, value in {**cell.settings, "run.dir": folder}.items():
         command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
     if (folder / run_folder.LAST_CHECKPOINT).exists():
