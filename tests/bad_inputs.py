@@ -336,6 +336,18 @@ list.yaml: report list.yaml
 /proc/self/mem: report /proc/self/mem
 out: report folder --out ''
 --nope: report folder --nope
+RUN_DIR: export
+OUT: export folder
+folder: export folder net.pt
+nope: export nope net.pt
+binary.yaml: export binary.yaml net.pt
+net.onnx: export folder net.onnx
+safetensors: export folder net
+OUT: export folder ''
+RUN_DIR: export '' net.pt
+--which: export folder net.pt --which first
+--which: export folder net.pt --which
+--nope: export folder net.pt --nope
 RUN_DIR: sync
 nope: sync nope
 folder: sync folder
