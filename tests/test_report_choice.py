@@ -184,6 +184,13 @@ def test_a_setting_that_one_order_was_not_trained_with_is_named() -> None:
     assert note == "Second order, 1 inner step: compared without inner_lr 0.4 (not finished)."
 
 
+def test_a_single_value_is_not_called_a_choice() -> None:
+    (note,) = choice_notes(rows_of([run(FIRST, 0.1, 0.5), run(SECOND, 0.1, 0.4)]))
+    assert note == (
+        "Varied: inner_lr. All runs found have inner_lr 0.1, so there was nothing to choose from."
+    )
+
+
 def test_settings_are_compared_on_the_seeds_that_all_have() -> None:
     # Seed 1 is hard: its result would lower the mean of the setting that has it.
     runs = [run(FIRST, 0.1, 0.3, 0), run(FIRST, 0.1, 0.9, 1), run(FIRST, 0.4, 0.4, 0)]

@@ -47,7 +47,13 @@ def choice_notes(rows: Sequence[ComparisonRow]) -> list[str]:
     """Describe, for the rows of one experiment, which keys were varied and how values were chosen."""
     choices = {id(row.choice): row.choice for row in rows if row.choice is not None}
     runs = [run for row in rows for run in row.runs]
-    return _describe([*choices.values()], varied_in(runs), runs[0]) if choices else []
+    if choices:
+        return _describe([*choices.values()], varied_in(runs), runs[0])
+    if not rows[0].setting:
+        return []
+    keys = " and ".join(printable(name) for name in short_names(rows[0].setting).values())
+    only = printable(setting_text(rows[0].setting))
+    return [f"Varied: {keys}. All runs found have {only}, so there was nothing to choose from."]
 
 
 def _describe(choices: Sequence[Choice], settings: Sequence[Setting], run: Run) -> list[str]:

@@ -45,7 +45,8 @@ def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     for note in table_notes(rows):
         console.print(note)
     if notes := choice_notes(rows):
-        _print_choices(console, rows)
+        if any(row.choice is not None for row in rows):
+            _print_choices(console, rows)
         for note in notes:
             console.print(f"\n{note}")
         console.print()
