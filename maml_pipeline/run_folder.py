@@ -50,8 +50,8 @@ class RunSettings:
         monitor: The metric that selects the checkpoint saved as `best.ckpt`.
         mode: Whether the smallest or the largest value of `monitor` is the best.
         artifacts: Upload the best checkpoint and a report to W&B; `null`: only if the run is online.
-        varied: Keys such as `model.inner_lr` of which a report shows the value that validated best,
-            among runs that differ in them; set by `maml tradeoff --vary`.
+        varied: Keys, such as `model.inner_lr`, in which runs of one comparison differ: a report shows
+            the value that validated best. `maml tradeoff --vary` sets it.
     """
 
     experiment: str | None = None

@@ -31,6 +31,16 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def has_key(config: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a config has a key."""
+    value: Any = config
+    for name in key.split("."):
+        if not (isinstance(value, Mapping) and name in value):
+            return False
+        value = value[name]
+    return True
+
+
 def resolved_key(config: Mapping[str, Any], key: str) -> str:
     """Return a key as it is in a resolved config, with `init_args` before the arguments of a class."""
     names: list[str] = []
@@ -107,9 +117,9 @@ def _folder_name(value: Any) -> str:
     text = value_text(value)
     if PLAIN_NAME.fullmatch(text):
         return text
-    if not (isinstance(value, Mapping) and "class_path" in value):  # whose text ends with the digest
-        text = f"{text[:30]}-{_digest(value)}"
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
+    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)
+    is_class = isinstance(value, Mapping) and "class_path" in value  # whose text ends with the digest
+    return plain if is_class else f"{plain[:30].strip('_')}-{_digest(value)}"
 
 
 def _json(value: Any) -> str:

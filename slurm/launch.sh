@@ -42,8 +42,9 @@ launch() {
     # shellcheck disable=SC2016,SC2086  # the task's shell expands TASK; options are split into words
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
         bash -c "$TASK" task ${MAML_COMMAND:-"$python" -P -m maml_pipeline} "$@" || status=$?
-    # 143: a process ended with an error, and srun ended the others by SIGTERM.
-    if ((status > 128 && status != 143)); then requeue; fi
+    # 143: a process ended with an error, and srun ended the others by SIGTERM. Or the job is preempted,
+    # whose SIGTERM has ended a process that was just starting.
+    if ((status > 128)) && { ((status != 143)) || is_preempted; }; then requeue; fi
     exit "$status"
 }
 
@@ -58,6 +59,10 @@ if ((status > 128 && status != 143)); then
     status=200
 fi
 exit $status'
+
+is_preempted() {
+    scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'
+}
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0}

@@ -71,7 +71,7 @@ KEYS = {
     "run.monitor": "val/accuracy nope null ''",
     "run.mode": "sideways null ''",
     "run.artifacts": "maybe [1]",
-    "run.varied": "model.inner_lr 1 {a:1}",
+    "run.varied": "model.inner_lr {a:1} [1] [model.nope] [model.optimizer.lr] [data.tasks] [model]",
     "probes.every": "0 -1",
     "ckpt_path": "nowhere.ckpt folder binary.yaml empty.yaml best last ''",
     "model.network": "null os.system torch.nn.functional.relu maml_pipeline.networks.Nope",
@@ -336,6 +336,18 @@ list.yaml: report list.yaml
 /proc/self/mem: report /proc/self/mem
 out: report folder --out ''
 --nope: report folder --nope
+RUN_DIR: export
+OUT: export folder
+folder: export folder net.pt
+nope: export nope net.pt
+binary.yaml: export binary.yaml net.pt
+net.onnx: export folder net.onnx
+safetensors: export folder net
+OUT: export folder ''
+RUN_DIR: export '' net.pt
+--which: export folder net.pt --which first
+--which: export folder net.pt --which
+--nope: export folder net.pt --nope
 RUN_DIR: sync
 nope: sync nope
 folder: sync folder

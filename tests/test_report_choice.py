@@ -311,6 +311,14 @@ def test_plots_join_the_chosen_rows_and_show_the_others_faintly() -> None:
     assert draw_overview({"sine": rows})
 
 
+def test_where_nothing_is_chosen_a_line_for_each_setting_has_one_label() -> None:
+    rows = rows_of([run(m, rate, None, k=k) for m in Method for k in (1, 3, 5) for rate in RATES])
+    (plot,) = [plot for plot in draw_plots(rows) if plot.name == "tradeoff"]
+    (ax,) = plot.figure.axes
+    labels = [text.get_text() for text in ax.texts]
+    assert sorted(labels) == sorted(f"k=5 ({rate})" for rate in RATES for _ in Method)
+
+
 def test_the_page_greys_the_others_and_says_how_the_choice_was_made(tmp_path: Path) -> None:
     rows = rows_of(grid(random.Random(1), "loss"))
     page = write_report({"sine": rows}, tmp_path).read_text()

@@ -14,7 +14,7 @@ from maml_pipeline.runs.slurm_jobs import jobs_of
 from maml_pipeline.runs.state import RunState, Situation, situation
 from maml_pipeline.slurm.queue import Job, find_jobs
 from tests.helpers import Maml
-from tests.test_runs_command import write_run
+from tests.written_runs import write_run
 
 Program = Callable[[str, str], Path]
 

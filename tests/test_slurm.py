@@ -126,6 +126,19 @@ def test_a_job_preempted_before_its_first_meta_step_is_requeued(
     assert int(checkpoint_tensors(tmp_path / "early")["meta_step"]) == 40
 
 
+def test_a_job_preempted_before_it_handles_signals_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    # As in the first milliseconds of Python.
+    started = tmp_path / "started"
+    (tmp_path / "starts.sh").write_text(f"touch {started}\nexec sleep 60\n")
+    job = cluster.train(tmp_path, [], MAML_COMMAND=f"bash {tmp_path}/starts.sh")
+    wait_for(started.exists, "the start")
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"]
+    cluster.run(tmp_path, "sbatch", *urgent, "--output=/dev/null")
+    wait_for(lambda: cluster.show(job)["Restarts"] == "1", "the requeueing")
+    assert "the job is requeued, restart 1" in log(tmp_path, job)
+    cluster.run(tmp_path, "scancel", job)
+
+
 def imports_torch(cluster: Cluster, job: str) -> bool:
     """Return whether a job's process has loaded PyTorch's libraries."""
     shown = cluster.show(job)

@@ -21,11 +21,13 @@ from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.shipped_files import SWEEP
 from maml_pipeline.signals import Stopped
 from tests.helpers import meta_step, process_environment, read_config
+from tests.slurm_cluster import Cluster, free_ports, wait_for
 from tests.wandb_logs import assert_increasing, table_steps, wandb_id
 from tests.wandb_stand_in import ENTITY, StandIn, Trial, at
 
 FIRST = {"model.inner_lr": 0.05, "model.optimizer.init_args.lr": 0.003, "model.first_order": False}
 SECOND = {"model.inner_lr": 0.02, "model.optimizer.init_args.lr": 0.001, "model.first_order": True}
+SWEEP_PATH = f"{ENTITY}/comparison/sweep0"
 LONG = {"trainer.max_steps": 100_000}
 
 
@@ -83,25 +85,39 @@ def test_a_trial_never_requeues_the_job_of_its_agent(monkeypatch: pytest.MonkeyP
 # A real agent -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def agent(server: StandIn, folder: Path, count: int) -> Iterator[subprocess.Popen[str]]:
-    """Create a sweep of short runs of the toy task, and start an agent."""
+def environment_of_agent(server: StandIn, folder: Path) -> dict[str, str]:
+    """Return the variables of W&B's command line, without those of the tests."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `maml` and `wandb` are
+    own = {k: v for k, v in process_environment().items() if not k.startswith("WANDB_")}
+    return {**own, **at(server), "PATH": path, "HOME": str(folder)}
+
+
+def create_sweep(server: StandIn, folder: Path) -> None:
+    """Create a sweep of short runs of the toy task, in which the settings of a trial come last."""
     short = "--trainer.max_steps 40 --trainer.val_check_interval 20 --data.test_tasks 9"
     quiet = "--trainer.enable_progress_bar false --run.checkpoint_every 100000"
     command = ["maml", "fit", "--config", "toy", *short.split(), *quiet.split(), "${args}"]
     (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep_config(), "command": command}))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `maml` is
-    own = {k: v for k, v in process_environment().items() if not k.startswith("WANDB_")}
-    environment = {**own, **at(server), "PATH": path, "HOME": str(folder)}
-    wandb = [sys.executable, "-m", "wandb"]
+    create = [sys.executable, "-m", "wandb", "sweep", "--project", "comparison", "sweep.yaml"]
+    environment = environment_of_agent(server, folder)
+    subprocess.run(create, cwd=folder, env=environment, check=True, capture_output=True, timeout=120)
+
+
+@contextmanager
+def agent(server: StandIn, folder: Path, count: int) -> Iterator[subprocess.Popen[str]]:
+    """Create a sweep, unless there is one, and start an agent."""
     if not server.sweeps:
-        create = [*wandb, "sweep", "--project", "comparison", "sweep.yaml"]
-        subprocess.run(create, cwd=folder, env=environment, check=True, capture_output=True, timeout=120)
-    start = [*wandb, "agent", "--forward-signals", "--count", str(count), f"{ENTITY}/comparison/sweep0"]
+        create_sweep(server, folder)
+    start = [sys.executable, "-m", "wandb", "agent", "--forward-signals"]
     with (
         (folder / "agent.log").open("a") as log,
         subprocess.Popen(
-            start, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
+            [*start, "--count", str(count), SWEEP_PATH],
+            cwd=folder,
+            env=environment_of_agent(server, folder),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process,
     ):
         try:
@@ -162,3 +178,31 @@ def test_a_preempted_trial_resumes_its_run_when_it_is_handed_out_again(
     steps = [row["meta_step"] for row in server.runs["trial"].history]
     assert_increasing(steps)
     assert steps == table_steps(folder)
+
+
+@pytest.mark.slurm
+def test_agents_run_as_a_job_array_and_save_their_trial_before_the_time_limit(
+    server: StandIn, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "state", free_ports(3))
+    cluster.up()
+    try:
+        create_sweep(server, tmp_path)
+        variables = {**environment_of_agent(server, tmp_path), "WANDB_MODE": "online"}
+        server.trials = [Trial("trial", FIRST | {"trainer.max_steps": 400})]
+        submit = ["sbatch", "--parsable", "--cpus-per-task=1", "--signal=SIGUSR1@120", "--array=0"]
+        submit += ["--wrap", f"srun wandb agent --forward-signals --count 1 {SWEEP_PATH}"]
+        job = cluster.run(tmp_path, *submit, **variables)
+        folder = tmp_path / "runs" / "toy-second-s0"
+        wait_for(lambda: (folder / "metrics.csv").exists(), "the first metrics", 180)
+        wait_for(lambda: len(table_steps(folder)) >= 4, "some meta-steps")
+        cluster.run(tmp_path, "scancel", "--signal=USR1", job)  # as Slurm does before the time limit
+        assert cluster.wait(job)["JobState"] == "COMPLETED"
+        assert 0 < meta_step(folder) < 400 and server.preempting == {"trial"}
+
+        server.trials[0].is_given = False
+        assert cluster.wait(cluster.run(tmp_path, *submit, **variables))["JobState"] == "COMPLETED"
+        assert [*(tmp_path / "runs").iterdir()] == [folder]
+        assert meta_step(folder) == 400 and (folder / "test.json").exists()
+    finally:
+        cluster.down()

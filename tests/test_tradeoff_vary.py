@@ -112,7 +112,7 @@ def test_cells_of_a_grid_have_different_names() -> None:
         (["model.inner_lr=0.1,0.10"], "model.inner_lr 0.1 more than once"),
         (["seed_everything=0,1"], "use --seeds"),
         (["run.dir=a"], "use --out"),
-        (["trainer.logger=CSVLogger"], "give all cells the same, with --trainer.logger VALUE"),
+        (["trainer.logger=CSVLogger"], "give all runs the same, with --trainer.logger VALUE"),
         (["data.tasks.shots=1,5"], "which changes what is validated"),
         (["data.meta_batch_size=4", "model.inner_lr=nan"], "model.inner_lr is nan"),
     ],

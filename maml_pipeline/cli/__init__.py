@@ -24,6 +24,7 @@ COMMANDS = {
     "configs": "list the configs of the package, or print one",
     "runs": "list runs with their state and result",
     "report": "write a report comparing runs",
+    "export": "write a run's network to a file for use elsewhere",
     "sync": "upload offline runs to W&B",
     "dashboard": "compare the gradient orders in a W&B workspace and report",
     "derive": "derive both meta-gradients of a small task, step by step",

@@ -70,10 +70,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
         "[--vary KEY=VALUE,...] [--out DIR] [--parallel N] [--dry_run | --cell N | --report] "
         "[--KEY VALUE ...]",
-        description="Train and test each gradient order with each number of inner steps and each seed, "
-        "on the same tasks; then compare accuracy or loss, memory, time, FLOPs and order gap. Each "
-        "combination is a cell: a run in its own process and folder. The same command resumes a "
-        "trade-off that was stopped. All other keys are those of `maml fit`.",
+        description="Train and test each gradient order with each number of inner steps, each seed and "
+        "each value of further keys, on the same tasks; then compare accuracy or loss, memory, time, "
+        "FLOPs and order gap. Each combination is a cell: a run in its own process and folder. The same "
+        "command resumes a trade-off that was stopped. All other keys are those of `maml fit`.",
         examples=(
             "maml tradeoff --config toy --inner_steps 1,5 --seeds 0,1",
             "maml tradeoff --config toy --dry_run",

@@ -72,6 +72,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("run.monitor", "val/loss", "metric that selects best.ckpt", True),
         Key("run.mode", "min", "whether its min or max is best", True),
         Key("run.artifacts", "null: if online", "upload best.ckpt and a report to W&B", True),
+        Key("run.varied", "null", "keys whose best value a report chooses", True),
     ),
     "probes": (
         Key("probes.every", "500", "meta-steps between measurements", True),

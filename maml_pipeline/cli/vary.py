@@ -1,21 +1,13 @@
-"""The settings that a trade-off varies: which keys may, and their values as `maml fit` reads them."""
+"""The settings that a trade-off varies, with their values as `maml fit` reads them."""
 
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+from maml_pipeline.cli.checks.varied import check_may_vary
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.errors import UserError
-from maml_pipeline.runs.compatibility import MAY_CHANGE_ON_RESUME, is_listed
-from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF
 from maml_pipeline.varied import config_value, identity, resolved_key, value_text
-
-VALIDATED = (
-    *("data.tasks", "data.val_tasks", "data.test_tasks", "model.loss", "model.metric"),
-    *("model.eval_inner_steps", "model.transductive", "run.monitor", "run.mode"),
-    *("trainer.limit_val_batches", "trainer.limit_test_batches"),
-)
-"""Keys that change what is validated: results with different values could not be compared."""
 
 
 def varied_settings_of(
@@ -64,23 +56,8 @@ def _resolve(
 def _check_keys(keys: Sequence[str], fit_arguments: Sequence[str]) -> None:
     given = [argument.partition("=")[0].removeprefix("--") for argument in fit_arguments]
     for key in keys:
-        plain = key.replace(".init_args", "")
         if keys.count(key) > 1:
             raise UserError(f"vary has {key} more than once; list all its values once: {key}=VALUE,...")
-        if flag := SET_BY_TRADEOFF.get(plain):
-            raise UserError(f"vary has {key}; use --{flag}")
-        if "." not in plain or plain == "run.varied":
-            raise UserError(f"vary has {key}; name a single setting, such as model.inner_lr=0.1,0.4")
-        if is_listed(plain, VALIDATED):
-            raise UserError(
-                f"vary has {key}, which changes what is validated, so that no value could be chosen by "
-                f"validation; train a trade-off for each value, with --{key} VALUE --out DIR"
-            )
-        for listed, affected in MAY_CHANGE_ON_RESUME.items():
-            if is_listed(plain, [listed.replace(".init_args", "")]):
-                affected = affected.partition(":")[0]
-                raise UserError(
-                    f"vary has {key} ({affected}); give all cells the same, with --{key} VALUE"
-                )
+        check_may_vary("vary", key)
         if key in given:
             raise UserError(f"--{key} is set by --vary for each cell; leave one of them out")

@@ -1,5 +1,6 @@
 """The comparison as tables on the terminal, with up to three lines per row."""
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console, JustifyMethod
@@ -36,7 +37,7 @@ def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     console.print(f"\n{title}", soft_wrap=True)
     compared = [row for row in rows if not row.is_outdone]
     headings = (
-        *("order", "inner\nsteps", *varied_names(rows).values(), "seeds"),
+        *("order", "inner\nsteps", "seeds"),
         *(f"{measure_heading(compared)}\n± 95 % CI", "peak\nmemory", "time", "FLOPs"),
         "cosine of\norders",
     )
@@ -59,7 +60,8 @@ def _print_choices(console: Console, rows: Sequence[ComparisonRow]) -> None:
     names = varied_names(rows)
     measure = printable(rows[0].runs[0].measure)
     headings = (
-        *("order", "inner\nsteps", *names.values(), "seeds", f"best validation\n{measure}"),
+        *("order", "inner\nsteps", *map(_broken, names.values())),
+        *("seeds", f"best validation\n{measure}"),
         *(f"{measure_heading(rows)}\n± 95 % CI", "chosen"),
     )
     cells = []
@@ -70,6 +72,11 @@ def _print_choices(console: Console, rows: Sequence[ComparisonRow]) -> None:
         cells.append([*texts, validation_text(row), result, CHOSEN[row.chosen]])
     console.print("\nChosen by validation:")
     _print(console, headings, cells, ["dim" if row.is_outdone else "" for row in rows])
+
+
+def _broken(name: str) -> str:
+    """Break a long name after underscores."""
+    return textwrap.fill(name.replace("_", "_ "), 14).replace("_ ", "_")
 
 
 def _print(
@@ -94,5 +101,5 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[st
         ratio = ratio_text(row, cost)
         costs.append(cost_text(row, cost) + ("" if ratio == UNKNOWN else f"\n{ratio}x"))
     label, steps = METHOD_STYLES[row.method].label, str(row.inner_steps)
-    setting = [setting_cell(row, key) for key in varied_names(rows)]
-    return [label, steps, *setting, seeds_text(row), result, *costs, cosine_text(row)]
+    setting = [f"{name} {setting_cell(row, key)}" for key, name in varied_names(rows).items()]
+    return ["\n".join([label, *setting]), steps, seeds_text(row), result, *costs, cosine_text(row)]

@@ -41,12 +41,10 @@ def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for ax, (title, rows) in zip(axes, experiments.items(), strict=False):
             draw_tradeoff(ax, rows)
-            ax.set_title(wrapped(title, 30))
+            ax.set_title("\n".join(wrapped(text, 30) for text in (title, label_note(rows)) if text))
         for ax in axes[len(experiments) :]:
             ax.remove()
-        brackets = dict.fromkeys(filter(None, map(label_note, experiments.values())))
-        title = "order; k is the number of inner steps in training"
-        add_legend(figure, "\n".join([title, *(wrapped(note, 50) for note in brackets)]))
+        add_legend(figure, "order; k is the number of inner steps in training")
         separate_labels(figure)
         return figure
 
@@ -73,7 +71,8 @@ def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
             for row in line:
                 _draw_seeds(ax, row, unit)
                 peak, value, _ = points[id(row)]
-                if not math.isnan(value):
+                # Where nothing was chosen, each setting has a line: only its last mark is labelled.
+                if not math.isnan(value) and (row.choice is None or row.chosen or row is line[-1]):
                     add_label(ax, _label(row), (peak, value), style.colour)
     ax.margins(x=0.12, y=0.12)
     log_x_axis(ax)
