@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.files import write_atomically
 from maml_pipeline.limits import check_at_least
 
 RUNS = Path("runs")
@@ -109,9 +110,31 @@ def enclosing_run(file: Path) -> Path | None:
 
 
 def read_slurm_job(folder: Path) -> str | None:
-    """Return the id of the Slurm job that last started a run; `None` if it was not a job."""
-    file = folder / JOB
-    return file.read_text().strip() if file.exists() else None
+    """Return the id of the Slurm job that last started a run, or will start it; `None` without one."""
+    lines = _read_lines(folder / JOB)
+    return lines[0].strip() if lines else None
+
+
+def read_slurm_output(folder: Path) -> Path | None:
+    """Return the output file of a run's Slurm job; `None` if it is not recorded."""
+    lines = _read_lines(folder / JOB)
+    return Path(lines[1]) if len(lines) > 1 else None
+
+
+def _read_lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def record_slurm_job(folder: Path, job: str | None, output: Path | None = None) -> None:
+    """Record the Slurm job of a run; `None` if it is trained outside Slurm.
+
+    A job that was submitted with `maml submit` is recorded then, and keeps its record when it starts.
+    """
+    if job is None:
+        (folder / JOB).unlink(missing_ok=True)
+    elif output is not None or read_slurm_job(folder) != job:
+        lines = [job] if output is None else [job, str(output)]
+        write_atomically(folder / JOB, "".join(f"{line}\n" for line in lines))
 
 
 def folders_named(name: str) -> list[Path]:

@@ -1,5 +1,6 @@
-"""Make text from outside, such as names and paths, safe to print."""
+"""Text to print: that from outside, such as names and paths, made safe; counts and numbers."""
 
+import math
 import textwrap
 import unicodedata
 
@@ -50,3 +51,10 @@ def wrapped(text: object, width: int, lines: int = 2) -> str:
         lines: Maximum number of lines.
     """
     return textwrap.fill(printable(text), width, max_lines=lines, placeholder="...")
+
+
+def in_one_notation(value: float, other: float) -> tuple[str, str]:
+    """Return two numbers, such as a mean and its margin, in one notation: that of the first."""
+    plain = value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e6
+    kind = ".4f" if plain else ".2e"
+    return f"{value:{kind}}", f"{other:{kind}}"

@@ -274,6 +274,19 @@ graph: derive --graph x.pdf
 graph: derive --graph /proc/x.svg
 graph: derive --graph ''
 nope: derive --nope
+runs: runs
+nope: runs nope
+folder: runs folder --json
+binary.yaml: runs binary.yaml
+list.yaml: runs list.yaml
+PATH: runs ''
+--filter: runs folder --filter k
+--filter: runs folder --filter ''
+--filter: runs folder --filter =5
+--sort: runs folder --sort ''
+--sort: runs folder --sort k,,seed
+--sort: runs folder --sort
+--nope: runs folder --nope
 RUN_DIR: report
 nope: report nope
 folder: report folder

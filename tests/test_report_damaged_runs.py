@@ -54,7 +54,7 @@ def test_a_damaged_run_is_skipped_with_a_reason(name: str, sound: list[Path], tm
     assert name in line and reason in line and line.isprintable() and len(line) < 600
     with pytest.raises(UserError) as error:
         find_runs([tmp_path])
-    assert str(error.value) == f"there is no run to report: {line}"
+    assert str(error.value) == f"there is no run to show: {line}"
 
 
 @pytest.mark.parametrize("name", REPORTED)

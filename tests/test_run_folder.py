@@ -309,7 +309,7 @@ FILE_NAMES = {
 
 def test_file_names_of_a_run_are_spelled_in_one_module() -> None:
     names = {Path(name).name for name in FILE_NAMES}
-    package = Path(run_folder.__file__).parent.parent
+    package = Path(run_folder.__file__).parent
     spelled = {
         f"{file.relative_to(package)}: {node.value}"
         for file in package.rglob("*.py")

@@ -12,7 +12,7 @@ import pytest
 from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks.omniglot_images import load_images
-from tests.helpers import CONFIGS, Maml
+from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, run_python
 
 pytestmark = pytest.mark.integration
 
@@ -42,9 +42,20 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             echo $((6 + $(wc -l <{calls})))
         """)
     )
-    program.chmod(0o755)
+    queue = folder / "squeue"
+    queue.write_text(f"#!/bin/bash\ncat {tmp_path}/queue.txt\n")
+    for each in (program, queue):
+        each.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return calls
+
+
+def queued(tmp_path: Path, job: str, state: str = "PENDING") -> str:
+    """Make squeue know one more job, and return the path of its output file."""
+    output = tmp_path / f"slurm-{job}.out"
+    with (tmp_path / "queue.txt").open("a") as queue:
+        queue.write(f"{job}|{state}|0|0|4:00:00|Resources|{tmp_path}|{output}|\n")
+    return str(output)
 
 
 def commands(dry_run: str) -> list[list[str]]:
@@ -106,6 +117,98 @@ def test_a_job_is_submitted_with_the_flags_after_the_dashes(maml: Maml, sbatch: 
     assert f"--partition p --time=1:00:00 {SLURM / 'train.sbatch'} --config" in call
 
 
+def test_the_message_names_the_run_its_output_and_what_to_type_next(
+    maml: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    output = queued(tmp_path, "7")
+    assert maml("submit", *TOY).splitlines() == [
+        "Submitted job 7: toy-second-s0 on 1 CPU process, for at most 4:00:00",
+        "Run folder: runs/toy-second-s0",
+        "Output: slurm-7.out",
+        "Meanwhile: maml runs",
+        "           tail -F slurm-7.out",
+        "           scancel 7",
+        "When it has ended: maml report runs/toy-second-s0",
+    ]
+    assert (tmp_path / "runs/toy-second-s0/slurm_job.txt").read_text() == f"7\n{output}\n"
+
+
+def test_a_job_trains_in_the_folder_and_with_the_settings_of_its_submission(
+    maml: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text((CONFIGS / "toy.yaml").read_text())
+    for name in ("toy-second-s0", "toy-second-s0-2"):
+        assert f"Run folder: runs/{name}\n" in maml("submit", "--config", config, *SHORT[2:])
+    config.write_text("edited: while the jobs wait")
+    first, second = (call.split("train.sbatch ")[1].split() for call in sbatch.read_text().splitlines())
+    for job_arguments, name in ((second, "toy-second-s0-2"), (first, "toy-second-s0")):
+        assert f"Run folder: runs/{name}\n" in maml("fit", *job_arguments)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy-second-s0", "toy-second-s0-2"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [TOY, (*TOY, "--run.dir", "new/run"), ("--tradeoff", *TOY), ("--tradeoff", *TOY, "--out", "a/b")],
+)
+def test_a_failed_submission_leaves_nothing_behind(
+    maml_error: Maml, sbatch: Path, tmp_path: Path, arguments: tuple[object, ...]
+) -> None:
+    (tmp_path / "broken").touch()
+    before = {*tmp_path.iterdir()}
+    assert "sbatch: error: no" in maml_error("submit", *arguments)
+    assert {*tmp_path.iterdir()} == before | {sbatch}
+
+
+def test_no_second_job_is_submitted_to_the_folder_of_a_waiting_one(
+    maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    queued(tmp_path, "7")
+    maml("submit", *TOY, "--run.dir", "run")
+    submitted = sbatch.read_text()
+    refused = maml_error("submit", *TOY, "--run.dir", "run")
+    assert "Slurm job 7 waits to train in run; cancel it with `scancel 7`, or name another" in refused
+    assert sbatch.read_text() == submitted
+
+
+def test_a_run_can_be_resumed_after_the_job_that_trains_it(
+    maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    maml("fit", *SHORT)
+    record = tmp_path / "runs" / SHORT_NAME / "slurm_job.txt"
+    record.write_text("3\n")
+    queued(tmp_path, "3", "RUNNING")
+    resumed = ("submit", *SHORT, "--ckpt_path", "last", "--trainer.max_steps", 20)
+    assert "add -- --dependency=afterany:3" in maml_error(*resumed)
+    assert f"Run folder: runs/{SHORT_NAME}\n" in maml(*resumed, "--", "--dependency=afterany:3")
+    assert record.read_text() == "3\n"  # job 3 still finds its run if it is requeued
+    (tmp_path / "queue.txt").unlink()
+    maml(*resumed)
+    assert record.read_text() == "8\n"
+    (*_, call) = sbatch.read_text().splitlines()
+    assert call.endswith(f"--ckpt_path last --trainer.max_steps 20 --run.dir runs/{SHORT_NAME}")
+
+
+def test_a_submission_says_at_once_what_it_does(sbatch: Path, tmp_path: Path) -> None:
+    script = """
+    import sys
+    from maml_pipeline.cli import main
+
+    class Terminal:
+        def write(self, text):
+            print(text, "torch is imported:", "torch" in sys.modules)
+            raise SystemExit
+
+        def flush(self):
+            pass
+
+    sys.stderr = Terminal()
+    main(["submit", "--config", "toy"])
+    """
+    done = run_python(script, cwd=tmp_path)
+    assert done.stdout == "Checking the settings of toy ... torch is imported: False\n"
+
+
 def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
     maml: Maml, sbatch: Path, tmp_path: Path
 ) -> None:
@@ -115,10 +218,26 @@ def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
     grid = ("--orders", "first,second", "--seeds", "0,1", "--out", "grid")
     printed = maml("submit", "--tradeoff", *TOY, *grid, "--", "--account=a")
     assert re.findall(r"array (\d+): (\d) cells|job (\d+)", printed) == [("7", "3", ""), ("", "", "8")]
+    assert "  7_2 grid/first-k1-s1/log.txt\n" in printed and "scancel 7 8\n" in printed
     array, report = sbatch.read_text().splitlines()
     assert "--array=0,2,3 " in array and "--account=a" in array
     assert "--dependency=afterany:7 " in report and "--array" not in report and "--account=a" in report
     assert (tmp_path / "grid" / "config.yaml").exists()
+    assert (tmp_path / "grid" / "first-k1-s1" / "slurm_job.txt").read_text() == "7_2\n"
+
+
+def test_cells_that_wait_or_run_are_not_submitted_again(
+    maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    grid = ("submit", "--tradeoff", *TOY, "--orders", "first,second", "--out", "grid", "--seeds")
+    for element in ("7_0", "7_1"):
+        queued(tmp_path, element)
+    maml(*grid, "0")
+    refused = maml_error(*grid, "0")
+    assert "every unfinished cell of grid waits or runs already, in Slurm job 7" in refused
+    maml(*grid, "0,1")
+    _, _, array, report = sbatch.read_text().splitlines()
+    assert "--array=2,3 " in array and "--dependency=afterany:9:7 " in report
 
 
 @pytest.mark.parametrize(
@@ -143,11 +262,6 @@ def test_an_invalid_job_is_not_submitted(
 ) -> None:
     assert message in maml_error("submit", *arguments)
     assert not sbatch.exists()
-
-
-def test_an_error_of_sbatch_is_passed_on(maml_error: Maml, sbatch: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken").touch()
-    assert "sbatch: error: no" in maml_error("submit", *TOY)
 
 
 def test_without_slurm_nothing_is_submitted(

@@ -22,6 +22,7 @@ COMMANDS = {
     "submit": "submit a run or a trade-off to Slurm",
     "prepare": "download a data set, for jobs without network access",
     "configs": "list the configs of the package, or print one",
+    "runs": "list runs with their state and result",
     "report": "write a report comparing runs",
     "sync": "upload offline runs to W&B",
     "dashboard": "compare the gradient orders in a W&B workspace and report",

@@ -12,6 +12,7 @@ class ResolvedConfig(CheckedCommand):
     """What `maml fit` would run with its arguments.
 
     `values` is the configuration as plain values; as YAML, `maml fit --config` accepts it.
+    `target` is the run that would be started or resumed.
 
     Args:
         arguments: The arguments after `maml fit`.
@@ -26,7 +27,7 @@ class ResolvedConfig(CheckedCommand):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         """Check the settings without building a trainer."""
-        self.locate_and_check()
+        self.target = self.locate_and_check()
         return None
 
     def run_command(self, command: str) -> None:

@@ -52,11 +52,14 @@ def find_training_target(request: RequestedRun) -> RunTarget:
     """Find out whether `fit` starts or resumes a run, and which.
 
     `last` and `best` resume a run with the same settings. A checkpoint file starts a new run, unless it
-    lies in the folder `run.dir`, which is then resumed.
+    lies in the folder `run.dir`, which is then resumed. A requeued job resumes its own run.
 
     Raises:
         UserError: The run does not exist, or has other settings.
     """
+    requeued = _run_of_own_job(request)
+    if requeued is not None and (last := run_folder.checkpoint_path(requeued, "last")).exists():
+        return RunTarget(requeued, last, resumes=True)
     wanted = request.ckpt_path
     if wanted in WHICH:
         folder = _named_run(request, wanted) if request.named else matching_run(request, wanted)
@@ -70,11 +73,9 @@ def find_training_target(request: RequestedRun) -> RunTarget:
             _check_same_run(request, run_dir)
             _check_not_past(request, file)
             return RunTarget(run_dir, file, resumes=True)
-        return RunTarget(_new(request), file)
-    requeued = _run_of_own_job(request)
+        return RunTarget(_new(request) if requeued is None else requeued, file)
     if requeued is not None:
-        last = run_folder.checkpoint_path(requeued, "last")
-        return RunTarget(requeued, last if last.exists() else None, resumes=True)
+        return RunTarget(requeued, resumes=True)
     return RunTarget(_new(request))
 
 

@@ -1,20 +1,30 @@
 """`maml submit`: submit a run or a trade-off to Slurm."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import yaml
+
+from maml_pipeline.cli import submit_tradeoff
+from maml_pipeline.cli.config_files import check_config_files, config_files, find_shipped
 from maml_pipeline.cli.parser import Parser
-from maml_pipeline.errors import UserError
-from maml_pipeline.slurm.allocation import Allocation, check_sbatch_flags, required_allocation
+from maml_pipeline.run_folder import CONFIG, record_slurm_job
+from maml_pipeline.slurm.allocation import check_sbatch_flags, required_allocation
+from maml_pipeline.slurm.queue import Job, find_submitted
 from maml_pipeline.slurm.sbatch import (
-    TRADEOFF_SCRIPT,
     TRAIN_SCRIPT,
     check_sbatch,
     cluster_gpus,
     print_dry_run,
     submit_job,
 )
-from maml_pipeline.text import counted
+from maml_pipeline.text import printable
+
+if TYPE_CHECKING:
+    from maml_pipeline.cli.resolved_config import ResolvedConfig
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -28,12 +38,19 @@ def run(arguments: Sequence[str]) -> None:
     """
     own, sbatch_flags = _split(arguments)
     settings, own = _parse(own)
-    from maml_pipeline.cli.terminal import configure_logging  # late: help needs no Lightning
-
-    configure_logging()
+    # First what can be checked at once: importing Lightning takes seconds.
     check_sbatch(needs_cluster=not settings.dry_run)
     check_sbatch_flags(sbatch_flags, settings.tradeoff)
-    submit = _submit_tradeoff if settings.tradeoff else _submit_fit
+    check_config_files(find_shipped(own))
+    if settings.tradeoff:
+        submit_tradeoff.check_arguments(own)
+    # Not on stdout, which has the result only.
+    configs = ", ".join(printable(config) for config in config_files(own))
+    print(f"Checking the settings of {configs or 'the run'} ...", file=sys.stderr, flush=True)
+    from maml_pipeline.cli.terminal import configure_logging
+
+    configure_logging()
+    submit = submit_tradeoff.submit if settings.tradeoff else _submit_fit
     submit(own, sbatch_flags, settings.dry_run)
 
 
@@ -63,76 +80,57 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("--tradeoff", action="store_true", help="submit a trade-off: one job per cell, then a report")
-    add("--dry_run", action="store_true", help="print the sbatch commands and the job script only")
+    add("--dry_run", action="store_true", help="print the commands of sbatch and the job script only")
     return parser.parse_known_args(arguments)
 
 
 def _submit_fit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
     from maml_pipeline.cli.resolved_config import ResolvedConfig
+    from maml_pipeline.cli.submit_messages import print_submitted_run
 
     config = ResolvedConfig(arguments, elsewhere=True)
     requested = required_allocation(config.values["trainer"], *cluster_gpus())
     flags = [*requested.sbatch_flags, f"--job-name=maml-{config.run_name}", *sbatch_flags]
-    command = [*flags, str(TRAIN_SCRIPT), *arguments, *requested.fit_flags]
     if dry_run:
-        print_dry_run(TRAIN_SCRIPT, command)
+        print_dry_run(TRAIN_SCRIPT, [*flags, str(TRAIN_SCRIPT), *arguments, *requested.fit_flags])
         return
-    job = submit_job(command)
-    print(f"Submitted job {job}: {config.run_name} on {requested}")
+    command = [*flags, str(TRAIN_SCRIPT)]
+    if config.target.resumes:
+        folder, job = _submit_resumed(config, command, [*arguments, *requested.fit_flags])
+    else:
+        folder, job = _submit_new(config, command, requested.fit_flags)
+    print_submitted_run(job, config.run_name, folder, requested)
 
 
-def _submit_tradeoff(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
-    from maml_pipeline.cli.tradeoff import parse
-    from maml_pipeline.cli.tradeoff_plan import Plan
-    from maml_pipeline.run_folder import REPORT
+def _submit_new(
+    config: "ResolvedConfig", command: list[str], fit_flags: Sequence[str]
+) -> tuple[Path, Job]:
+    """Submit a new run, with the settings as they were checked."""
+    from maml_pipeline.runs.submitted_folder import check_no_active_job, reserved_run_folder
 
-    if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
-        raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
-    trainer = Plan(*parse(arguments), elsewhere=True).shared["trainer"]
-    requested = required_allocation(trainer, *cluster_gpus())
-    arguments = [*arguments, *requested.fit_flags]
-    # Again, with the devices that the jobs request, which the folder's config must hold.
-    plan = Plan(*parse(arguments), elsewhere=True)
-    cells = plan.tradeoff.cells
-    missing = [i for i, cell in enumerate(cells) if not plan.tradeoff.is_finished(cell)]
-    array = [
-        *requested.sbatch_flags,
-        f"--array={','.join(map(str, missing))}",
-        f"--job-name=maml-{plan.experiment}-tradeoff",
-        "--output=slurm-%A_%a.out",  # %A: the array, %a: the job's index in it
-        *sbatch_flags,
-        str(TRADEOFF_SCRIPT),
-        *arguments,
-    ]
-    report = [
-        *Allocation(nodes=1, devices=1, gpus="0").sbatch_flags,
-        f"--job-name=maml-{plan.experiment}-report",
-        *sbatch_flags,
-        str(TRADEOFF_SCRIPT),
-        *arguments,
-    ]
-    if dry_run:
-        dependent = [_after("ARRAY"), *report] if missing else report
-        print_dry_run(TRADEOFF_SCRIPT, *([array] if missing else []), dependent)
-        return
-    plan.tradeoff.create(plan.shared)
-    if missing:
-        job = submit_job(array)
-        report = [_after(job), *report]
-        print(
-            f"Submitted array {job}: {counted(len(missing), 'cell')} of {plan.tradeoff.folder}, "
-            f"each on {requested}"
-        )
-    try:
-        report_job = submit_job(report)
-    except UserError as error:
-        raise UserError(
-            "the report job was not submitted; write the report later with `maml tradeoff ... "
-            f"--report`: {error}"
-        ) from error
-    print(f"Submitted job {report_job}: the report, {plan.tradeoff.folder / REPORT / 'report.html'}")
+    target = config.target
+    if target.folder is not None:
+        check_no_active_job(target.folder, "name another folder with --run.dir")
+    text = yaml.safe_dump(config.values, sort_keys=False)
+    start = [] if target.checkpoint is None else ["--ckpt_path", str(target.checkpoint)]
+    with reserved_run_folder(target.folder, config.run_name, text) as folder:
+        files = ["--config", str(folder / CONFIG), "--run.dir", str(folder)]
+        job = find_submitted(submit_job([*command, *files, *start, *fit_flags]))
+    record_slurm_job(folder, job.id, job.output)
+    return folder, job
 
 
-def _after(job: str) -> str:
-    """Return sbatch's flag for a job that starts once another one has ended, successfully or not."""
-    return f"--dependency=afterany:{job}"
+def _submit_resumed(
+    config: "ResolvedConfig", command: list[str], arguments: list[str]
+) -> tuple[Path, Job]:
+    """Submit a run that resumes in its folder."""
+    from maml_pipeline.runs.submitted_folder import active_jobs, check_no_active_job
+
+    folder = config.target.folder
+    assert folder is not None
+    if not any(flag.startswith(("--dependency", "-d")) for flag in command):
+        check_no_active_job(folder, "resume after it: add -- --dependency=afterany:{job}")
+    job = find_submitted(submit_job([*command, *arguments, "--run.dir", str(folder)]))
+    if not active_jobs([folder]):  # otherwise the job before this one still needs its record
+        record_slurm_job(folder, job.id, job.output)
+    return folder, job

@@ -148,8 +148,7 @@ class TrainingCommand(CheckedCommand):
         RUN_DIR.set(str(self.folder))
         text = yaml.safe_dump(self.values, sort_keys=False)
         write_atomically(self.folder / run_folder.CONFIG, text)
-        if job is not None:
-            write_atomically(self.folder / run_folder.JOB, job + "\n")
+        run_folder.record_slurm_job(self.folder, job)
         start = self.target.checkpoint
         print(f"Run folder: {printable(self.folder)}" + (f", from {printable(start)}" if start else ""))
 

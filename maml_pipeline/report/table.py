@@ -11,7 +11,7 @@ from rich.table import Table
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.report.style import METHOD_STYLES
 from maml_pipeline.runs.run import Estimate
-from maml_pipeline.text import printable
+from maml_pipeline.text import in_one_notation, printable
 
 UNKNOWN = "-"
 UNFINISHED = "* not finished, and not part of the result"
@@ -99,10 +99,10 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[st
     """Return the cells of a row on the terminal, each in up to three lines."""
     result = UNKNOWN
     if row.result is not None:
-        mean, margin = _numbers(row.result.mean, row.result.ci95)
+        mean, margin = in_one_notation(row.result.mean, row.result.ci95)
         result = mean if math.isnan(row.result.ci95) else f"{mean} ± {margin}"
         if row.result_range is not None:
-            result += "\n" + " to ".join(_numbers(*row.result_range))
+            result += "\n" + " to ".join(in_one_notation(*row.result_range))
         if row.split != _split(rows):
             result += f"\n({SPLITS[row.result.split]})"
     costs = []
@@ -139,19 +139,12 @@ def _result_part(
     value = part(row.result)
     if math.isnan(value) and not math.isnan(row.result.mean):
         return UNKNOWN  # no interval was logged
-    _, text = _numbers(row.result.mean, value)
+    _, text = in_one_notation(row.result.mean, value)
     return text if row.split == _split(rows) else f"{text} ({SPLITS[row.result.split]})"
 
 
 def _range_text(row: ComparisonRow, end: int) -> str:
-    return UNKNOWN if row.result_range is None else _numbers(*row.result_range)[end]
-
-
-def _numbers(value: float, other: float) -> tuple[str, str]:
-    """Return two numbers in one notation, that of the first."""
-    plain = value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e6
-    kind = ".4f" if plain else ".2e"
-    return f"{value:{kind}}", f"{other:{kind}}"
+    return UNKNOWN if row.result_range is None else in_one_notation(*row.result_range)[end]
 
 
 def cost_text(row: ComparisonRow, cost: str) -> str:

@@ -1,4 +1,4 @@
-"""Finding runs on disk, finished or not, and skipping those that cannot be reported."""
+"""Finding runs on disk, finished or not, and skipping those that cannot be read."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -46,26 +46,27 @@ class FoundRuns:
 
     Args:
         runs: Sorted by experiment, inner steps, order and seed.
-        skipped: One line for each run or file that cannot be reported: its path and the reason.
+        skipped: One line for each run or file that cannot be read: its path and the reason.
     """
 
     runs: list[Run]
     skipped: list[str]
 
 
-def find_runs(paths: Sequence[Path]) -> FoundRuns:
-    """Find all runs in or below some paths, and read those that can be reported.
+def find_runs(paths: Sequence[Path], unlogged: bool = False) -> FoundRuns:
+    """Find all runs in or below some paths, and read those that can be read.
 
     Links to runs and to folders of runs are followed. Each run is returned once, even if it was
     copied, or is found as a folder and as a W&B log.
 
     Args:
         paths: Run folders, folders that contain them, W&B's offline runs, or trade-off summaries.
+        unlogged: Include runs that have logged nothing yet; otherwise they are skipped.
 
     Raises:
-        UserError: No run can be reported.
+        UserError: There is no run that can be read.
     """
-    search = _Search()
+    search = _Search(unlogged)
     for path in paths:
         search.visit(path)
     search.read_logs()
@@ -76,14 +77,15 @@ def find_runs(paths: Sequence[Path]) -> FoundRuns:
     skipped = [*search.skipped, *duplicates]
     if not runs:
         more = f" (and {len(skipped) - 1:,} more)" if len(skipped) > 1 else ""
-        raise UserError(f"there is no run to report: {skipped[0]}{more}")
+        raise UserError(f"there is no run to show: {skipped[0]}{more}")
     return FoundRuns(runs, skipped)
 
 
 class _Search:
     """One search through some paths, which visits every real folder once."""
 
-    def __init__(self) -> None:
+    def __init__(self, unlogged: bool) -> None:
+        self.unlogged = unlogged
         self.runs: list[Run] = []
         self.skipped: list[str] = []
         self.logs: list[Path] = []
@@ -143,7 +145,7 @@ class _Search:
             if not (is_run and name in RUN_SUBFOLDERS):
                 below |= self._visit_entry(path, is_run, level)
         if is_run and (METRICS in names or not (below or TRADEOFF in names)):
-            self._read(folder, partial(read_run_folder, folder))
+            self._read(folder, partial(read_run_folder, folder, self.unlogged))
         elif TRADEOFF in names and not below:
             self._read_tradeoff(folder / TRADEOFF)
         return below or is_run or TRADEOFF in names

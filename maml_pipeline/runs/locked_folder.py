@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
@@ -40,13 +40,7 @@ def open_run_folder(folder: Path | None, name: str, job: str | None = None) -> I
     Raises:
         UserError: The folder cannot be created, or another process has locked it.
     """
-    wanted = RUNS if folder is None else folder
-    missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
-    if folder is None:
-        folder = create_numbered(name)
-        missing = [folder, *missing]
-    else:
-        make_run_folder(folder, exist_ok=True)
+    folder, missing = create_run_folder(folder, name)
     with lock_run_folder(folder, job):
         names = {path.name for path in folder.iterdir()}
         was_unused = names <= {LOCK, CHECKPOINTS} and not _is_used(folder)
@@ -54,24 +48,50 @@ def open_run_folder(folder: Path | None, name: str, job: str | None = None) -> I
             yield folder
         except BaseException:
             if was_unused and not _is_used(folder):
-                _remove(folder, missing)
+                _empty(folder)
+                remove_empty(missing)
             raise
+
+
+def create_run_folder(folder: Path | None, name: str) -> tuple[Path, list[Path]]:
+    """Create a run's folder unless it exists.
+
+    Args:
+        folder: The folder; `None` to create a numbered one.
+        name: The run's name, for a new folder.
+
+    Returns:
+        The folder, and those of its path that did not exist before.
+
+    Raises:
+        UserError: The folder cannot be created.
+    """
+    wanted = RUNS if folder is None else folder
+    missing = [path for path in (wanted, *wanted.parents) if not path.exists()]
+    if folder is None:
+        folder = create_numbered(name)
+        return folder, [folder, *missing]
+    make_run_folder(folder, exist_ok=True)
+    return folder, missing
 
 
 def _is_used(folder: Path) -> bool:
     return (folder / METRICS).exists() or any((folder / CHECKPOINTS).glob("*"))
 
 
-def _remove(folder: Path, missing: list[Path]) -> None:
-    """Empty a folder, and remove the folders that did not exist before."""
+def _empty(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():  # it may have been deleted meanwhile
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    for path in missing:
-        with contextlib.suppress(OSError):  # another run was created there meanwhile
-            path.rmdir()
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, unless another run was created in them meanwhile."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Reading one run from its folder, its W&B logs or a trade-off's summary."""
 
 import json
+import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.metrics_table import MetricsRow, read_metrics
-from maml_pipeline.run_folder import CONFIG, METRICS, TEST, TRADEOFF
+from maml_pipeline.run_folder import CONFIG, METRICS, TEST, TRADEOFF, is_run_folder
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.validation import UnreadableRunError, build_run
 from maml_pipeline.text import printable
@@ -19,26 +20,23 @@ MAX_BYTES = {CONFIG: 2**18, TEST: 2**20, METRICS: 2**28, TRADEOFF: 2**28}
 """Limits far above what a run writes; a larger file is not read."""
 
 
-def read_run_folder(folder: Path) -> Run:
+def read_run_folder(folder: Path, unlogged: bool = False) -> Run:
     """Read a run's folder, also of a run that is still active.
 
     Args:
         folder: It has a config, a metrics table and, once the run is tested, a test result.
+        unlogged: Accept a run that has logged nothing yet.
 
     Raises:
         UnreadableRunError: A file is missing or damaged, or nothing is logged yet.
     """
     config = _parsed(folder / CONFIG, yaml.safe_load)
-    table = folder / METRICS
-    _check_file(table, "the run is just starting, or was stopped before its first meta-step")
     try:
-        history = read_metrics(table)
-    except UserError as error:
-        raise UnreadableRunError(str(error).replace(f"{folder}/", "")) from error
-    except OSError as error:
-        raise UnreadableRunError(f"{table.name} cannot be read ({error.strerror})") from error
-    if not history:
-        raise UnreadableRunError(f"{METRICS} has no row yet: the run is just starting, or was stopped")
+        history = _read_history(folder)
+    except _NothingLoggedError:
+        if not (unlogged and is_run_folder(folder)):
+            raise
+        history = []
     if not (folder / TEST).exists():
         return build_run(folder, config, history, {})
     test = _parsed(folder / TEST, json.loads)
@@ -46,6 +44,28 @@ def read_run_folder(folder: Path) -> Run:
     if run.result is None or run.result.split != "test":
         raise UnreadableRunError(f"{TEST} has no test/{run.measure}")
     return run
+
+
+class _NothingLoggedError(UnreadableRunError):
+    """The metrics table is missing or has no row."""
+
+
+def _read_history(folder: Path) -> list[MetricsRow]:
+    table = folder / METRICS
+    if not os.path.lexists(table):
+        raise _NothingLoggedError(
+            f"there is no {METRICS}: the run is just starting, or was stopped before its first meta-step"
+        )
+    _check_file(table)
+    try:
+        history = read_metrics(table)
+    except UserError as error:
+        raise UnreadableRunError(str(error).replace(f"{folder}/", "")) from error
+    except OSError as error:
+        raise UnreadableRunError(f"{table.name} cannot be read ({error.strerror})") from error
+    if not history:
+        raise _NothingLoggedError(f"{METRICS} has no row yet: the run is just starting, or was stopped")
+    return history
 
 
 def read_wandb_run(logs: list[Path]) -> Run:
@@ -127,13 +147,13 @@ def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
         raise UnreadableRunError(f"{printable(file.name)} is not {kind}") from error
 
 
-def _check_file(file: Path, otherwise: str = "it is not a run, or is damaged") -> None:
+def _check_file(file: Path) -> None:
     """Check that a path exists, is a regular file (reading a pipe would block), and is not huge."""
     name = printable(file.name)
     try:
         status = file.stat()
     except OSError as error:
-        raise UnreadableRunError(f"there is no {name}: {otherwise}") from error
+        raise UnreadableRunError(f"there is no {name}: it is not a run, or is damaged") from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableRunError(f"{name} is not a file")
     if status.st_size > MAX_BYTES.get(file.name, MAX_BYTES[TRADEOFF]):

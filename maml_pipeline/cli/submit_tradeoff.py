@@ -1,0 +1,135 @@
+"""`maml submit --tradeoff`: an array with one job per cell, and a job that writes the report."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from maml_pipeline.cli.submit_messages import print_submitted_array, print_submitted_report
+from maml_pipeline.cli.tradeoff import parse
+from maml_pipeline.errors import UserError
+from maml_pipeline.run_folder import record_slurm_job
+from maml_pipeline.slurm.allocation import Allocation, required_allocation
+from maml_pipeline.slurm.queue import find_jobs, find_submitted
+from maml_pipeline.slurm.sbatch import TRADEOFF_SCRIPT, cluster_gpus, print_dry_run, submit_job
+
+if TYPE_CHECKING:
+    from maml_pipeline.tradeoff.folder import Tradeoff
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check those arguments that can be checked before Lightning is imported.
+
+    Raises:
+        UserError: An argument is set by `maml submit`.
+        SystemExit: An argument of the trade-off is invalid.
+    """
+    if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
+        raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
+    parse(arguments)
+
+
+def submit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None:
+    """Submit the cells that are neither finished nor submitted already, and a report after them.
+
+    Args:
+        arguments: The arguments of `maml tradeoff`.
+        sbatch_flags: Flags of sbatch.
+        dry_run: Print the commands only.
+
+    Raises:
+        UserError: A setting is invalid, nothing is left to submit, or sbatch failed.
+    """
+    from maml_pipeline.cli.tradeoff_plan import Plan
+
+    trainer = Plan(*parse(arguments), elsewhere=True).shared["trainer"]
+    requested = required_allocation(trainer, *cluster_gpus())
+    arguments = [*arguments, *requested.fit_flags]
+    # Again, with the devices that the jobs request, which the folder's config must hold.
+    plan = Plan(*parse(arguments), elsewhere=True)
+    tradeoff = plan.tradeoff
+    missing, active = _unfinished_cells(tradeoff)
+    array = [
+        *requested.sbatch_flags,
+        f"--array={','.join(map(str, missing))}",
+        f"--job-name=maml-{plan.experiment}-tradeoff",
+        "--output=slurm-%A_%a.out",  # %A: the array, %a: the job's index in it
+        *sbatch_flags,
+        str(TRADEOFF_SCRIPT),
+        *arguments,
+    ]
+    report = [
+        *Allocation(nodes=1, devices=1, gpus="0").sbatch_flags,
+        f"--job-name=maml-{plan.experiment}-report",
+        *sbatch_flags,
+        str(TRADEOFF_SCRIPT),
+        *arguments,
+    ]
+    if dry_run:
+        dependent = [_after(["ARRAY", *active]), *report] if missing else report
+        print_dry_run(TRADEOFF_SCRIPT, *([array] if missing else []), dependent)
+        return
+    if active and not missing:
+        raise UserError(
+            f"every unfinished cell of {tradeoff.folder} waits or runs already, in Slurm job "
+            f"{', '.join(active)}; there is nothing to submit"
+        )
+    with _created(tradeoff, plan.shared):
+        new = [_submit_array(array, tradeoff, missing, requested)] if missing else []
+    try:
+        job = submit_job([*([_after([*new, *active])] if new else []), *report])
+    except UserError as error:
+        raise UserError(
+            "the report job was not submitted; write the report later with `maml tradeoff ... "
+            f"--report`: {error}"
+        ) from error
+    print_submitted_report(find_submitted(job), new[0] if new else None, tradeoff.folder)
+
+
+@contextlib.contextmanager
+def _created(tradeoff: "Tradeoff", config: dict[str, Any]) -> Iterator[None]:
+    """Create the folder, unless it exists; remove it again if the block raises."""
+    from maml_pipeline.runs.locked_folder import remove_empty
+
+    is_new = not tradeoff.config.exists()
+    missing = [path for path in (tradeoff.folder, *tradeoff.folder.parents) if not path.exists()]
+    tradeoff.create(config)
+    try:
+        yield
+    except UserError:
+        if is_new:
+            tradeoff.config.unlink()
+            remove_empty(missing)
+        raise
+
+
+def _submit_array(
+    command: list[str], tradeoff: "Tradeoff", missing: Sequence[int], requested: Allocation
+) -> str:
+    """Submit a job for each missing cell, and return the id of the array."""
+    array = submit_job(command)
+    cells = {f"{array}_{index}": tradeoff.folder_of(tradeoff.cells[index]) for index in missing}
+    jobs = find_jobs(cells)
+    for element, folder in cells.items():
+        folder.mkdir(exist_ok=True)
+        record_slurm_job(folder, element, jobs[element].output if element in jobs else None)
+    print_submitted_array(jobs, cells, tradeoff.folder, requested)
+    return array
+
+
+def _unfinished_cells(tradeoff: "Tradeoff") -> tuple[list[int], list[str]]:
+    """Return the indices of the cells to train, and the jobs that wait or run for other cells."""
+    from maml_pipeline.runs.submitted_folder import active_jobs
+
+    missing = {
+        i: tradeoff.folder_of(cell)
+        for i, cell in enumerate(tradeoff.cells)
+        if not tradeoff.is_finished(cell)
+    }
+    active = active_jobs([*missing.values()])
+    arrays = {job.id.partition("_")[0]: None for job in active.values()}
+    return [i for i, folder in missing.items() if folder not in active], [*arrays]
+
+
+def _after(jobs: Sequence[str]) -> str:
+    """Return sbatch's flag for a job that starts once others have ended, successfully or not."""
+    return f"--dependency=afterany:{':'.join(jobs)}"

@@ -1,0 +1,152 @@
+"""Asking Slurm about jobs: whether they wait, run or have ended, and why."""
+
+import subprocess
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED", "RESIZING")
+"""States of jobs that have not ended. A job that is COMPLETING may be about to be requeued."""
+
+SECONDS_TO_ANSWER = 5
+"""A busy controller may take longer; the runs are then listed without their jobs."""
+
+_SQUEUE = ("JobArrayID", "State", "RestartCnt", "exit_code", "TimeLimit", "Reason", "WorkDir", "STDOUT")
+_SACCT = ("JobID", "State", "ExitCode", "Timelimit")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm knows about a job, or about one element of a job array.
+
+    Args:
+        id: `<job>`, or `<array>_<index>`.
+        state: As Slurm spells it, such as `PENDING`.
+        restarts: How often it was requeued.
+        reason: Why it waits, such as `Resources`, or why it ended, such as `NonZeroExitCode`; empty if
+            there is none.
+        exit_status: Its exit status; 128 and more after a signal.
+        time_limit: As `days-hours:minutes:seconds`; empty if unknown.
+        output: Its output file, if known.
+    """
+
+    id: str
+    state: str
+    restarts: int = 0
+    reason: str = ""
+    exit_status: int = 0
+    time_limit: str = ""
+    output: Path | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def is_running(self) -> bool:
+        return self.state in RUNNING
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self.is_waiting or self.is_running
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended without success."""
+        return not self.is_active and self.state != "COMPLETED"
+
+
+def find_jobs(ids: Collection[str], ended: bool = True) -> dict[str, Job]:
+    """Ask Slurm about jobs, in one call of squeue and at most one of sacct.
+
+    squeue knows a job for some minutes after its end; after that, sacct does where the cluster has
+    accounting.
+
+    Args:
+        ids: Ids of jobs, or of elements of arrays (`12_3`). For an array's id, each of its elements is
+            returned.
+        ended: Whether to ask about jobs that have ended.
+
+    Returns:
+        The jobs that Slurm knows, by id. Empty where there is no Slurm, or if it does not answer.
+    """
+    ids = {job for job in ids if job.replace("_", "").isascii() and job.replace("_", "").isdigit()}
+    if not ids:
+        return {}
+    listed = ",".join(sorted(ids))
+    columns = ",".join(f"{column}:|" for column in _SQUEUE)
+    states = ["--states=all"] if ended else []
+    lines = _ask("squeue", "--noheader", "--array", *states, f"--jobs={listed}", f"--Format={columns}")
+    jobs = {job.id: job for job in map(_read_squeue, lines) if job is not None}
+    known = {*jobs, *(job.partition("_")[0] for job in jobs)}
+    missing = ids - known
+    if ended and missing:
+        listed = ",".join(sorted(missing))
+        options = ["--allocations", "--noheader", "--parsable2"]
+        lines = _ask("sacct", *options, f"--jobs={listed}", f"--format={','.join(_SACCT)}")
+        jobs |= {job.id: job for job in map(_read_sacct, lines) if job is not None}
+    return jobs
+
+
+def find_submitted(job: str) -> Job:
+    """Return what Slurm knows about a job that was just submitted: at least that it waits."""
+    return find_jobs([job]).get(job, Job(job, "PENDING"))
+
+
+def _ask(*command: str) -> Iterable[str]:
+    """Return the lines that a command of Slurm prints; none if it is missing, fails or is too slow."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS_TO_ANSWER
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def _read_squeue(line: str) -> Job | None:
+    values = line.split("|", len(_SQUEUE) - 1)
+    if len(values) < len(_SQUEUE):
+        return None
+    job, state, restarts, status, limit, reason, folder, output = (value.strip() for value in values)
+    code = int(status) if status.isdigit() else 0  # as returned by wait(2)
+    return Job(
+        job,
+        state,
+        int(restarts) if restarts.isdigit() else 0,
+        _reason(reason),
+        code >> 8 or (128 + code if code else 0),
+        limit,
+        _output(output.rstrip("|"), job, Path(folder)),
+    )
+
+
+def _read_sacct(line: str) -> Job | None:
+    values = line.split("|")
+    if len(values) != len(_SACCT):
+        return None
+    job, state, code, limit = values
+    status, _, signum = code.partition(":")
+    if signum.isdigit() and int(signum):
+        exit_status = 128 + int(signum)
+    else:
+        exit_status = int(status) if status.isdigit() else 0
+    return Job(
+        job, state.partition(" ")[0], exit_status=exit_status, time_limit=limit
+    )  # CANCELLED by 1000
+
+
+def _reason(text: str) -> str:
+    return "" if text in ("None", "N/A", "(null)", "") else text
+
+
+def _output(pattern: str, job: str, folder: Path) -> Path | None:
+    """Return a job's output file; `None` if its name has a field that only Slurm can fill in."""
+    array, _, index = job.partition("_")
+    fields = {"%A": array, "%a": index, "%j": job if not index else "", "%%": "%"}
+    for field, value in fields.items():
+        if value:
+            pattern = pattern.replace(field, value)
+    return folder / pattern if pattern and "%" not in pattern else None
