@@ -9,7 +9,6 @@ The task, network and settings are those of Finn et al. 2017, section 5.1, with 
 import argparse
 import logging
 import time
-import warnings
 
 import pytorch_lightning as lightning
 import torch
@@ -31,7 +30,7 @@ def train_and_test(first_order: bool, max_steps: int) -> str:
     )  # fmt: skip
     data = TaskDataModule(SineWaves(shots=10), meta_batch_size=25, test_tasks=500)
     trainer = lightning.Trainer(
-        accelerator="cpu", max_steps=max_steps, limit_val_batches=0, logger=False,
+        accelerator="cpu", max_steps=max_steps, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     start = time.perf_counter()
@@ -47,7 +46,6 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=2000, help="meta-steps (default: 2000)")
     max_steps = parser.parse_args().max_steps
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
 
     print(f"Test loss after k inner steps, {max_steps} meta-steps")
     print("k =          " + "".join(f"{k:8}" for k in INNER_STEPS) + "    training")

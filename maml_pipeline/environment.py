@@ -109,7 +109,7 @@ def check_environment() -> None:
     for name in (*(rank.name for rank in RANKS), SLURM_NTASKS.name):
         if not os.environ.get(name, "").strip():
             os.environ.pop(name, None)
-    for variable in (*RANKS, OFFLINE, WANDB_MODE, WANDB_DISABLED):
+    for variable in (*RANKS, OFFLINE, PARALLEL_CELLS, WANDB_MODE, WANDB_DISABLED):
         variable.get()
 
 
@@ -158,7 +158,7 @@ FLAG = "1 or 0"
 OMNIGLOT_ROOT: Variable[Path] = Variable(
     "MAML_OMNIGLOT_ROOT",
     "Folder of the Omniglot data set, where `data.tasks.root` is not set.",
-    set_by="the user, or slurm/cluster.env",
+    set_by="the user, or cluster.env",
     convert=Path,
     must_be="a folder",
     default=Path("data/omniglot"),
@@ -182,15 +182,38 @@ RUN_DIR: Variable[Path | None] = Variable(
 GPUS_PER_NODE: Variable[int] = Variable(
     "MAML_GPUS_PER_NODE",
     "GPUs that `maml submit` requests on each node where `trainer.devices` is auto or -1.",
-    set_by="the user, or slurm/cluster.env",
+    set_by="the user, or cluster.env",
     convert=_positive_number,
     must_be="a number from 1",
     default=1,
 )
-REPOSITORY = _text_variable(
-    "MAML_REPOSITORY",
-    "Checkout whose job scripts and virtual environment a job uses; default: the submission folder.",
+CLUSTER_ENV: Variable[Path | None] = Variable(
+    "MAML_CLUSTER_ENV",
+    "File with the settings of the cluster; default: cluster.env in the user's config folder or, where "
+    "there is none, beside the job scripts.",
+    set_by="the user; `maml submit` for its jobs",
+    convert=Path,
+    must_be="a file",
+    default=None,
+)
+JOB_SCRIPTS = _text_variable(
+    "MAML_JOB_SCRIPTS",
+    "Folder of the job scripts; default: slurm/ in the submission folder.",
     set_by="`maml submit`",
+)
+PYTHON = _text_variable(
+    "MAML_PYTHON",
+    "The Python that runs `maml` in a job; default: .venv/bin/python in the submission folder.",
+    set_by="`maml submit`, to the Python that it runs with",
+)
+
+PARALLEL_CELLS: Variable[int | None] = Variable(
+    "MAML_PARALLEL_CELLS",
+    "Number of cells that a trade-off trains side by side, of which this run is one.",
+    set_by="`maml tradeoff` for its cells",
+    convert=_positive_number,
+    must_be="a number from 1",
+    default=None,
 )
 
 # Ranks and distributed training -----------------------------------------------------------------
@@ -293,6 +316,11 @@ WANDB_RUN_ID = _text_variable(
     "Id of a new W&B run. `maml tradeoff` removes it for its cells, each of which is its own run.",
     set_by="the agent of a W&B sweep, or the user",
 )
+WANDB_SWEEP_ID = _text_variable(
+    "WANDB_SWEEP_ID",
+    "Id of the W&B sweep of which this run is a trial.",
+    set_by="the agent of a W&B sweep",
+)
 WANDB_RESUME = _text_variable(
     "WANDB_RESUME",
     "Whether W&B may append to an existing run.",
@@ -311,6 +339,17 @@ NETRC = _text_variable(
 
 # Libraries --------------------------------------------------------------------------------------
 
+CUDA_VISIBLE_DEVICES = _text_variable(
+    "CUDA_VISIBLE_DEVICES",
+    "GPUs that this process may use, by number, UUID or MIG name; default: all.",
+    set_by="the user, Slurm, or `maml tradeoff --parallel` for each of its cells",
+)
+OMP_NUM_THREADS = _text_variable(
+    "OMP_NUM_THREADS",
+    "CPU threads of a process; default: one per core.",
+    set_by="the user; otherwise slurm/launch.sh (SLURM_CPUS_PER_TASK) and `maml tradeoff --parallel`, "
+    "which divides the cores between the cells",
+)
 KINETO_LOG_LEVEL = _text_variable(
     "KINETO_LOG_LEVEL",
     "Least severity that PyTorch's profiler prints; at 99 it prints nothing.",
@@ -325,14 +364,13 @@ NVML_CUDA_CHECK = _text_variable(
 # Variables that only shell scripts and scripts/*.py use -----------------------------------------
 
 SCRIPT_VARIABLES = {
-    "MAML_COMMAND": "How a job starts `maml`, such as in a container; default: .venv/bin/maml.",
+    "MAML_COMMAND": "How a job starts `maml`, such as in a container; default: MAML_PYTHON.",
     "MAML_SRUN_OPTIONS": "Further options of a job's srun; default: none.",
     "MAML_GPU_TYPE": "Type of GPU that `maml submit` requests; default: any.",
     "MAML_LOCAL_SLURM": "State folder of scripts/local_slurm.sh; default: maml-local-slurm in TMPDIR.",
     "MAML_LOCAL_SLURM_OF": "State folder, set by scripts/local_slurm.sh for its daemons.",
     "MAML_LOCAL_SLURM_PORT": "First of its three ports; default: 17000.",
     "MAML_VERSIONS_ENV": "Environment of scripts/test_versions.sh; default: .venv-oldest, .venv-newest.",
-    "OMP_NUM_THREADS": "CPU threads of a process; slurm/launch.sh sets SLURM_CPUS_PER_TASK.",
     "SLURM_CONF": "Slurm's configuration file; scripts/local_slurm.sh prints the one it made.",
     "SLURM_CPUS_PER_TASK": "CPUs of each task; default: 1. Set by Slurm.",
     "SLURM_GPUS_ON_NODE": "GPUs of the job on this node; unset without any. Set by Slurm.",

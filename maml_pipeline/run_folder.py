@@ -7,8 +7,9 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
 from maml_pipeline.limits import check_at_least
@@ -49,6 +50,8 @@ class RunSettings:
         monitor: The metric that selects the checkpoint saved as `best.ckpt`.
         mode: Whether the smallest or the largest value of `monitor` is the best.
         artifacts: Upload the best checkpoint and a report to W&B; `null`: only if the run is online.
+        varied: Keys, such as `model.inner_lr`, in which runs of one comparison differ: a report shows
+            the value that validated best. `maml tradeoff --vary` sets it.
     """
 
     experiment: str | None = None
@@ -57,6 +60,7 @@ class RunSettings:
     monitor: str = "val/loss"
     mode: Literal["min", "max"] = "min"
     artifacts: bool | None = None
+    varied: list[str] | None = None
 
     def __post_init__(self) -> None:
         check_at_least("run.checkpoint_every", self.checkpoint_every, 1)
@@ -107,6 +111,18 @@ def enclosing_run(file: Path) -> Path | None:
     # The path as written: a run's folder of checkpoints may be a link to another disk.
     folder = Path(*file.parts[:-2]) if file.parent.name == CHECKPOINTS else None
     return folder if folder is not None and is_run_folder(folder) else None
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """Read a run's config.
+
+    Raises:
+        UserError: It is missing or cannot be read.
+    """
+    file = folder / CONFIG
+    if not file.exists():
+        raise UserError(f"{folder} has no {file.name}, so it is not a run folder; name another")
+    return read_config(file, "the run's config")
 
 
 def read_slurm_job(folder: Path) -> str | None:

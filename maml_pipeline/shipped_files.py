@@ -10,8 +10,11 @@ SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
 
 CONFIGS = SHIPPED / "configs"
 
+SWEEP = CONFIGS / "sweep.yaml"
+"""The config of a W&B sweep, for `wandb sweep`; it is none of `maml fit`."""
+
 
 def shipped_configs() -> dict[str, Path]:
     """Return every shipped config by its name, such as `omniglot/5way_1shot`."""
-    files = sorted(CONFIGS.rglob("*.yaml"))
+    files = sorted(file for file in CONFIGS.rglob("*.yaml") if file != SWEEP)
     return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}

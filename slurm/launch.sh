@@ -2,9 +2,8 @@
 # Shared by the job scripts, which source it.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
-repository=${MAML_REPOSITORY:-$SLURM_SUBMIT_DIR}
 # shellcheck source=cluster.env
-source "$repository/slurm/cluster.env"
+source "${MAML_CLUSTER_ENV:-${MAML_JOB_SCRIPTS:-$SLURM_SUBMIT_DIR/slurm}/cluster.env}"
 
 MAX_RESTARTS=5
 
@@ -37,13 +36,15 @@ launch() {
     export MASTER_ADDR MASTER_PORT
     # Compute nodes often have no network.
     export WANDB_MODE=${WANDB_MODE:-offline} MAML_OFFLINE=1
+    local python=${MAML_PYTHON:-$SLURM_SUBMIT_DIR/.venv/bin/python}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
     # shellcheck disable=SC2016,SC2086  # the task's shell expands TASK; options are split into words
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
-        bash -c "$TASK" task ${MAML_COMMAND:-"$repository/.venv/bin/maml"} "$@" || status=$?
-    # 143: a process ended with an error, and srun ended the others by SIGTERM.
-    if ((status > 128 && status != 143)); then requeue; fi
+        bash -c "$TASK" task ${MAML_COMMAND:-"$python" -P -m maml_pipeline} "$@" || status=$?
+    # 143: a process ended with an error, and srun ended the others by SIGTERM. Or the job is preempted,
+    # whose SIGTERM has ended a process that was just starting.
+    if ((status > 128)) && { ((status != 143)) || is_preempted; }; then requeue; fi
     exit "$status"
 }
 
@@ -58,6 +59,10 @@ if ((status > 128 && status != 143)); then
     status=200
 fi
 exit $status'
+
+is_preempted() {
+    scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'
+}
 
 requeue() {
     local restarts=${SLURM_RESTART_COUNT:-0}

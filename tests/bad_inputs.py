@@ -77,6 +77,7 @@ KEYS = {
     "run.monitor": "val/accuracy nope null ''",
     "run.mode": "sideways null ''",
     "run.artifacts": "maybe [1]",
+    "run.varied": "model.inner_lr {a:1} [1] [model.nope] [model.optimizer.lr] [data.tasks] [model]",
     "probes.every": "0 -1",
     "ckpt_path": "nowhere.ckpt folder binary.yaml empty.yaml best last ''",
     "model.network": "null os.system torch.nn.functional.relu maml_pipeline.networks.Nope",
@@ -231,11 +232,50 @@ cell: tradeoff TOY --cell 99
 cell: tradeoff TOY --cell -1
 cell: tradeoff TOY --cell x
 cell: tradeoff TOY --cell 0 --report
+parallel: tradeoff TOY --parallel 0
+parallel: tradeoff TOY --parallel -1
+parallel: tradeoff TOY --parallel 1.5
+parallel: tradeoff TOY --parallel ''
+parallel: tradeoff TOY --parallel many
+CPU core: tradeoff TOY --parallel 9999999
+CPU core: tradeoff TOY --parallel 9999999 --dry_run
+trainer.devices: tradeoff TOY --parallel 2 --trainer.devices 2
+trainer.num_nodes: tradeoff TOY --parallel 2 --trainer.num_nodes 2
+parallel: tradeoff TOY --parallel 2 --cell 0
+parallel: tradeoff TOY --parallel 2 --report
+parallel: submit --tradeoff --dry_run TOY --parallel 2
 run.dir: tradeoff TOY --run.dir x
 seed_everything: tradeoff TOY --seed_everything 1
 first_order: tradeoff TOY --model.first_order true
 ckpt_path: tradeoff TOY --ckpt_path last
 max_steps: tradeoff TOY --trainer.max_steps -1
+vary: tradeoff TOY --vary
+vary: tradeoff TOY --vary ''
+vary: tradeoff TOY --vary model.inner_lr
+vary: tradeoff TOY --vary =1
+inner_lr: tradeoff TOY --vary model.inner_lr=
+inner_lr: tradeoff TOY --vary model.inner_lr=0.1,,0.2
+inner_lr: tradeoff TOY --vary model.inner_lr=0.1,x
+inner_lr is -1.0: tradeoff TOY --vary model.inner_lr=0.1,-1
+inner_lr is nan: tradeoff TOY --vary model.inner_lr=nan
+inner_lr 0.1 more than once: tradeoff TOY --vary model.inner_lr=0.1,0.10
+did you mean --model.inner_lr: tradeoff TOY --vary model.inner_rate=0.1
+more than once: tradeoff TOY --vary model.inner_lr=0.1 --vary model.inner_lr=0.2
+leave one of them out: tradeoff TOY --vary model.inner_lr=0.1,0.2 --model.inner_lr 0.1
+meta_batch_size: tradeoff TOY --vary model.inner_lr=0.1 --vary data.meta_batch_size=4,0
+model: tradeoff TOY --vary model=1
+use --seeds: tradeoff TOY --vary seed_everything=0,1
+use --orders: tradeoff TOY --vary model.first_order=true,false
+use --orders: tradeoff TOY --vary model.checkpoint_inner_steps=true,false
+use --inner_steps: tradeoff TOY --vary model.inner_steps=1,2
+use --out: tradeoff TOY --vary run.dir=a,b
+trainer.logger: tradeoff TOY --vary trainer.logger=CSVLogger
+trainer.max_steps: tradeoff TOY --vary trainer.max_steps=1,2
+run.varied: tradeoff TOY --vary run.varied=x
+data.tasks.shots: tradeoff TOY --vary data.tasks.shots=1,5
+eval_inner_steps: tradeoff TOY --vary model.eval_inner_steps=1,5
+ckpt_path: tradeoff TOY --vary ckpt_path=last
+inner_lr is -1.0: submit --dry_run --tradeoff TOY --vary model.inner_lr=-1
 missing.yaml: tradeoff --config missing.yaml
 no config: tradeoff
 num_nodes: submit --dry_run TOY --trainer.num_nodes 0
@@ -302,6 +342,18 @@ list.yaml: report list.yaml
 /proc/self/mem: report /proc/self/mem
 out: report folder --out ''
 --nope: report folder --nope
+RUN_DIR: export
+OUT: export folder
+folder: export folder net.pt
+nope: export nope net.pt
+binary.yaml: export binary.yaml net.pt
+net.onnx: export folder net.onnx
+safetensors: export folder net
+OUT: export folder ''
+RUN_DIR: export '' net.pt
+--which: export folder net.pt --which first
+--which: export folder net.pt --which
+--nope: export folder net.pt --nope
 RUN_DIR: sync
 nope: sync nope
 folder: sync folder

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from maml_pipeline import MetaLearner
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
+from maml_pipeline.varied import folder_suffix
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -45,7 +46,10 @@ RUN = (
 Maml = Callable[..., str]
 """Run the command in this process and return what it printed: the fixtures `maml` and `maml_error`."""
 
-TIMINGS = ("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second")
+TIMINGS = (
+    *("speed/meta_step_ms", "speed/tasks_per_second", "speed/flops_per_second"),
+    "speed/parallel_cells",
+)
 """Metrics that differ between two runs of the same settings."""
 
 
@@ -217,6 +221,7 @@ def make_run(
     experiment: str = "sine",
     measure: str = "loss",
     history: Sequence[MetricsRow] = (),
+    varied: Mapping[str, Any] | None = None,
 ) -> Run:
     """Return a tested run with the given result and peak memory, and with no files.
 
@@ -230,13 +235,14 @@ def make_run(
         experiment: Its experiment.
         measure: `loss` (lower is better) or another measure (higher is better).
         history: Further logged rows, in order of their meta-steps.
+        varied: The value of each varied key, such as `model.inner_lr`.
     """
     model = {
         "first_order": method is Method.FIRST_ORDER,
         "checkpoint_inner_steps": method is Method.CHECKPOINTED,
         "inner_steps": inner_steps,
     }
-    config = {
+    config: dict[str, Any] = {
         "seed_everything": seed,
         "model": model,
         "data": {},
@@ -247,9 +253,17 @@ def make_run(
             "mode": "min" if measure == "loss" else "max",
         },
     }
+    for key, value in (varied or {}).items():
+        *parents, last = key.split(".")
+        inner: dict[str, Any] = config
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    if varied is not None:
+        config["run"] |= {"varied": [*varied]}
     costs = {"memory/meta_step_peak_bytes": peak_bytes, "speed/meta_step_ms": 10 * peak_bytes / 1e6}
     test = {f"test/{measure}": result, f"test/{measure}_ci95": ci95}
     for step in range(inner_steps + 1):
         test |= {f"test/{measure}_step_{step}": result, f"test/{measure}_step_{step}_ci95": ci95}
-    name = f"{method}-k{inner_steps}-s{seed}"
+    name = f"{method}-k{inner_steps}{folder_suffix(varied or {})}-s{seed}"
     return Run(Path(experiment) / name, config, [*history, {"step": 99, **costs}], test)

@@ -39,6 +39,7 @@ def group_and_layer_norm_network() -> nn.Module:
 IMAGE_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "strided": lambda: ConvNet(ways=3, filters=4),
     "max_pool": lambda: ConvNet(ways=3, filters=4, downsampling="max_pool"),
+    "flattened": lambda: ConvNet(ways=3, filters=4, image_size=28),
     "batch_norm": batch_norm_network,
     "group_and_layer_norm": group_and_layer_norm_network,
 }

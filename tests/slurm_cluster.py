@@ -33,8 +33,8 @@ class Cluster:
             **outside,
             "MAML_LOCAL_SLURM": str(state),
             "MAML_LOCAL_SLURM_PORT": str(port),
-            "MAML_REPOSITORY": str(REPOSITORY),
-            "MAML_COMMAND": f"{sys.executable} -m maml_pipeline",
+            "MAML_JOB_SCRIPTS": str(REPOSITORY / "slurm"),
+            "MAML_PYTHON": sys.executable,
             "SLURM_CONF": str(state / "slurm.conf"),
             "OMP_NUM_THREADS": "1",
         }
@@ -91,9 +91,7 @@ class Cluster:
         """Return the pids of a job's Python processes on a node."""
         table = self.run(self.state, "scontrol", "listpids", f"{job}.0", node)
         pids = [int(line.split()[0]) for line in table.splitlines()[1:]]
-        return [
-            pid for pid in pids if b"maml_pipeline" in command_line(pid)[1:2] + command_line(pid)[2:3]
-        ]
+        return [pid for pid in pids if b"maml_pipeline" in command_line(pid)[1:4]]
 
 
 def command_line(pid: int) -> list[bytes]:

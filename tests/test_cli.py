@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from maml_pipeline.learner.tracking import logged_in
+from maml_pipeline.shipped_files import shipped_configs
 from tests.helpers import CONFIGS, SHORT, Maml, final_weights, run_python
 
 pytestmark = pytest.mark.integration
@@ -85,7 +86,7 @@ def test_the_flag_and_the_overlay_for_first_order_are_equivalent(maml: Maml, tmp
     assert not torch.equal(flag, final_weights(runs / "toy-second-s0"))
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", shipped_configs().values(), ids=lambda path: path.stem)
 def test_every_config_parses(config: Path, maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
     whole = "data" in yaml.safe_load(config.read_text())
     configs = ["--config", config] if whole else ["--config", CONFIGS / "toy.yaml", "--config", config]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from maml_pipeline.cli.config_files import check_config_files, find_shipped, read_config
+from maml_pipeline.cli.config_files import check_config_files, find_shipped
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.shipped_files import shipped_configs
 from tests.helpers import Maml
@@ -64,7 +65,7 @@ def test_configs_lists_every_config_with_its_first_sentence(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     lines = maml("configs").splitlines()
-    assert [line.split()[0] for line in lines] == [*shipped_configs()]
+    assert [line.split()[0] for line in lines] == [*shipped_configs(), "sweep"]
     described = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert described["toy"] == "Toy task: one linear unit learns lines."
     assert all(described.values())
@@ -72,4 +73,6 @@ def test_configs_lists_every_config_with_its_first_sentence(
 
 def test_configs_prints_a_config_that_can_be_edited(maml: Maml, maml_error: Maml) -> None:
     assert maml("configs", "sine") == shipped_configs()["sine"].read_text()
-    assert "there is no config nosuch; the configs are cpu, " in maml_error("configs", "nosuch")
+    assert "there is no config nosuch; the configs are cifar_fs/5way_1shot, cpu, " in maml_error(
+        "configs", "nosuch"
+    )

@@ -1,5 +1,6 @@
 """The examples run as documented, and show what they claim."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +10,41 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+def run_example(name: str, folder: Path, *arguments: object) -> list[str]:
+    """Run an example in an empty folder; return the lines that it prints."""
+    command = [sys.executable, EXAMPLES / name, *arguments]
+    # No `srun` on the path, which Lightning would advise to use.
+    environment = os.environ | {"PATH": str(Path(sys.executable).parent)}
+    finished = subprocess.run(
+        [*map(str, command)], cwd=folder, capture_output=True, text=True, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert not finished.stderr
+    assert not list(folder.iterdir())
+    lines = finished.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
 @pytest.mark.integration
 def test_the_sine_example_meta_trains_both_orders(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "sine.py"), "--max_steps", "60"]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    lines = finished.stdout.splitlines()
+    lines = run_example("sine.py", tmp_path, "--max_steps", 60)
     loss = {line[:13].strip(): float(line[13:].split()[3]) for line in lines[2:]}  # after 10 inner steps
     assert loss.keys() == {"untrained", "first order", "second order"}
     assert max(loss["first order"], loss["second order"]) < loss["untrained"]
-    assert max(map(len, lines)) <= 80
-    assert not finished.stderr
-    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.integration
+def test_the_adapt_example_adapts_a_trained_learner_and_a_run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from maml_pipeline.cli import main
+
+    run = tmp_path_factory.mktemp("runs") / "sine"
+    short = ("--trainer.max_steps", "20", "--data.test_tasks", "2", "--data.val_tasks", "2")
+    main(["fit", "--config", "sine", *short, "--model.compile", "false", "--run.dir", str(run)])
+    for arguments in (("--max_steps", 300), ("--run", run)):
+        _, *lines = run_example("adapt.py", tmp_path, *arguments)
+        errors = {int(line.split()[2]): float(line.split()[3]) for line in lines}
+        assert list(errors) == [0, 1, 5, 10]
+        assert errors[5] < errors[1] < errors[0]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from maml_pipeline.learner.training_time import TrainingTime
 from tests.helpers import CONFIGS, TIMINGS
 from tests.killed_runs import Answer, Server
 
@@ -129,8 +130,10 @@ def read_config(path: Path) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read the whole state: weights, optimizer, loops, callbacks."""
-    return torch.load(path, weights_only=True)
+    """Read the whole state without the measured time: weights, optimizer, loops, callbacks."""
+    state = torch.load(path, weights_only=True)
+    state["callbacks"].pop(TrainingTime.__qualname__)
+    return state
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

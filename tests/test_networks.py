@@ -1,12 +1,18 @@
 """Networks: shapes, sizes, and the derivatives of the normalisation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, cross_entropy
 
+from maml_pipeline.errors import UserError
+from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine, VectorizedEngine
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
+from maml_pipeline.tasks import TaskBatch
+from tests.networks import relative_difference
 
 
 def test_mlp_matches_the_paper() -> None:
@@ -23,6 +29,56 @@ def test_convnet_maps_images_to_logits(downsampling: str, ways: int) -> None:
     # Four blocks: a 3x3 convolution with bias, and a scale and shift per channel.
     convolutions = 9 * 64 + 64 + 3 * (9 * 64 * 64 + 64)
     assert sum(p.numel() for p in network.parameters()) == convolutions + 4 * 128 + 64 * ways + ways
+
+
+def test_convnet_for_mini_imagenet_is_the_network_of_the_paper() -> None:
+    network = ConvNet(5, filters=32, downsampling="max_pool", in_channels=3, image_size=84)
+    x = torch.rand(3, 3, 84, 84)
+    sizes = []
+    for layer in network.features:
+        x = layer(x)
+        if isinstance(layer, nn.MaxPool2d):
+            sizes.append(tuple(x.shape[1:]))
+    assert sizes == [(32, 42, 42), (32, 21, 21), (32, 10, 10), (32, 5, 5)]
+    # The checkpoint published with the paper's code has 32,773 numbers: it shifts normalised channels
+    # but does not scale them, which are 4 x 32 parameters more here.
+    convolutions = 9 * 3 * 32 + 32 + 3 * (9 * 32 * 32 + 32)
+    shifts, head = 4 * 32, 800 * 5 + 5
+    assert convolutions + shifts + head == 32_773
+    assert sum(p.numel() for p in network.parameters()) == 32_773 + 4 * 32
+
+
+@pytest.mark.parametrize("downsampling", ["stride", "max_pool"])
+@pytest.mark.parametrize("image_size", [16, 17, 28, 32, 84])
+def test_the_head_fits_every_image_size(downsampling: str, image_size: int) -> None:
+    network = ConvNet(3, 4, downsampling, in_channels=3, image_size=image_size)  # type: ignore[arg-type]
+    assert network(torch.rand(2, 3, image_size, image_size)).shape == (2, 3)
+
+
+def test_averaged_features_take_any_image_and_flattened_ones_refuse_another_size() -> None:
+    assert ConvNet(3, 4)(torch.rand(2, 1, 20, 40)).shape == (2, 3)
+    with pytest.raises(UserError, match="image_size is 32, but an image is 20x40"):
+        ConvNet(3, 4, image_size=32)(torch.rand(2, 1, 20, 40))
+
+
+def test_images_must_not_vanish() -> None:
+    with pytest.raises(UserError, match="image_size is 15; it must be at least 16"):
+        ConvNet(5, downsampling="max_pool", image_size=15)
+    with pytest.raises(UserError, match="image_size is 0; it must be at least 1"):
+        ConvNet(5, image_size=0)
+
+
+@pytest.mark.exhaustive  # large images
+@pytest.mark.parametrize("first_order", [True, False])
+def test_engines_agree_on_the_network_for_mini_imagenet(first_order: bool) -> None:
+    network = ConvNet(5, 32, "max_pool", in_channels=3, image_size=84).double()
+    x, y = torch.rand(2, 2, 5, 3, 84, 84, dtype=torch.float64), torch.arange(5).repeat(2, 1)
+    batch, inner = TaskBatch(x[0], y, x[1], y), InnerLoop(0.01, 5, first_order)
+    expected = Learn2LearnEngine().meta_gradient(network, cross_entropy, batch, inner)
+    for checkpointed in (False, True):
+        method = replace(inner, checkpointed=checkpointed)
+        actual = VectorizedEngine().meta_gradient(network, cross_entropy, batch, method)
+        assert relative_difference(actual, expected) <= 1e-10
 
 
 @pytest.mark.parametrize(("downsampling", "stride"), [("stride", (2, 2)), ("max_pool", (1, 1))])

@@ -61,7 +61,8 @@ def test_an_evaluation_draws_the_same_each_time(hook: str) -> None:
 
 
 def test_validations_and_probes_do_not_change_what_training_draws(maml: Any, tmp_path: Any) -> None:
-    run = (*RUN, "--trainer.max_steps", 20, "--model.network", "tests.test_resume.Dropping")
+    dropping = ("--model.network", "tests.test_resume.Dropping", "--model.engine", "learn2learn")
+    run = (*RUN, *dropping, "--trainer.max_steps", 20)
     often = ("--trainer.val_check_interval", 3, "--probes.every", 4)
     maml(*run, *often, "--run.dir", tmp_path / "often")
     maml(*run, "--trainer.val_check_interval", 20, "--run.dir", tmp_path / "once")
@@ -77,7 +78,7 @@ def train_in_two_parts(folder: Path) -> dict[str, Any]:
 def fit(folder: Path, steps: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01)
+    learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01, engine="learn2learn")
     drawn = Drawn()
     callbacks = [SeedRandomNumbers(0), drawn, LastCheckpoint(folder / "last.ckpt", 100, StopOnSignal())]
     last = folder / "last.ckpt"

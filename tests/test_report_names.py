@@ -101,11 +101,12 @@ def test_names_are_shown_literally(
 
 def test_progress_shows_names_literally(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=200)
-    progress = GridProgress([Cell(Method.FIRST_ORDER, 1, 0)], 10, console)
+    cell = Cell(Method.FIRST_ORDER, 1, 0)
+    progress = GridProgress([cell], 10, console)
     with progress.bars:
-        progress.start(0)
-        progress.update(3)
-        progress.end("network [/b] :smile: \x1b]0;title\x07 failed")
+        progress.start(cell, 0)
+        progress.update(cell, 3)
+        progress.end(cell, "network [/b] :smile: \x1b]0;title\x07 failed")
     assert isinstance(console.file, StringIO)
     assert r"failed: network [/b] :smile: \x1b]0;title\x07 failed" in console.file.getvalue()
 

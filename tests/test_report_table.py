@@ -8,7 +8,8 @@ import pytest
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.report.comparison import ComparisonRow, compare
-from maml_pipeline.report.table import print_table, seeds_text, table_columns, with_unit
+from maml_pipeline.report.printed_table import print_table
+from maml_pipeline.report.table import seeds_text, table_columns, with_unit
 from tests.helpers import make_run
 
 PROBES = [{"step": 49, "order_gap/cosine": 0.983}]

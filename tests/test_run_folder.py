@@ -313,7 +313,8 @@ def test_file_names_of_a_run_are_spelled_in_one_module() -> None:
     spelled = {
         f"{file.relative_to(package)}: {node.value}"
         for file in package.rglob("*.py")
-        if file != Path(run_folder.__file__)
+        # The cache of a data set has a lock too.
+        if file not in (Path(run_folder.__file__), package / "tasks" / "image_cache.py")
         for node in ast.walk(ast.parse(file.read_text()))
         # Prose, such as an error message or an example, may mention a file; a path may not.
         if isinstance(node, ast.Constant) and isinstance(node.value, str)

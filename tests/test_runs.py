@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare, findings
+from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare
+from maml_pipeline.report.findings import findings
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.summary import summarize

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,61 +13,7 @@ from maml_pipeline.runs.list_table import print_runs
 from maml_pipeline.runs.listing import FIELDS, ListedRun
 from maml_pipeline.runs.state import RunState, run_state
 from tests.helpers import Maml, locked_by_another_process, run_python
-
-METHODS = {
-    "first": {"first_order": True, "checkpoint_inner_steps": False},
-    "second": {"first_order": False, "checkpoint_inner_steps": False},
-    "checkpointed": {"first_order": False, "checkpoint_inner_steps": True},
-}
-
-
-def write_run(
-    folder: Path,
-    method: str = "second",
-    k: int = 1,
-    seed: int = 0,
-    *,
-    experiment: str = "sine",
-    measure: str = "loss",
-    result: float | None = 0.25,
-    done: int = 100,
-    **model: Any,
-) -> Path:
-    """Write the folder of a run.
-
-    Args:
-        folder: Its folder.
-        method: `first`, `second` or `checkpointed`.
-        k: Inner steps.
-        seed: Its seed.
-        experiment: Its experiment.
-        measure: `loss` (lower is better) or another measure (higher is better).
-        result: The measure on the test tasks; `None` for a run that is not tested.
-        done: Meta-steps done of 100; 0 for a run that has logged nothing.
-        model: Further keys of `model`.
-    """
-    network = {"class_path": "maml_pipeline.networks.MLP", "init_args": {"hidden_features": [40, 40]}}
-    settings = {"inner_lr": 0.1, "inner_steps": k, "network": network, "metric": None}
-    config = {
-        "seed_everything": seed,
-        "model": {**settings, **METHODS[method], **model},
-        "data": {"tasks": {"class_path": "maml_pipeline.tasks.SineWaves", "init_args": {"shots": 10}}},
-        "trainer": {"max_steps": 100, "precision": None},
-        "run": {
-            "experiment": experiment,
-            "monitor": f"val/{measure}",
-            "mode": "min" if measure == "loss" else "max",
-        },
-    }
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    if done:
-        header = f"step,val/{measure},val/{measure}_ci95"
-        (folder / "metrics.csv").write_text(f"{header}\n{done - 1},0.75,0.125\n")
-    if result is not None:
-        test = {f"test/{measure}": result, f"test/{measure}_ci95": 0.0625}
-        (folder / "test.json").write_text(json.dumps(test))
-    return folder
+from tests.written_runs import write_run
 
 
 @pytest.fixture
@@ -94,6 +39,7 @@ def test_json_has_every_field_of_every_run_and_nothing_else(tmp_path: Path, maml
     assert tested == {
         **{"experiment": "sine", "order": "second", "method": "checkpointed", "inner_steps": 5},
         **{"seed": 7, "inner_lr": 0.4, "meta_steps": 100, "max_steps": 100, "state": "finished"},
+        **{"job": None, "reason": None},
         **{"measure": "loss", "split": "test", "result": 0.25, "ci95": 0.0625, "folder": "runs/a"},
     }
     assert stopped["inner_lr"] is None and stopped["state"] == "stopped"

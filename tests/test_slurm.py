@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ TOY = (
 )
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1"]
 LONG = 2000
+MAML = (sys.executable, "-m", "maml_pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def log(folder: Path, job: str) -> str:
     return (folder / f"slurm-{job}.out").read_text()
+
+
+def list_runs(cluster: Cluster, folder: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Return what `maml runs --json` prints."""
+    printed = cluster.run(folder, *MAML, "runs", *arguments, "--json")
+    listed: list[dict[str, Any]] = json.loads(printed)
+    return listed
+
+
+def state_of(cluster: Cluster, folder: Path) -> tuple[str, str | None, str | None]:
+    """Return the state, the job and the reason of the only run."""
+    (run,) = list_runs(cluster, folder)
+    return run["state"], run["job"], run["reason"]
 
 
 def wait_for_meta_step(run: Path, meta_step: int) -> None:
@@ -110,6 +126,19 @@ def test_a_job_preempted_before_its_first_meta_step_is_requeued(
     assert int(checkpoint_tensors(tmp_path / "early")["meta_step"]) == 40
 
 
+def test_a_job_preempted_before_it_handles_signals_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    # As in the first milliseconds of Python.
+    started = tmp_path / "started"
+    (tmp_path / "starts.sh").write_text(f"touch {started}\nexec sleep 60\n")
+    job = cluster.train(tmp_path, [], MAML_COMMAND=f"bash {tmp_path}/starts.sh")
+    wait_for(started.exists, "the start")
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1"]
+    cluster.run(tmp_path, "sbatch", *urgent, "--output=/dev/null")
+    wait_for(lambda: cluster.show(job)["Restarts"] == "1", "the requeueing")
+    assert "the job is requeued, restart 1" in log(tmp_path, job)
+    cluster.run(tmp_path, "scancel", job)
+
+
 def imports_torch(cluster: Cluster, job: str) -> bool:
     """Return whether a job's process has loaded PyTorch's libraries."""
     shown = cluster.show(job)
@@ -169,7 +198,6 @@ def test_devices_that_disagree_with_the_allocation_fail_at_once(
 
 
 def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster, tmp_path: Path) -> None:
-    maml = (sys.executable, "-m", "maml_pipeline")
     grid = (
         *TOY,
         "--trainer.max_steps",
@@ -181,10 +209,14 @@ def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster,
         "--out",
         "grid",
     )
-    printed = cluster.run(tmp_path, *maml, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
-    array, report = (line.split(":")[0].split()[-1] for line in printed.splitlines())
+    printed = cluster.run(tmp_path, *MAML, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
+    array, report = re.findall(r"^Submitted (?:array|job) (\d+):", printed, re.MULTILINE)
     assert "4 cells of grid" in printed
+    listed = list_runs(cluster, tmp_path, "grid")
+    assert [run["job"] for run in listed] == [f"{array}_{element}" for element in (0, 2, 1, 3)]
+    assert {run["state"] for run in listed} <= {"queued", "running"}
     end = cluster.wait(array, report)
+    assert {run["state"] for run in list_runs(cluster, tmp_path, "grid")} == {"finished"}
     assert end["JobState"] == "COMPLETED", log(tmp_path, report)
     grid_folder = tmp_path / "grid"
     assert (grid_folder / "report" / "report.html").exists()
@@ -193,24 +225,85 @@ def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster,
     assert {cell["folder"] for cell in summary["cells"]} == names and not summary["failed"]
     # No two elements share a folder or an id.
     jobs = {(grid_folder / name / "slurm_job.txt").read_text() for name in names}
-    assert jobs == {f"{array}_{element}\n" for element in range(4)}
+    outputs = {element: tmp_path / f"slurm-{array}_{element}.out" for element in range(4)}
+    assert jobs == {f"{array}_{element}\n{output}\n" for element, output in outputs.items()}
 
     # `maml tradeoff` without Slurm trains identical weights.
     local = (*grid[:-1], "local", "--orders", "second", "--seeds", "1")
-    cluster.run(tmp_path, *maml, "tradeoff", *local)
+    cluster.run(tmp_path, *MAML, "tradeoff", *local)
     assert_same_run(grid_folder / "second-k1-s1", tmp_path / "local" / "second-k1-s1")
 
 
 def test_the_report_names_cells_that_failed(cluster: Cluster, tmp_path: Path) -> None:
-    maml = (sys.executable, "-m", "maml_pipeline")
     grid = (*TOY, "--trainer.max_steps", 20, "--orders", "first", "--seeds", "0,1", "--out", "grid")
     checkpoints = tmp_path / "grid" / "first-k1-s1" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "last.ckpt").write_text("damaged")
-    printed = cluster.run(tmp_path, *maml, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
-    array, report = (line.split(":")[0].split()[-1] for line in printed.splitlines())
+    printed = cluster.run(tmp_path, *MAML, "submit", "--tradeoff", *grid, "--", "--cpus-per-task=1")
+    array, report = re.findall(r"^Submitted (?:array|job) (\d+):", printed, re.MULTILINE)
     assert cluster.wait(array, report)["JobState"] == "FAILED"
     assert "1 of 2 cells failed (first-k1-s1)" in log(tmp_path, report)
-    assert "first-k1-s1: there is no config.yaml" in log(tmp_path, report)
+    assert "first-k1-s1: there is no metrics.csv" in log(tmp_path, report)
+    failed, _ = list_runs(cluster, tmp_path, "grid", "--sort", "state")
+    assert (failed["state"], failed["job"]) == ("failed", f"{array}_1")
+    assert "last.ckpt is not a checkpoint of this program" in failed["reason"]
     assert (tmp_path / "grid" / "report" / "report.html").exists()
     assert len(untimed_metrics(tmp_path / "grid" / "first-k1-s0"))
+
+
+def test_the_list_of_runs_follows_a_job_from_its_submission_to_its_result(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = (*TOY, "--trainer.max_steps", LONG, "--run.checkpoint_every", 1000)
+    printed = cluster.run(tmp_path, *MAML, "submit", *run, "--", "--cpus-per-task=1", "--hold")
+    job = printed.partition(":")[0].split()[-1]
+    assert f"Run folder: runs/toy-second-s0\nOutput: slurm-{job}.out\n" in printed
+    assert state_of(cluster, tmp_path) == ("queued", job, "JobHeldUser")
+    cluster.run(tmp_path, "scontrol", "release", job)
+    folder = tmp_path / "runs" / "toy-second-s0"
+    wait_for_meta_step(folder, 100)
+    assert state_of(cluster, tmp_path) == ("running", job, None)
+    # Its start is held as well, so that it stays in the queue.
+    cluster.run(tmp_path, "scontrol", "requeuehold", job)
+    wait_for(lambda: state_of(cluster, tmp_path)[0] != "running", "the requeueing")
+    assert state_of(cluster, tmp_path)[:2] == ("requeued", job)
+    cluster.run(tmp_path, "scontrol", "release", job)
+    assert cluster.wait(job)["JobState"] == "COMPLETED", log(tmp_path, job)
+    assert state_of(cluster, tmp_path) == ("finished", None, None)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["toy-second-s0"]
+    last = log(tmp_path, job).splitlines()[-1]
+    assert last.startswith("Training took ") and last.endswith("results are in runs/toy-second-s0")
+
+
+def test_a_job_that_fails_before_its_run_is_listed_with_the_reason(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # More GPUs than tasks, which `maml submit` cannot see here.
+    flags = ("--cpus-per-task=1", "--exclusive")
+    printed = cluster.run(tmp_path, *MAML, "submit", *TOY, "--", *flags)
+    job = printed.partition(":")[0].split()[-1]
+    assert cluster.wait(job)["JobState"] == "FAILED"
+    state, failed, reason = state_of(cluster, tmp_path)
+    assert (state, failed) == ("failed", job)
+    assert reason is not None and reason.startswith("this job has 2 GPUs but 1 tasks on a node")
+
+
+def test_a_requeued_job_that_started_from_a_checkpoint_file_continues_its_own_run(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    first = cluster.train(tmp_path, [], *TOY, "--trainer.max_steps", 50, "--run.dir", "first")
+    assert cluster.wait(first)["JobState"] == "COMPLETED", log(tmp_path, first)
+    run = (*TOY, "--trainer.max_steps", LONG, "--ckpt_path", "first/checkpoints/last.ckpt")
+    printed = cluster.run(tmp_path, *MAML, "submit", *run, "--", "--cpus-per-task=1")
+    job = printed.partition(":")[0].split()[-1]
+    folder = tmp_path / "runs" / "toy-second-s0"
+    wait_for_meta_step(folder, 300)
+    cluster.run(tmp_path, "scancel", "--signal=USR1", job)
+    wait_for(lambda: cluster.show(job)["Restarts"] == "1", "the requeueing")
+    assert cluster.wait(job)["JobState"] == "COMPLETED", log(tmp_path, job)
+    starts = [line for line in log(tmp_path, job).splitlines() if line.startswith("Run folder: ")]
+    place = "Run folder: runs/toy-second-s0, from "
+    assert starts == [
+        f"{place}first/checkpoints/last.ckpt",
+        f"{place}runs/toy-second-s0/checkpoints/last.ckpt",
+    ]

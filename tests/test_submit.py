@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -22,9 +23,13 @@ SLURM = CONFIGS.parent / "slurm"
 
 
 @pytest.fixture(autouse=True)
-def _login_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MAML_GPUS_PER_NODE", "MAML_GPU_TYPE", "MAML_REPOSITORY"):
+def config_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Be a user of a login node without settings of the cluster, and return the user's config folder."""
+    folder = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    for name in ("MAML_GPUS_PER_NODE", "MAML_GPU_TYPE", "MAML_CLUSTER_ENV"):
         monkeypatch.delenv(name, raising=False)
+    return folder
 
 
 @pytest.fixture
@@ -238,6 +243,60 @@ def test_cells_that_wait_or_run_are_not_submitted_again(
     maml(*grid, "0,1")
     _, _, array, report = sbatch.read_text().splitlines()
     assert "--array=2,3 " in array and "--dependency=afterany:9:7 " in report
+
+
+def test_the_users_settings_of_the_cluster_have_precedence_over_those_of_the_package(
+    maml: Maml, maml_error: Maml, config_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settings_and_gpus() -> tuple[str, str]:
+        printed = maml("submit", "--dry_run", *SINE)
+        file = re.findall(r"^source (.*)$", printed, re.M)[0]
+        assert f"export MAML_CLUSTER_ENV={file}\n" in printed
+        return file, commands(printed)[0][3]
+
+    assert settings_and_gpus() == (str(SLURM / "cluster.env"), "--gpus-per-node=1")
+    (config_home / "maml_pipeline").mkdir()
+    users = config_home / "maml_pipeline" / "cluster.env"
+    users.write_text("export MAML_GPUS_PER_NODE=1 MAML_GPU_TYPE=a100\n")
+    assert settings_and_gpus() == (str(users), "--gpus-per-node=a100:1")
+    named = tmp_path / "h100.env"
+    named.write_text("MAML_GPU_TYPE=h100\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAML_CLUSTER_ENV", "h100.env")
+    assert settings_and_gpus() == (str(named), "--gpus-per-node=h100:1")
+    named.unlink()
+    assert "MAML_CLUSTER_ENV is h100.env, which is not a file" in maml_error(
+        "submit", "--dry_run", *SINE
+    )
+
+
+JOB = """
+srun() { while [ "$1" != bash ]; do shift; done; "$@"; }
+scontrol() { [ "$1 $2" != "show hostnames" ] && echo "NodeAddr=127.0.0.1 " || echo n1; }
+export -f srun scontrol
+"""
+
+
+def test_a_job_runs_the_maml_that_submitted_it(maml: Maml, tmp_path: Path) -> None:
+    """Run the printed commands by hand, in a folder with another package of that name."""
+    printed = maml("submit", "--dry_run", *TOY).splitlines()
+    exports = [line for line in printed if line.startswith("export ")]
+    assert f"export MAML_PYTHON={shlex.quote(sys.executable)}" in exports
+    (tmp_path / "maml_pipeline").mkdir()
+    (tmp_path / "maml_pipeline" / "__main__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "maml_pipeline" / "__init__.py").touch()
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_NNODES": "1",
+        "SLURM_PROCID": "0",
+    }
+    script = "\n".join([JOB, *exports, f"bash {SLURM / 'train.sbatch'} --help"])
+    done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "maml fit" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,9 @@ def test_a_killed_tradeoff_resumes(maml: Maml, tmp_path: Path) -> None:
 def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
-    network = ("--model.network", "tests.test_tradeoff.Dropout", "--out", tmp_path / "grid")
-    error = maml_error(*TOY, *SHORT, *network, "--orders", "checkpointed,first")
+    network = ("--model.network", "tests.test_tradeoff.Dropout", "--model.engine", "learn2learn")
+    grid = ("--orders", "checkpointed,first", "--out", tmp_path / "grid")
+    error = maml_error(*TOY, *SHORT, *network, *grid)
     assert "1 of 2 cells failed (checkpointed-k1-s0); the first:" in error
     assert "set checkpoint_inner_steps to false" in error
     assert (tmp_path / "grid" / "first-k1-s0" / "test.json").exists()
@@ -203,12 +204,12 @@ def test_the_time_left_is_exact_where_time_is_affine_in_the_work() -> None:
         return 10 + 2 * cell.relative_cost
 
     for cell in grid[:2]:
-        progress.start(0)
+        progress.start(cell, 0)
         now[0] += seconds(cell)
-        progress.end(None)
-    progress.start(0)
+        progress.end(cell, None)
+    progress.start(grid[2], 0)
     now[0] += seconds(grid[2]) / 2
-    progress.update(50)
+    progress.update(grid[2], 50)
     left = sum(map(seconds, grid[2:])) - seconds(grid[2]) / 2
     hours, minutes, rest = map(int, progress.time_left().split(":"))
     assert 3600 * hours + 60 * minutes + rest == round(left)
@@ -219,17 +220,17 @@ def test_the_time_left_does_not_count_startup_as_training() -> None:
     grid = make_grid(["first", "second"], [1], [0])
     now = 0.0
     progress = GridProgress(grid, 100, Console(file=StringIO()), clock=lambda: now)
-    progress.start(0)
+    progress.start(grid[0], 0)
     assert progress.time_left() == UNKNOWN_TIME
     now = 35.0  # compiling
-    progress.update(1)
+    progress.update(grid[0], 1)
     assert progress.time_left() == UNKNOWN_TIME
     now = 45.0
-    progress.update(11)
+    progress.update(grid[0], 11)
     first, second = 89, 35 + 100 * grid[1].relative_cost / grid[0].relative_cost
     assert progress.time_left() == str(timedelta(seconds=round(first + second)))
     now = 47.0  # it counts down between two updates
-    progress.update(11)
+    progress.update(grid[0], 11)
     assert progress.time_left() == str(timedelta(seconds=round(first - 2 + second)))
 
 
@@ -239,8 +240,8 @@ def test_the_bar_fits_on_one_line(width: int) -> None:
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=width, color_system=None)
     progress = GridProgress(cells, 60_000, console)
-    progress.start(0)
-    progress.update(59_999)
+    progress.start(cells[0], 0)
+    progress.update(cells[0], 59_999)
     console.print(progress.bars)
     line = out.getvalue().splitlines()[-1]
     assert len(line) == width

@@ -30,6 +30,23 @@ class StoredRun:
 
 
 @dataclass
+class Trial:
+    """A trial of a sweep.
+
+    Args:
+        run_id: Id of its W&B run.
+        settings: Its parameters.
+        stops_after: Rows of its history after which its agent is asked to stop it; `None`: never.
+        is_given: Whether an agent has got it.
+    """
+
+    run_id: str
+    settings: dict[str, Any]
+    stops_after: int | None = None
+    is_given: bool = False
+
+
+@dataclass
 class StandIn:
     """The state of the server: everything that clients have sent.
 
@@ -40,6 +57,9 @@ class StandIn:
         views: Saved workspaces and reports, in order of creation.
         artifacts: Type and collection of every artifact.
         projects: The existing projects.
+        sweeps: The configs of the sweeps, as YAML, by id.
+        trials: Commands for the agents of sweeps: each heartbeat takes the first one whose turn it is.
+        preempting: Ids of the runs that were marked as preempting.
     """
 
     url: str
@@ -48,6 +68,9 @@ class StandIn:
     views: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[tuple[str, str]] = field(default_factory=list)
     projects: tuple[str, ...] = ("comparison",)
+    sweeps: dict[str, str] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    preempting: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +204,37 @@ class StandIn:
         nodes = [{"node": _project(project) | more} for project in self.projects]
         return {"models": {"edges": nodes, "pageInfo": page}}
 
+    def _answer_upsert_sweep(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = variables["config"]
+        sweep = {"name": name, "project": _project(variables["projectName"])}
+        return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+
+    def _answer_sweep_with_runs(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["sweep"]
+        sweep = {"id": name, "name": name, "config": self.sweeps[name], "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _answer_create_agent(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": f"agent-{variables['sweep']}"}}}
+
+    def _answer_heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Give an agent that trains nothing its next trial, and stop the one that is to be stopped."""
+        commands: list[dict[str, Any]] = []
+        running = json.loads(variables["runState"])
+        for name in running:
+            stops_after = next(trial.stops_after for trial in self.trials if trial.run_id == name)
+            lines = len(self.runs[name].lines) if name in self.runs else 0
+            if stops_after is not None and lines >= stops_after:
+                commands.append({"type": "stop", "run_id": name})
+        waiting = [trial for trial in self.trials if not trial.is_given]
+        if not running and waiting:
+            waiting[0].is_given = True
+            settings = {key: {"value": value} for key, value in waiting[0].settings.items()}
+            run = {"type": "run", "run_id": waiting[0].run_id, "args": settings, "program": "maml"}
+            commands.append(run)
+        return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
+
     def _edges(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
         return [
             {"node": {**view, "project": _project(view["projectName"])}, "cursor": view["id"]}
@@ -262,6 +316,8 @@ def stand_in() -> Iterator[StandIn]:
                     )
                 elif match := re.match(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
                     server_state.add_lines(match[1], body.get("files") or {})
+                    if body.get("preempting"):
+                        server_state.preempting.add(match[1])
                     self._reply(200, {})
                 else:
                     self._reply(404, {})

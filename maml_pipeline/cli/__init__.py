@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from maml_pipeline import signals, slurm
-from maml_pipeline.cli import faults, training_help
+from maml_pipeline.cli import elapsed, faults, training_help
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import check_environment
 from maml_pipeline.errors import UserError
@@ -24,6 +24,7 @@ COMMANDS = {
     "configs": "list the configs of the package, or print one",
     "runs": "list runs with their state and result",
     "report": "write a report comparing runs",
+    "export": "write a run's network to a file for use elsewhere",
     "sync": "upload offline runs to W&B",
     "dashboard": "compare the gradient orders in a W&B workspace and report",
     "derive": "derive both meta-gradients of a small task, step by step",
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Arguments after the program's name; `None` for those of this process.
     """
+    elapsed.begin()
     # In a Slurm job a signal waits until the code that requeues the job is imported.
     with signals.listening(Response.NOTE if slurm.job_id() else Response.EXIT):
         try:

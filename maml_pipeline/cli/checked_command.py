@@ -10,6 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from maml_pipeline import slurm
 from maml_pipeline.cli.checkpoint_to_evaluate import find_evaluation_target
 from maml_pipeline.cli.checks import check_settings
+from maml_pipeline.cli.checks.varied import check_varied
 from maml_pipeline.cli.config_files import find_shipped
 from maml_pipeline.cli.jsonargparse_internals import HookedCLI
 from maml_pipeline.cli.requested_run import RequestedRun
@@ -105,6 +106,7 @@ class CheckedCommand(HookedCLI):
         )
         self.requested = requested
         self.run_name, self.values = requested.name, requested.values
+        check_varied(self.values)
         if self.command == "fit":
             target = find_training_target(requested)
         else:

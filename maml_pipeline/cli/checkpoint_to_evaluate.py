@@ -4,10 +4,11 @@ import contextlib
 from pathlib import Path
 
 from maml_pipeline import run_folder
-from maml_pipeline.cli.requested_run import RequestedRun, read_run_config
+from maml_pipeline.cli.requested_run import RequestedRun
 from maml_pipeline.cli.start_or_resume import WHICH, RunTarget, existing_file, is_same, matching_run
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.run_folder import read_run_config
 from maml_pipeline.runs.compatibility import MAY_CHANGE_ON_EVALUATION, Difference, is_listed
 
 

@@ -1,12 +1,10 @@
-"""Read configuration files, with errors that name file and line; the parser reads them afterwards."""
+"""Find and check the configuration files of a command; the parser reads them afterwards."""
 
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.shipped_files import shipped_configs
 
@@ -69,34 +67,6 @@ def check_config_files(arguments: Sequence[str]) -> None:
         read_config(Path(name), "config")
 
 
-def read_config(path: Path, key: str) -> dict[str, Any]:
-    """Read a configuration file, without adding defaults.
-
-    Args:
-        path: Path of the file.
-        key: What the error message calls it.
-
-    Raises:
-        UserError: It cannot be read, is not YAML, or is not a mapping.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise UserError(f"{key} {path} is not a file; give a YAML file")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise UserError(f"{key} {path} cannot be read: {error.strerror}; give a YAML file") from error
-    except ValueError as error:  # also UnicodeDecodeError
-        raise UserError(f"{key} {path} is not a YAML file: it is not text") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{key} {path} is not YAML: {_problem(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"{key} {path} is nested too deeply") from error
-    if not isinstance(values, dict) or not values:
-        kind = "empty" if not values else f"a {type(values).__name__}"
-        raise UserError(f"{key} {path} is {kind}; it must hold keys with values, such as model:")
-    return values
-
-
 def config_files(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the value of each `--config` among the arguments of a command."""
     for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
@@ -106,26 +76,3 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
                 yield value
             elif following is not None:
                 yield following
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return str(error).splitlines()[0]
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys, of which PyYAML silently takes the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Check the keys of a mapping, before `<<` merges those of another into it."""
-        node = super().compose_mapping_node(anchor)
-        keys = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in keys:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {name}", key.start_mark
-                )
-            keys.add(name)
-        return node

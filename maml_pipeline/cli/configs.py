@@ -10,7 +10,7 @@ from rich.table import Table
 
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.errors import UserError
-from maml_pipeline.shipped_files import shipped_configs
+from maml_pipeline.shipped_files import SWEEP, shipped_configs
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="the config to print")
     name = parser.parse_args(arguments).name
-    configs = shipped_configs()
+    configs = {**shipped_configs(), SWEEP.stem: SWEEP}
     if name is None:
         _list(configs)
     elif name in configs:

@@ -54,7 +54,7 @@ def report_runs(paths: Sequence[Path], out: Path) -> None:
     # Imported late: Lightning takes seconds to import, which help must not.
     from maml_pipeline.report.comparison import compare
     from maml_pipeline.report.page import write_report
-    from maml_pipeline.report.table import print_table
+    from maml_pipeline.report.printed_table import print_table
     from maml_pipeline.runs.find import find_runs
 
     found = find_runs(paths)

@@ -11,10 +11,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from maml_pipeline import run_folder
-from maml_pipeline.cli import config_files
-from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.run_config import gradient_method
+from maml_pipeline.run_folder import read_run_config
 from maml_pipeline.runs.compatibility import Difference, config_differences
 from maml_pipeline.tasks import TaskDistribution
 
@@ -86,18 +85,6 @@ class RequestedRun:
             UserError: The folder's config cannot be read.
         """
         return config_differences(self.values, _with_defaults(self.parser, read_run_config(folder)))
-
-
-def read_run_config(folder: Path) -> dict[str, Any]:
-    """Read a run's config.
-
-    Raises:
-        UserError: It is missing or cannot be read.
-    """
-    file = folder / run_folder.CONFIG
-    if not file.exists():
-        raise UserError(f"{folder} has no {file.name}, so it is not a run folder; name another")
-    return config_files.read_config(file, "the run's config")
 
 
 def _run_of_config(configs: Sequence[Any] | None) -> Path | None:

@@ -19,6 +19,7 @@ from maml_pipeline.runs.listing import (
     filtered,
     sorted_by,
 )
+from maml_pipeline.runs.slurm_jobs import jobs_of
 from maml_pipeline.text import printable
 
 
@@ -35,7 +36,8 @@ def run(arguments: Sequence[str]) -> None:
     found = find_runs(settings.paths or [RUNS], unlogged=True)
     for line in found.skipped:
         print(f"Left out: {line}", file=sys.stderr)
-    runs = [ListedRun.of(run) for run in found.runs]
+    jobs = jobs_of(run.source for run in found.runs)
+    runs = [ListedRun.of(run, jobs.get(run.source)) for run in found.runs]
     chosen = filtered(sorted_by(runs, settings.sort, settings.reverse), settings.filters)
     if settings.json:
         print(json.dumps([run.fields for run in chosen], indent=2, allow_nan=False))

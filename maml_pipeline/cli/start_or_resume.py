@@ -7,9 +7,11 @@ from pathlib import Path
 
 from maml_pipeline import run_folder, slurm
 from maml_pipeline.cli.requested_run import RequestedRun
+from maml_pipeline.environment import WANDB_RUN_ID, WANDB_SWEEP_ID
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.learner.tracking.run_id import read_wandb_id
 from maml_pipeline.runs.compatibility import (
     Difference,
     describe_differences,
@@ -52,12 +54,13 @@ def find_training_target(request: RequestedRun) -> RunTarget:
     """Find out whether `fit` starts or resumes a run, and which.
 
     `last` and `best` resume a run with the same settings. A checkpoint file starts a new run, unless it
-    lies in the folder `run.dir`, which is then resumed. A requeued job resumes its own run.
+    lies in the folder `run.dir`, which is then resumed. A requeued job resumes its own run, and so does
+    a trial of a W&B sweep that was preempted.
 
     Raises:
         UserError: The run does not exist, or has other settings.
     """
-    requeued = _run_of_own_job(request)
+    requeued = _run_of_own_job(request) or _run_of_own_trial(request)
     if requeued is not None and (last := run_folder.checkpoint_path(requeued, "last")).exists():
         return RunTarget(requeued, last, resumes=True)
     wanted = request.ckpt_path
@@ -149,7 +152,7 @@ def _new(request: RequestedRun) -> Path | None:
     """Return the folder `run.dir` for a new run, after checking that it is free; `None` if unset.
 
     A folder with a config but no checkpoint is from a run that was killed before its first checkpoint:
-    the same run can start in it again.
+    the same run can start in it again. Or it was created for this Slurm job when it was submitted.
     """
     folder = request.run_dir
     if folder is None:
@@ -160,7 +163,8 @@ def _new(request: RequestedRun) -> Path | None:
         raise UserError(
             f"run.dir: {file} does not belong to a run and would be overwritten; name another folder"
         )
-    if file.exists() and (found := request.differences(folder)):
+    is_reserved = slurm.job_id() is not None and run_folder.read_slurm_job(folder) == slurm.job_id()
+    if file.exists() and not is_reserved and (found := request.differences(folder)):
         raise UserError(f"run.dir {describe_differences(folder, found)}; name another folder")
     return folder
 
@@ -191,6 +195,19 @@ def _run_of_own_job(request: RequestedRun) -> Path | None:
     for folder in reversed(folders):
         is_own = run_folder.read_slurm_job(folder) == job and (folder / run_folder.CONFIG).exists()
         if is_own and not request.differences(folder):
+            return folder
+    return None
+
+
+def _run_of_own_trial(request: RequestedRun) -> Path | None:
+    """Return the run of a trial that was preempted, and that W&B hands out again under the same id."""
+    trial = WANDB_RUN_ID.get()
+    if trial is None or not WANDB_SWEEP_ID.is_set():
+        return None
+    folders = [request.run_dir] if request.run_dir else run_folder.folders_named(request.name)
+    for folder in folders:
+        is_own = read_wandb_id(folder / run_folder.WANDB_ID) == trial
+        if is_own and (folder / run_folder.CONFIG).exists() and not request.differences(folder):
             return folder
     return None
 

@@ -6,6 +6,7 @@ from typing import NoReturn
 import torch
 
 from maml_pipeline import slurm
+from maml_pipeline.environment import PARALLEL_CELLS, WANDB_SWEEP_ID
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.signals import Stopped
 
@@ -29,10 +30,19 @@ def end_stopped(stop: Stopped) -> NoReturn:
     else:
         name = "a signal" if stop.signum is None else stop.signum.name
         print(f"maml: stopped by {name}{stop.remark and ' '}{stop.remark}", file=sys.stderr)
-    if slurm.requeue():
+    if _owns_job() and slurm.requeue():
         then = "resumes from there" if is_saved else "starts again"
         print(f"Slurm job {slurm.job_id()} is requeued, and {then}", flush=True)
         sys.exit()
     if is_saved and stop.resume_command is not None:
         print(f"To resume: {stop.resume_command}")
     sys.exit(stop.exit_status)
+
+
+def _owns_job() -> bool:
+    """Tell whether the job must be requeued to resume this run.
+
+    The job of a cell is requeued by its trade-off, once all cells have saved their state. That of a
+    sweep's trial belongs to the sweep's agent, which goes on with another trial.
+    """
+    return not (PARALLEL_CELLS.is_set() or WANDB_SWEEP_ID.is_set())

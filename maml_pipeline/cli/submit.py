@@ -124,7 +124,8 @@ def _submit_resumed(
     config: "ResolvedConfig", command: list[str], arguments: list[str]
 ) -> tuple[Path, Job]:
     """Submit a run that resumes in its folder."""
-    from maml_pipeline.runs.submitted_folder import active_jobs, check_no_active_job
+    from maml_pipeline.runs.slurm_jobs import active_jobs
+    from maml_pipeline.runs.submitted_folder import check_no_active_job
 
     folder = config.target.folder
     assert folder is not None

@@ -13,6 +13,7 @@ from maml_pipeline.slurm.queue import find_jobs, find_submitted
 from maml_pipeline.slurm.sbatch import TRADEOFF_SCRIPT, cluster_gpus, print_dry_run, submit_job
 
 if TYPE_CHECKING:
+    from maml_pipeline.cli.tradeoff_plan import Plan
     from maml_pipeline.tradeoff.folder import Tradeoff
 
 
@@ -25,6 +26,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
     """
     if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
+    if any(argument.partition("=")[0] == "--parallel" for argument in arguments):
+        raise UserError("--parallel is not used by `maml submit`: each cell is a job; leave it out")
     parse(arguments)
 
 
@@ -74,7 +77,7 @@ def submit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None
             f"{', '.join(active)}; there is nothing to submit"
         )
     with _created(tradeoff, plan.shared):
-        new = [_submit_array(array, tradeoff, missing, requested)] if missing else []
+        new = [_submit_array(array, plan, missing, requested)] if missing else []
     try:
         job = submit_job([*([_after([*new, *active])] if new else []), *report])
     except UserError as error:
@@ -103,22 +106,22 @@ def _created(tradeoff: "Tradeoff", config: dict[str, Any]) -> Iterator[None]:
 
 
 def _submit_array(
-    command: list[str], tradeoff: "Tradeoff", missing: Sequence[int], requested: Allocation
+    command: list[str], plan: "Plan", missing: Sequence[int], requested: Allocation
 ) -> str:
     """Submit a job for each missing cell, and return the id of the array."""
     array = submit_job(command)
-    cells = {f"{array}_{index}": tradeoff.folder_of(tradeoff.cells[index]) for index in missing}
+    cells = {f"{array}_{index}": plan.tradeoff.cells[index] for index in missing}
     jobs = find_jobs(cells)
-    for element, folder in cells.items():
-        folder.mkdir(exist_ok=True)
+    folders = {element: plan.tradeoff.create_cell(cell, plan.shared) for element, cell in cells.items()}
+    for element, folder in folders.items():
         record_slurm_job(folder, element, jobs[element].output if element in jobs else None)
-    print_submitted_array(jobs, cells, tradeoff.folder, requested)
+    print_submitted_array(jobs, folders, plan.tradeoff.folder, requested)
     return array
 
 
 def _unfinished_cells(tradeoff: "Tradeoff") -> tuple[list[int], list[str]]:
     """Return the indices of the cells to train, and the jobs that wait or run for other cells."""
-    from maml_pipeline.runs.submitted_folder import active_jobs
+    from maml_pipeline.runs.slurm_jobs import active_jobs
 
     missing = {
         i: tradeoff.folder_of(cell)

@@ -8,8 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from maml_pipeline.cli.config_files import config_files, read_config
+from maml_pipeline.cli.config_files import config_files
 from maml_pipeline.cli.training_help import GROUPS
+from maml_pipeline.config_file import read_config
 from maml_pipeline.shipped_files import shipped_configs
 
 ALIASES = {

@@ -18,11 +18,8 @@ def configure_logging() -> None:
     for source in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(source).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",  # drawing tasks is faster than learning from them
         ".*You defined a `validation_step` but have no `val_dataloader`.*",  # limit_val_batches=0
-        ".*has `__len__` defined.*",  # exact here for any number of workers
         ".*is smaller than the logging interval.*",  # which counts across epochs
-        ".*LeafSpec.*",  # Lightning's use of PyTorch
         ".*callbacks used to create the checkpoint need to be provided.*",  # not needed to test it
         ".*Checkpoint directory .* exists and is not empty.*",  # those of a resumed run
         ".*`srun` command is available.*",  # a short run on a login node is fine

@@ -1,7 +1,7 @@
 """`maml tradeoff`: train each order with each number of inner steps and each seed, and compare them."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from maml_pipeline.run_folder import REPORT
 from maml_pipeline.text import counted, printable
 
 if TYPE_CHECKING:
+    from maml_pipeline.tradeoff.devices import Parallel
     from maml_pipeline.tradeoff.folder import Tradeoff
     from maml_pipeline.tradeoff.grid import Cell
 
@@ -31,13 +32,16 @@ def run(arguments: Sequence[str]) -> None:
     from maml_pipeline.cli.terminal import configure_logging
     from maml_pipeline.cli.tradeoff_plan import Plan
     from maml_pipeline.tradeoff.cells import exec_cell, find_failures, train_cells
+    from maml_pipeline.tradeoff.devices import DeviceShares
 
     configure_logging()
+    if settings.parallel is not None and (settings.cell is not None or settings.report):
+        other = "--report" if settings.report else "--cell"
+        raise UserError(
+            f"--parallel trains several cells, which {other} does not; leave one of them out"
+        )
     plan = Plan(settings, fit_arguments)
     tradeoff = plan.tradeoff
-    if settings.dry_run:
-        _list_cells(tradeoff)
-        return
     if settings.report:
         failures = find_failures(tradeoff)
         tradeoff.write_summary(failures)
@@ -45,12 +49,16 @@ def run(arguments: Sequence[str]) -> None:
         _raise_if_failed(tradeoff, failures)
         return
 
+    shares = DeviceShares(settings.parallel or 1, plan.shared["trainer"])
+    if settings.dry_run:
+        _list_cells(tradeoff)
+        return
     tradeoff.create(plan.shared)
     if settings.cell is not None:
         exec_cell(tradeoff, tradeoff.cells[settings.cell])
         return
     console = Console(markup=False, emoji=False, highlight=False)
-    failures = train_cells(tradeoff, plan.shared["trainer"]["max_steps"], console)
+    failures = train_cells(tradeoff, plan.shared["trainer"]["max_steps"], shares, console)
     _report(tradeoff)
     _raise_if_failed(tradeoff, failures)
 
@@ -60,14 +68,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(
         prog="maml tradeoff",
         usage="maml tradeoff --config FILE [--orders first,second] [--inner_steps 1,5] [--seeds 0,1] "
-        "[--out DIR] [--dry_run | --cell N | --report] [--KEY VALUE ...]",
-        description="Train and test each gradient order with each number of inner steps and each seed, "
-        "on the same tasks; then compare accuracy or loss, memory, time, FLOPs and order gap. Each "
-        "combination is a cell: a run in its own process and folder. The same command resumes a "
-        "trade-off that was stopped. All other keys are those of `maml fit`.",
+        "[--vary KEY=VALUE,...] [--out DIR] [--parallel N] [--dry_run | --cell N | --report] "
+        "[--KEY VALUE ...]",
+        description="Train and test each gradient order with each number of inner steps, each seed and "
+        "each value of further keys, on the same tasks; then compare accuracy or loss, memory, time, "
+        "FLOPs and order gap. Each combination is a cell: a run in its own process and folder. The same "
+        "command resumes a trade-off that was stopped. All other keys are those of `maml fit`.",
         examples=(
             "maml tradeoff --config toy --inner_steps 1,5 --seeds 0,1",
             "maml tradeoff --config toy --dry_run",
+            "maml tradeoff --config toy --vary model.inner_lr=0.05,0.1,0.2",
         ),
         allow_abbrev=False,
     )
@@ -86,10 +96,26 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--seeds", type=_numbers, metavar="N,...", help="seeds (default: the config's)")
     add(
+        "--vary",
+        action="append",
+        default=[],
+        type=_vary,
+        metavar="KEY=VALUE,...",
+        help="another key of `maml fit` and its values; may be repeated. The report shows each order "
+        "with the values that validated best",
+    )
+    add(
         "--out",
         type=path_argument,
         metavar="DIR",
         help="output folder (default: runs/<experiment>-tradeoff)",
+    )
+    add(
+        "--parallel",
+        type=_parallel,
+        metavar="N",
+        help="cells to train side by side, each on a GPU of its own or with its share of the CPU cores; "
+        "auto: one per GPU (default: 1)",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry_run", action="store_true", help="list the cells without training")
@@ -105,6 +131,50 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{text!r} must be a whole number or a comma-separated list of whole numbers"
         ) from None
+
+
+def _parallel(text: str) -> "Parallel":
+    if text == "auto":
+        return "auto"
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1, or auto")
+    return number
+
+
+def _vary(text: str) -> tuple[str, list[str]]:
+    """Split `KEY=VALUE,...` into the key and its values."""
+    key, equals, values = text.partition("=")
+    key = key.strip().removeprefix("--")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be KEY=VALUE,VALUE, as in model.inner_lr=0.1,0.4"
+        )
+    found = [value.strip() for value in _split(values)]
+    if "" in found:
+        raise argparse.ArgumentTypeError(f"{key} has an empty value; write {key}=VALUE,VALUE")
+    return key, found
+
+
+def _split(text: str) -> Iterator[str]:
+    """Split at commas, but not inside of brackets or quotes."""
+    start, depth, quote = 0, 0, ""
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "[{(":
+            depth += 1
+        elif char in ")}]":
+            depth -= 1
+        elif char == "," and depth == 0:
+            yield text[start:place]
+            start = place + 1
+    yield text[start:]
 
 
 def _list_cells(tradeoff: "Tradeoff") -> None:

@@ -4,13 +4,14 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from maml_pipeline.cli.config_files import read_config
 from maml_pipeline.cli.resolved_config import ResolvedConfig
+from maml_pipeline.cli.vary import varied_settings_of
+from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.run_folder import RUNS
 from maml_pipeline.tradeoff.folder import Tradeoff
-from maml_pipeline.tradeoff.grid import VARIED_KEYS, make_grid
+from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, make_grid
 
 
 class Plan:
@@ -34,7 +35,10 @@ class Plan:
             settings.orders or [*Method],
             settings.inner_steps or [config["model"]["inner_steps"]],
             settings.seeds or [config["seed_everything"]],
+            varied_settings_of(settings.vary, fit_arguments, elsewhere),
         )
+        # The cells read it from the shared config: a report chooses among the values of these keys.
+        config["run"]["varied"] = [*cells[0].varied] or None
         if config["trainer"]["max_steps"] < 1:
             raise UserError("trainer.max_steps is -1; a trade-off needs a number of meta-steps")
         if (cell := settings.cell) is not None and cell not in range(len(cells)):
@@ -53,7 +57,9 @@ class Plan:
 def _check_fit_arguments(arguments: Sequence[str]) -> None:
     for argument in arguments:
         key = argument.partition("=")[0].removeprefix("--")
-        if argument.startswith("--") and key in VARIED_KEYS:
-            raise UserError(f"--{key} is set by the trade-off for each cell; use --{VARIED_KEYS[key]}")
+        if argument.startswith("--") and key in SET_BY_TRADEOFF:
+            raise UserError(
+                f"--{key} is set by the trade-off for each cell; use --{SET_BY_TRADEOFF[key]}"
+            )
         if key == "ckpt_path":
             raise UserError("--ckpt_path is not used here: the same command resumes a stopped trade-off")

@@ -6,7 +6,7 @@ LightningCLI calls the steps of a command from its constructor, in this order:
 2. `instantiate_trainer` finds the run to start, resume or evaluate, and checks every setting
    (`locate_and_check`); creates or reopens its folder and locks it (`_open_folder`); builds the trainer.
 3. Lightning trains, validates or tests; `learner.preemption` tells what a signal does meanwhile.
-4. `after_fit` tests the best checkpoint and attaches the artifacts.
+4. `after_fit` tests the best checkpoint, attaches the artifacts and tells what to type next.
 """
 
 import os
@@ -28,6 +28,7 @@ from maml_pipeline.cli.checked_command import CheckedCommand
 from maml_pipeline.cli.checkpoint_to_evaluate import newest_trained_run
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.cluster_environment import cluster_environment
+from maml_pipeline.cli.end_of_fit import print_end
 from maml_pipeline.cli.start_or_resume import check_free, resume_command
 from maml_pipeline.cli.stopping import leave_process_group
 from maml_pipeline.cli.terminal import configure_logging
@@ -43,6 +44,7 @@ from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress_bar import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
 from maml_pipeline.learner.tracking import StartTracking, finish_tracking
+from maml_pipeline.learner.training_time import TrainingTime
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs.locked_folder import open_run_folder
 from maml_pipeline.runs.loggers import run_loggers
@@ -169,7 +171,16 @@ class TrainingCommand(CheckedCommand):
         probes: ProbeSettings = self.config_init[self.command].probes
         last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
         tracking = StartTracking(folder / run_folder.BEST_CHECKPOINT)
-        return [DropRepeatedRows(), tracking, *probes.callbacks(), EndEarly(), self.best, last]
+        self.time = TrainingTime()
+        return [
+            DropRepeatedRows(),
+            tracking,
+            *probes.callbacks(),
+            self.time,
+            EndEarly(),
+            self.best,
+            last,
+        ]
 
     def command_arguments(self, command: str) -> dict[str, Any]:
         """Return the arguments of `Trainer.fit`, `validate` or `test`."""
@@ -178,7 +189,10 @@ class TrainingCommand(CheckedCommand):
         return arguments if command == "fit" else arguments | {"verbose": False}
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, or the final state if nothing was validated; attach artifacts."""
+        """Test the best checkpoint, or the final state if nothing was validated; attach artifacts.
+
+        The last lines tell how long it took, and what to type next.
+        """
         align_logged_step(self.trainer)
         self.trainer.test(
             self.model,
@@ -188,3 +202,5 @@ class TrainingCommand(CheckedCommand):
             weights_only=True,
         )
         attach_artifacts(self.trainer, self.best.best_model_path, self.settings.run.artifacts)
+        if self.folder is not None and is_rank_zero():
+            print_end(self.folder, self.time)

@@ -55,7 +55,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
             "recompute inner steps to save memory",
             True,
         ),
-        Key("model.engine", "learn2learn", "learn2learn, or vectorized: all tasks at once"),
+        Key("model.engine", "vectorized", "vectorized: all tasks at once; or learn2learn: one by one"),
         Key("model.tasks_per_chunk", "null: all", "vectorized: tasks at once, or auto"),
         Key("model.compile", "false", "vectorized: use torch.compile"),
         Key("model.optimizer", "Adam", "class of the outer optimizer", True),
@@ -72,6 +72,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("run.monitor", "val/loss", "metric that selects best.ckpt", True),
         Key("run.mode", "min", "whether its min or max is best", True),
         Key("run.artifacts", "null: if online", "upload best.ckpt and a report to W&B", True),
+        Key("run.varied", "null", "keys whose best value a report chooses", True),
     ),
     "probes": (
         Key("probes.every", "500", "meta-steps between measurements", True),

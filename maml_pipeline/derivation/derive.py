@@ -1,24 +1,31 @@
 """Compute the meta-gradient of one linear unit on one task by three independent methods."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
+from torch.nn.functional import linear, mse_loss
 
 from maml_pipeline.derivation.result import Derivation, InnerStep
 from maml_pipeline.derivation.rounding import RoundingError
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import InnerLoop, Learn2LearnEngine
+from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient, quadratic
-from maml_pipeline.meta_gradient.learn2learn_engine import clone_for_task
-from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.tasks import Task
+
+
+class Unit(NamedTuple):
+    """The parameters of a linear unit, or a gradient with respect to them."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Derivation:
     """Trace one task's inner loop and compute its meta-gradient by three methods.
 
-    - Autograd: through learn2learn's MAML, in theta's dtype.
+    - Autograd: PyTorch's, through the inner steps, in theta's dtype.
     - Closed form: the chain rule by hand, in theta's dtype.
     - Finite differences: central differences in float64 of the function that the gradient order
       differentiates, which is the query loss as a function of the fast weights (first order) or of
@@ -40,16 +47,17 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, equation 1; first order: section 5.2.
     """
-    inner_steps = _trace(theta, task, inner, outer_lr)
-    fast_weights = inner_steps[-1].fast_weights if inner_steps else theta
-    query_loss, meta_gradient = _autograd(theta, task, inner)
+    initial, fast, inner_steps = _adapt(theta, task, inner, outer_lr)
+    fast_weights = _flatten(fast)
+    query_loss = _query_loss(fast, task)
+    meta_gradient = _flatten(torch.autograd.grad(query_loss, initial))
 
     identity = torch.eye(len(theta), dtype=theta.dtype)
     H_s, _ = quadratic(task.support_x, task.support_y)
     jacobian = torch.linalg.matrix_power(identity - inner.lr * H_s, inner.steps)
     query_gradient = linear_meta_gradient(theta, task, _first_order(inner))
     values: dict[str, Tensor] = {
-        "query loss": query_loss,
+        "query loss": query_loss.detach(),
         "meta-gradient": meta_gradient,
         "updated parameters": theta - outer_lr * meta_gradient,
         "derivative of the fast weights": identity if inner.first_order else jacobian,
@@ -67,7 +75,7 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
         inner=inner,
         outer_lr=outer_lr,
         inner_steps=inner_steps,
-        query_loss=query_loss,
+        query_loss=query_loss.detach(),
         query_gradient=query_gradient,
         jacobian=identity if inner.first_order else jacobian,
         autograd=meta_gradient,
@@ -79,18 +87,20 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
     )
 
 
-def _trace(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> tuple[InnerStep, ...]:
-    """Record each inner step of learn2learn's MAML."""
-    learner = clone_for_task(_linear_unit(theta), inner)
-    steps = []
+def _adapt(
+    theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float
+) -> tuple[Unit, Unit, tuple[InnerStep, ...]]:
+    """Take the inner steps by autograd.
+
+    Returns:
+        The initial parameters, the fast weights with their graph, and a record of each inner step.
+    """
+    initial = Unit(theta[None, :-1].clone().requires_grad_(), theta[-1:].clone().requires_grad_())
+    fast, steps = initial, []
     for t in range(inner.steps):
-        before = list(learner.module.parameters())
-        loss = mse_loss(learner(task.support_x), task.support_y)
-        # `adapt` computes the same gradient but does not return it; `retain_graph` lets it do so.
-        gradient = torch.autograd.grad(
-            loss, before, retain_graph=True, create_graph=not inner.first_order
-        )
-        learner.adapt(loss)
+        loss = mse_loss(linear(task.support_x, *fast), task.support_y)
+        gradient = Unit(*torch.autograd.grad(loss, fast, create_graph=not inner.first_order))
+        before, fast = fast, Unit(*(p - inner.lr * g for p, g in zip(fast, gradient, strict=True)))
         steps.append(
             InnerStep(
                 theta=_flatten(before),
@@ -98,21 +108,17 @@ def _trace(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> tupl
                 support_gradient=_flatten(gradient),
                 requires_grad=all(g.requires_grad for g in gradient),
                 is_leaf=all(g.is_leaf for g in gradient),
-                fast_weights=_flatten(list(learner.module.parameters())),
+                fast_weights=_flatten(fast),
             )
         )
         at = f"at inner step {t + 1}"
         _check_finite(f"support gradient {at}", steps[-1].support_gradient, inner, outer_lr)
         _check_finite(f"vector of fast weights {at}", steps[-1].fast_weights, inner, outer_lr)
-    return tuple(steps)
+    return initial, fast, tuple(steps)
 
 
-def _autograd(theta: Tensor, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor]:
-    """Return learn2learn's query loss, a scalar, and meta-gradient `(D + 1,)`."""
-    result = Learn2LearnEngine().meta_gradient(
-        _linear_unit(theta), mse_loss, TaskBatch.stack([task]), inner
-    )
-    return result.loss, _flatten([result.gradient["weight"], result.gradient["bias"]])
+def _query_loss(fast: Unit, task: Task) -> Tensor:
+    return mse_loss(linear(task.query_x, *fast), task.query_y)
 
 
 def _finite_difference(
@@ -120,7 +126,7 @@ def _finite_difference(
 ) -> tuple[Tensor, Tensor]:
     """Return the central differences and a bound of their rounding error, both `(D + 1,)`."""
     theta, task = theta.double(), Task(*(tensor.double() for tensor in task))
-    steps = _trace(theta, task, _first_order(inner), outer_lr)
+    _, _, steps = _adapt(theta, task, _first_order(inner), outer_lr)
     thetas = [theta, *(step.fast_weights for step in steps)]
     if inner.first_order:
         inner, thetas = _first_order(inner, steps=0), thetas[-1:]
@@ -133,20 +139,15 @@ def _finite_difference(
         h = centre.abs().clamp(min=1)
         offset = torch.zeros_like(theta)
         offset[i] = h
-        above, below = (_autograd(thetas[0] + s * offset, task, _first_order(inner))[0] for s in (1, -1))
+        above, below = (
+            _query_loss(_adapt(thetas[0] + sign * offset, task, _first_order(inner), outer_lr)[1], task)
+            for sign in (1, -1)
+        )
         differences.append((above - below) / (2 * h))
         errors.append(rounding.difference_bound(thetas, h, (above, below)))
     difference = torch.stack(differences)
     _check_finite("finite difference", difference, inner, outer_lr)
     return difference, torch.stack(errors)
-
-
-def _linear_unit(theta: Tensor) -> nn.Linear:
-    # On the meta device, because the usual initialisation draws from the global random state.
-    unit = nn.Linear(len(theta) - 1, 1, device="meta")
-    unit.weight = nn.Parameter(theta[None, :-1].clone())
-    unit.bias = nn.Parameter(theta[-1:].clone())
-    return unit
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -37,7 +37,7 @@ class Derivation:
         query_gradient: Gradient of the query loss at the fast weights.
         jacobian: `(D + 1, D + 1)`, derivative of the fast weights with respect to theta; the identity
             for first order, which ignores it.
-        autograd: Meta-gradient by autograd through learn2learn's MAML.
+        autograd: Meta-gradient by autograd through the inner steps.
         closed_form: Meta-gradient by the chain rule: jacobian^T query_gradient.
         finite_difference: Meta-gradient by central differences in float64.
         closed_form_tolerance: Largest rounding error between `autograd` and `closed_form`.

@@ -131,7 +131,7 @@ def _chain_rule(derivation: Derivation) -> Iterator[str]:
 def _methods(derivation: Derivation) -> Iterator[str]:
     """Tabulate the meta-gradient by each method, a row per parameter."""
     columns = {
-        "autograd (learn2learn)": derivation.autograd,
+        "autograd": derivation.autograd,
         "closed form": derivation.closed_form,
         "finite differences": derivation.finite_difference,
     }

@@ -1,5 +1,6 @@
 """Tasks as a LightningDataModule: which tasks each meta-step and each evaluation take."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,6 +17,13 @@ from maml_pipeline.tasks.task import draw_batch, type_name
 
 EVALUATION_SEED = 0
 """Seed of validation and test tasks, equal in all runs."""
+
+MISLEADING_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",  # drawing tasks is faster than learning from them
+    "Your `IterableDataset` has `__len__` defined",  # exact here for any number of workers
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own use of PyTorch
+)
+"""Patterns of warnings of Lightning that do not hold for these loaders."""
 
 
 class TaskDataModule(LightningDataModule):
@@ -73,9 +81,13 @@ class TaskDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Reject trainer settings that would split a meta-batch unequally, or a meta-step.
 
+        Hides Lightning's warnings that do not hold for these loaders.
+
         Raises:
             UserError: The number of devices or an interval does not fit.
         """
+        for message in MISLEADING_WARNINGS:
+            warnings.filterwarnings("ignore", message)
         self.check_devices(self.world_size)
         if self.trainer is not None and stage == "fit":
             check_meta_steps_are_whole(self.trainer)

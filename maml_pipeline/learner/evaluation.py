@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from maml_pipeline.learner.adaptation import adapted_network
 from maml_pipeline.learner.measures import measure_name
 from maml_pipeline.learner.outer_optimizer import step_plateau_schedulers
+from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss
 from maml_pipeline.meta_gradient.inner_loop import check_finite
 from maml_pipeline.tasks import TaskBatch
@@ -42,6 +44,50 @@ class EvaluatedByAdaptation(LightningModule):
             self.measures[measure_name(metric)] = metric
         self._curves: dict[str, list[Tensor]] = {}
         self._evaluated: dict[str, float] = {}
+
+    # One task ------------------------------------------------------------------------------------
+
+    def adapt(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        *,
+        steps: int | None = None,
+        inner_lr: float | None = None,
+    ) -> nn.Module:
+        """Adapt to the support set of one task; the learner is left unchanged.
+
+        On a CPU, the adapted network predicts a query set bit for bit as `maml test` does after the last
+        inner step, except where PyTorch has another kernel for calls without gradients (attention).
+        Works under `torch.no_grad` and `torch.inference_mode`.
+
+        Args:
+            support_x: Inputs `(S, ...)` of the S support points; moved to the learner's device.
+            support_y: Targets `(S, ...)`; moved as well.
+            steps: Inner steps; `None` for `eval_inner_steps`.
+            inner_lr: Inner learning rate; `None` for the learner's.
+
+        Returns:
+            A copy of the network with the adapted parameters, in evaluation mode and on the learner's
+            device, which maps query inputs `(Q, ...)` to predictions `(Q, ...)`. With
+            `transductive=False`, a `NonTransductive` module that holds it and the support set.
+
+        Raises:
+            UserError: The support set does not fit the network or the loss, or the loss diverges.
+
+        References:
+            Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+            2017, section 2.2.
+        """
+        if steps is not None:
+            check_at_least("steps", steps, 0)
+        inner = InnerLoop(
+            self.eval_inner.lr if inner_lr is None else inner_lr,
+            self.eval_inner.steps if steps is None else steps,
+        )
+        return adapted_network(
+            self.network, self.engine, self.loss, support_x, support_y, inner, self.transductive
+        )
 
     # Lightning's hooks ---------------------------------------------------------------------------
 

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
+from maml_pipeline.files import expand_home
 from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
 from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
 from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
+from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
@@ -38,9 +43,9 @@ class MetaLearner(EvaluatedByAdaptation):
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Number of initial meta-steps that take first-order meta-gradients, before
             the order of `first_order` (derivative-order annealing).
-        engine: `"learn2learn"` adapts one task after another; `"vectorized"` adapts all at once, which
-            is faster for small networks but supports fewer modules. Both compute the same
-            meta-gradient, and reject networks that they cannot run exactly.
+        engine: `"vectorized"` adapts all tasks at once; `"learn2learn"`, an optional dependency, one
+            after another, which is slower for small networks but supports more modules. Both compute
+            the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
             `"auto"` for as many as fit, `None` for all.
         checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
@@ -54,7 +59,7 @@ class MetaLearner(EvaluatedByAdaptation):
             ReduceLROnPlateau once per validation, with `monitor` `val/loss` by default.
 
     Raises:
-        UserError: A setting is out of range, or the engine does not support it.
+        UserError: A setting is out of range, the engine does not support it, or is not installed.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
@@ -74,7 +79,7 @@ class MetaLearner(EvaluatedByAdaptation):
         transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
-        engine: Literal["learn2learn", "vectorized"] = "learn2learn",
+        engine: Literal["vectorized", "learn2learn"] = "vectorized",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
         compile: bool = False,
@@ -160,6 +165,56 @@ class MetaLearner(EvaluatedByAdaptation):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # Outside training ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | Path,
+        which: Literal["best", "last"] = "best",
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Build the learner of a run and load one of its checkpoints.
+
+        Args:
+            folder: The run's folder, such as `runs/omniglot-5w1s-second-s0`.
+            which: `best` for the checkpoint with the best validation result, or the last one if nothing
+                was validated; `last` for the most recent one.
+            device: Where to put the learner.
+
+        Returns:
+            The learner, in evaluation mode.
+
+        Raises:
+            UserError: The folder is not a run's or has no checkpoint, the checkpoint is damaged, a class
+                of the config cannot be imported, or the device is not available.
+        """
+        path = expand_home(Path(folder), "run folder")
+        return learner_of_run(cls, path, checkpoint_of_run(path, which), device)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **settings: Any
+    ) -> Self:
+        """Load a checkpoint: of a run, or of a plain Trainer.
+
+        Args:
+            checkpoint_path: A checkpoint in a run's folder, whose `config.yaml` has the settings; or any
+                other, with the arguments of the constructor.
+            map_location: Device of the learner; the CPU by default.
+            settings: Arguments of the constructor, such as `network=..., loss=..., inner_lr=...`.
+
+        Returns:
+            The learner; in evaluation mode if its settings are a run's.
+
+        Raises:
+            UserError: Arguments are missing, or the checkpoint is damaged or of another network.
+        """
+        path = expand_home(Path(checkpoint_path), "checkpoint")
+        device = "cpu" if map_location is None else map_location
+        run = run_folder.enclosing_run(path)
+        if not settings and run is not None:
+            return learner_of_run(cls, run, path, device)
+        return learner_of_checkpoint(cls, path, settings, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Predict with the initial parameters: `(S, ...)` -> `(S, ...)`."""

@@ -23,23 +23,27 @@ def check_compatibility(network: nn.Module, loss: Loss, metric: Loss | None, tas
         UserError: The network fails or does not return a tensor, the loss or metric fails or does not
             return one number, or no gradient reaches the network.
     """
-    devices = [task.support_x.device] if task.support_x.is_cuda else []
-    with (
-        torch.random.fork_rng(devices),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        warnings.catch_warnings(),
-        _throwaway(network) as network,
-    ):
-        # PyTorch's losses broadcast shapes that differ, and only warn.
-        warnings.filterwarnings("error", "Using a target size")
+    with _without_side_effects(network, task.support_x.device) as network:
         for name, x, y in (
             ("support", task.support_x, task.support_y),
             ("query", task.query_x, task.query_y),
         ):
-            prediction = _try_loss(network, loss, name, x.clone(), y.clone())
+            what = f"the tasks, whose {name}_x is {_kind(x)} and {name}_y {_described_targets(y)}"
+            prediction = _try_loss(network, loss, what, x.clone(), y.clone())
             if metric is not None:
                 _try_metric(metric, prediction.detach(), y.clone())
+
+
+def check_support(network: nn.Module, loss: Loss, support_x: Tensor, support_y: Tensor) -> None:
+    """Call network and loss on the support set of one task, without changing their state.
+
+    Raises:
+        UserError: As for `check_compatibility`.
+    """
+    inputs = f"{len(support_x)} inputs of shape {tuple(support_x.shape[1:])}"
+    what = f"a support set of {inputs} {_dtype(support_x)} and targets {_described_targets(support_y)}"
+    with _without_side_effects(network, support_x.device) as network:
+        _try_loss(network, loss, what, support_x.clone(), support_y.clone())
 
 
 def check_same_network(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -63,15 +67,14 @@ def check_same_network(saved: dict[str, Tensor], own: dict[str, Tensor]) -> None
             )
 
 
-def _try_loss(network: nn.Module, loss: Loss, name: str, x: Tensor, y: Tensor) -> Tensor:
-    kinds = f"whose {name}_x is {_kind(x)} and {name}_y {_kind(y)} with values up to {_largest(y)}"
+def _try_loss(network: nn.Module, loss: Loss, what: str, x: Tensor, y: Tensor) -> Tensor:
     try:
         prediction = network(x)
         value: Any = loss(prediction, y) if isinstance(prediction, Tensor) else None
     except Exception as error:  # the user's code may raise anything
         raise UserError(
-            f"network {type(network).__name__} and loss {measure_name(loss)} do not fit the tasks, "
-            f"{kinds}: {describe(error)}"
+            f"network {type(network).__name__} and loss {measure_name(loss)} do not fit {what}: "
+            f"{describe(error)}"
         ) from error
     if not isinstance(prediction, Tensor):
         raise UserError(
@@ -99,6 +102,20 @@ def _try_metric(metric: Loss, prediction: Tensor, y: Tensor) -> None:
 
 
 @contextmanager
+def _without_side_effects(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        _throwaway(network) as copied,
+    ):
+        # PyTorch's losses broadcast shapes that differ, and only warn.
+        warnings.filterwarnings("error", "Using a target size")
+        yield copied
+
+
+@contextmanager
 def _throwaway(network: nn.Module) -> Iterator[nn.Module]:
     """Yield a copy, or the network itself if it cannot be copied; restore its buffers."""
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
@@ -123,8 +140,13 @@ def _check_number(value: Any, what: str) -> None:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)} {_dtype(tensor)}"
 
 
-def _largest(y: Tensor) -> str:
-    return f"{y.max().item():g}" if y.numel() and not y.is_complex() else "?"
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _described_targets(y: Tensor) -> str:
+    largest = f"{y.max().item():g}" if y.numel() and not y.is_complex() else "?"
+    return f"{_kind(y)} with values up to {largest}"

@@ -41,7 +41,7 @@ __all__ = [
 
 
 def build_engine(
-    name: Literal["learn2learn", "vectorized"],
+    name: Literal["vectorized", "learn2learn"],
     tasks_per_chunk: int | Literal["auto"] | None = None,
     compile: bool = False,
 ) -> Engine:
@@ -53,12 +53,12 @@ def build_engine(
         compile: See `VectorizedEngine`.
 
     Raises:
-        UserError: The engine does not exist or does not have one of the settings.
+        UserError: The engine does not exist, does not have one of the settings, or is not installed.
     """
     if name == "vectorized":
         return VectorizedEngine(tasks_per_chunk, compile)
     if name != "learn2learn":
-        raise UserError(f"engine is {name}; it must be learn2learn or vectorized")
+        raise UserError(f"engine is {name}; it must be vectorized or learn2learn")
     if tasks_per_chunk is not None:
         raise UserError(
             f"tasks_per_chunk is {tasks_per_chunk}, but engine learn2learn adapts one task at a time: "

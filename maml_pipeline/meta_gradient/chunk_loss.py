@@ -8,6 +8,7 @@ every task's gradient, and PyTorch's autograd differentiates it to any order.
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -16,6 +17,9 @@ from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters, trainable_p
 
 ChunkLoss = Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(parameters `(T, ...)`, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions `(T, S, ...)`."""
+
+PredictEach = Callable[[Parameters, Tensor], Tensor]
+"""(parameters `(T, ...)`, inputs `(T, Q, ...)`) -> predictions `(T, Q, ...)`."""
 
 
 def vectorized_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
@@ -39,6 +43,28 @@ def single_task_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -
         return value[None], prediction[None]
 
     return chunk_loss
+
+
+def plain_predictions(network: nn.Module, workarounds: Workarounds) -> PredictEach:
+    """Predict one task after another, to the bit as a plain network with a task's parameters does.
+
+    A batched matrix product or a grouped convolution over tasks may round differently.
+    """
+    call = stateless(network)
+
+    def predict(parameters: Parameters, x: Tensor) -> Tensor:
+        # Cloned, because kernels may depend on how memory is aligned.
+        return torch.stack(
+            [
+                workarounds.predict(
+                    partial(call, {name: p[task].clone() for name, p in parameters.items()}),
+                    x[task].clone(),
+                )
+                for task in range(len(x))
+            ]
+        )
+
+    return predict
 
 
 def stateless(network: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:

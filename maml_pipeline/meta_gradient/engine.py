@@ -15,7 +15,7 @@ from maml_pipeline.meta_gradient.exactness import (
 )
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
 from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
-from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.tasks import Task, TaskBatch
 
 
 class MetaGradient(NamedTuple):
@@ -114,6 +114,10 @@ class Engine(ABC):
     ) -> dict[str, Tensor]:
         """Measure the query set before the first inner step and after each one.
 
+        After the last step, each task is predicted by plain calls of the network. So on a CPU the last
+        measures are bit for bit those of a network with `adapted_parameters`, and depend neither on the
+        other tasks nor on their number.
+
         Works under `torch.no_grad` and `torch.inference_mode`. Each inner step's graph is freed
         before the next one, whichever gradient order `inner` has.
 
@@ -135,6 +139,35 @@ class Engine(ABC):
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
             workarounds = verified_workarounds(self._evaluation(), network, loss, batch, inner)
             return self._curves(network, measures, loss, batch, inner, workarounds, transductive)
+
+    def adapted_parameters(
+        self, network: nn.Module, loss: Loss, support_x: Tensor, support_y: Tensor, inner: InnerLoop
+    ) -> Parameters:
+        """Adapt to the support set of one task.
+
+        Works under `torch.no_grad` and `torch.inference_mode`. On a CPU, the parameters are bit for bit
+        those of `adaptation_curves` after the last inner step, whichever tasks adapt with this one.
+
+        Args:
+            network: Left unchanged.
+            loss: The support loss that adaptation minimises.
+            support_x: Inputs `(S, ...)`.
+            support_y: Targets `(S, ...)`.
+            inner: Inner learning rate and number of steps k.
+
+        Returns:
+            The adapted values of the network's trainable parameters, by name and detached.
+
+        Raises:
+            UserError: The adaptation would not be exact; the message names a remedy.
+        """
+        inner = inner.for_evaluation()
+        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
+            support = support_x.clone(), support_y.clone()
+            task = TaskBatch.stack([Task(*support, *support)])
+            workarounds = verified_workarounds(self._evaluation(), network, loss, task, inner)
+            with workarounds.preserved_attributes(network):
+                return self._adapted(network, loss, task, inner, workarounds)
 
     # What each engine implements -----------------------------------------------------------------
 
@@ -170,3 +203,14 @@ class Engine(ABC):
         transductive: bool,
     ) -> dict[str, Tensor]:
         """Compute `adaptation_curves` with workarounds that make them exact."""
+
+    @abstractmethod
+    def _adapted(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        task: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+    ) -> Parameters:
+        """Compute `adapted_parameters` of a batch of one task, with workarounds that make them exact."""

@@ -1,13 +1,14 @@
 """Adaptation curves: the query set measured before the first inner step and after each one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from maml_pipeline.meta_gradient.adaptation import expand, inner_step
-from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
+from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, PredictEach
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
 from maml_pipeline.tasks import TaskBatch
 
@@ -18,6 +19,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 def chunk_curves(
     chunk_loss: ChunkLoss,
+    predict_each: PredictEach,
     measures: dict[str, Loss],
     theta: Parameters,
     chunk: TaskBatch,
@@ -28,25 +30,36 @@ def chunk_curves(
 
     Args:
         chunk_loss: Loss of each task of the chunk.
+        predict_each: Predicts one task after another, by plain calls of the network.
         measures: (prediction, target) -> scalar, by name.
         theta: Initial parameters, which all tasks share.
         chunk: T tasks.
         inner: Inner learning rate and number of steps k.
         transductive: See `predict_query`.
     """
-    support = chunk.support_x, chunk.support_y
     return adaptation_curves(
-        expand(theta, len(chunk.support_x)),
+        inner_steps(chunk_loss, theta, chunk, inner),
         lambda adapted, x, y: chunk_loss(adapted, x, y)[1],
-        lambda adapted: inner_step(chunk_loss, adapted, *support, inner.lr)[0],
+        lambda adapted, x, y: predict_each(adapted, x),
         *(measures, chunk, inner.steps, transductive),
     )
 
 
+def inner_steps(
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
+) -> Iterator[Parameters]:
+    """Yield the parameters `(T, ...)` before the first inner step and after each one."""
+    adapted = expand(theta, len(chunk.support_x))
+    yield adapted
+    for _ in range(inner.steps):
+        adapted, _ = inner_step(chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr)
+        yield adapted
+
+
 def adaptation_curves(
-    state: State,
+    states: Iterable[State],
     predict: Callable[[State, Tensor, Tensor], Tensor],
-    step: Callable[[State], State],
+    predict_adapted: Callable[[State, Tensor, Tensor], Tensor],
     measures: dict[str, Loss],
     chunk: TaskBatch,
     steps: int,
@@ -55,9 +68,9 @@ def adaptation_curves(
     """Compute adaptation curves, however the adapted parameters are represented.
 
     Args:
-        state: Initial parameters, or a module that holds them.
+        states: The k + 1 sets of parameters, or modules that hold them.
         predict: (state, inputs, targets) -> predictions.
-        step: Takes one inner step.
+        predict_adapted: The same after the last inner step, to the bit as a plain network predicts.
         measures: (prediction, target) -> scalar, by name.
         chunk: T tasks.
         steps: Number of inner steps k.
@@ -67,13 +80,12 @@ def adaptation_curves(
         `(T, k + 1)` for each measure, by its name.
     """
     curves: dict[str, list[Tensor]] = {name: [] for name in measures}
-    for t in range(steps + 1):
+    for t, state in enumerate(states):
+        call = partial(predict_adapted if t == steps else predict, state)
         with torch.no_grad():
-            prediction = predict_query(lambda x, y: predict(state, x, y), chunk, transductive)  # noqa: B023
+            prediction = predict_query(call, chunk, transductive)
             for name, measure in measures.items():
                 curves[name].append(measure_each_task(measure, prediction, chunk.query_y))
-        if t < steps:
-            state = step(state)
     return {name: torch.stack(values, dim=1) for name, values in curves.items()}
 
 

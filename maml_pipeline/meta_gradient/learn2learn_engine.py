@@ -1,15 +1,18 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.gradient_order import Method
-from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
+from maml_pipeline.meta_gradient.chunk_loss import plain_predictions, single_task_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
-from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves
+from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves, inner_steps
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
     LossesAndGradient,
@@ -21,6 +24,16 @@ from maml_pipeline.tasks import Task, TaskBatch
 
 if TYPE_CHECKING:
     from learn2learn.algorithms import MAML
+
+# `build_ext` makes learn2learn's setup.py run Cython again: it ships C files that do not compile on
+# Python 3.11 and later. Without dependencies, since it lists many that its import does not need.
+INSTALL_COMMANDS = (
+    "pip install --upgrade setuptools cython",
+    "pip install --no-build-isolation --no-deps --config-settings=--build-option=build_ext "
+    "learn2learn==0.2.0",
+    'pip install "gym>=0.26,<0.27" scipy requests',
+)
+"""How to install learn2learn with plain pip; needs a C compiler. docs/install.md shows them too."""
 
 
 class Learn2LearnEngine(Engine):
@@ -36,7 +49,13 @@ class Learn2LearnEngine(Engine):
     Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
     since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
     as layers that are also in a plain list.
+
+    Raises:
+        UserError: learn2learn is not installed, or cannot be imported.
     """
+
+    def __init__(self) -> None:
+        learn2learn_maml()
 
     def _computation(self, inner: InnerLoop) -> Computation:
         return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
@@ -94,7 +113,10 @@ class Learn2LearnEngine(Engine):
                 if workarounds.bypass_clones:
                     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
                     chunk_loss = single_task_loss(network, loss, workarounds)
-                    curve = chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
+                    predict_each = plain_predictions(network, workarounds)
+                    curve = chunk_curves(
+                        chunk_loss, predict_each, measures, theta, chunk, inner, transductive
+                    )
                 else:
                     curve = _clone_curves(
                         network, measures, loss, chunk, inner, workarounds, transductive
@@ -102,16 +124,43 @@ class Learn2LearnEngine(Engine):
             curves.append(curve)
         return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
 
+    def _adapted(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        task: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+    ) -> Parameters:
+        if workarounds.bypass_clones:
+            theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            chunk_loss = single_task_loss(network, loss, workarounds)
+            *_, adapted = inner_steps(chunk_loss, theta, task, inner)
+            return {name: p[0].clone() for name, p in adapted.items()}
+        *_, learner = _clone_steps(network, loss, task, inner, workarounds)
+        return {name: p.detach().clone() for name, p in trainable_parameters(learner.module).items()}
+
 
 @cache
 def learn2learn_maml() -> "type[MAML]":
-    """Import learn2learn's MAML on first use, since the import takes seconds."""
-    import gym_notices.notices
+    """Import learn2learn's MAML when an engine first needs it, since it is an optional dependency.
 
-    # learn2learn imports gym, which prints a deprecation notice that users of this package cannot act
-    # on. Clearing its text keeps all other warnings.
-    gym_notices.notices.notices.clear()
-    from learn2learn.algorithms import MAML
+    Raises:
+        UserError: It cannot be imported.
+    """
+    with suppress(ImportError):
+        import gym_notices.notices
+
+        # learn2learn imports gym, which prints a deprecation notice that users of this package cannot
+        # act on. Clearing its text keeps all other warnings.
+        gym_notices.notices.notices.clear()
+    try:
+        from learn2learn.algorithms import MAML
+    except Exception as error:  # one of its dependencies may be missing, or of a version that fails
+        raise UserError(
+            f"engine learn2learn needs learn2learn, which cannot be imported ({first_line(error)}); "
+            f"set engine to vectorized, or install it with:\n{' && '.join(INSTALL_COMMANDS)}"
+        ) from error
 
     maml: type[MAML] = MAML
     return maml
@@ -166,13 +215,20 @@ def _clone_curves(
     def predict(learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return workarounds.predict(learner, x[0])[None]
 
-    def step(learner: "MAML") -> "MAML":
+    states = _clone_steps(network, loss, chunk, inner, workarounds)
+    return adaptation_curves(states, predict, predict, measures, chunk, inner.steps, transductive)
+
+
+def _clone_steps(
+    network: nn.Module, loss: Loss, chunk: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+) -> "Iterator[MAML]":
+    """Yield a clone before the first inner step on a chunk of one task, and after each step."""
+    learner = clone_for_task(network, inner)
+    yield learner
+    for _ in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
         learner.adapt(support_loss)
-        return learner
-
-    learner = clone_for_task(network, inner)
-    return adaptation_curves(learner, predict, step, measures, chunk, inner.steps, transductive)
+        yield learner
 
 
 def _losses_and_gradient(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient.adaptation import ChunkGradient, call_eagerly
-from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, vectorized_loss
+from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
-from maml_pipeline.meta_gradient.evaluation import chunk_curves, measure_each_task
+from maml_pipeline.meta_gradient.evaluation import chunk_curves, inner_steps, measure_each_task
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
     LossesAndGradient,
@@ -47,7 +47,7 @@ class VectorizedEngine(Engine):
     Args:
         tasks_per_chunk: Number of tasks that adapt at once; memory is proportional to it. `None` for
             all tasks, `"auto"` for as many as fit into 80 % of the memory that is free at the first
-            meta-gradient. The result does not depend on it.
+            meta-gradient. The result does not depend on it. An evaluation takes at least two.
         compile: Compile the meta-gradient with `torch.compile`; see `CompiledCalls`.
 
     Raises:
@@ -112,12 +112,30 @@ class VectorizedEngine(Engine):
     ) -> dict[str, Tensor]:
         chunk_loss = self._chunk_loss(network, loss, workarounds)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        predict_each = plain_predictions(network, workarounds)
+        chunks: list[dict[str, Tensor]] = []
         with workarounds.preserved_attributes(network):
-            chunks = [
-                chunk_curves(chunk_loss, measures, theta, chunk, inner, transductive)
-                for chunk in self._chunks(chunk_loss, theta, batch, inner)
-            ]
+            for chunk in self._chunks(chunk_loss, theta, batch, inner):
+                curves = chunk_curves(
+                    *(chunk_loss, predict_each, measures, theta),
+                    *(at_least_two_tasks(chunk), inner, transductive),
+                )
+                tasks = len(chunk.support_x)
+                chunks.append({name: curve[:tasks] for name, curve in curves.items()})
         return {name: torch.cat([curves[name] for curves in chunks]) for name in measures}
+
+    def _adapted(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        task: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+    ) -> Parameters:
+        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        *_, adapted = inner_steps(chunk_loss, theta, at_least_two_tasks(task), inner)
+        return {name: p[0].clone() for name, p in adapted.items()}
 
     def _chunk_loss(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
         """Return the loss of a chunk; the same function each time, so that it is compiled once."""
@@ -144,6 +162,15 @@ class VectorizedEngine(Engine):
             size = self._auto_chunks[key]
         for start in range(0, tasks, size):
             yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
+
+
+def at_least_two_tasks(chunk: TaskBatch) -> TaskBatch:
+    """Repeat a task that is alone in its chunk.
+
+    PyTorch computes a batch of one with other kernels, whose rounding differs. With two or more tasks,
+    the result of each task is the same on a CPU, bit for bit, for any number of tasks.
+    """
+    return TaskBatch(*(torch.cat([t, t]) for t in chunk)) if len(chunk.support_x) == 1 else chunk
 
 
 def _measured_chunk_size(
@@ -210,8 +237,11 @@ def _query_losses(
 ) -> LossesAndGradient:
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
     chunk_loss = vectorized_loss(network, loss, workarounds)
+    predict_each = plain_predictions(network, workarounds)
     with workarounds.preserved_attributes(network):
-        curves = chunk_curves(chunk_loss, {"loss": loss}, theta, batch, inner, transductive=True)
+        curves = chunk_curves(
+            chunk_loss, predict_each, {"loss": loss}, theta, batch, inner, transductive=True
+        )
     return LossesAndGradient(curves["loss"], {})
 
 

@@ -1,30 +1,42 @@
-"""The four-block convolutional network for Omniglot (Vinyals et al. 2016, Finn et al. 2017)."""
+"""The four-block convolutional network of few-shot image classification (Vinyals et al. 2016)."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.networks.convolution import Convolution2d
 
 
 class ConvNet(nn.Module):
     """Classify images with four convolutional blocks and a linear head.
 
-    A block is a 3x3 convolution, batch-statistics normalisation and ReLU. The features are averaged
-    over space before the head.
+    A block is a 3x3 convolution, batch-statistics normalisation and ReLU, and halves the image. The
+    default is the network of Finn et al. for Omniglot. Their network for mini-ImageNet is
+    `ConvNet(5, filters=32, downsampling="max_pool", in_channels=3, image_size=84)`, with 5 x 5 x 32
+    features.
 
     Args:
         ways: Number of classes per task.
         filters: Channels of every block.
         downsampling: How each block halves the image: `stride` by a stride-2 convolution, as Finn et
-            al. for Omniglot; `max_pool` by 2x2 max-pooling, as Vinyals et al.
+            al. for Omniglot; `max_pool` by 2x2 max-pooling after the ReLU, as Vinyals et al., and as
+            Finn et al. for mini-ImageNet.
         in_channels: Channels of the images.
+        image_size: Height and width of the images, to flatten the features before the head, as Finn et
+            al. for mini-ImageNet. `None` to average them over space, as they do for Omniglot; images
+            may then have any size.
 
     Shapes: images `(S, in_channels, H, W)` -> logits `(S, ways)`.
 
+    Raises:
+        UserError: The blocks would halve an image of `image_size` to nothing, or an image has another
+            size.
+
     References:
-        Vinyals et al., "Matching Networks for One Shot Learning", 2016, section 4.1.1; Finn, Abbeel,
+        Vinyals et al., "Matching Networks for One Shot Learning", 2016, section 4.1.1; Ravi,
+        Larochelle, "Optimization as a Model for Few-Shot Learning", 2017, section 5.1; Finn, Abbeel,
         Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", 2017, section 5.2.
     """
 
@@ -36,9 +48,12 @@ class ConvNet(nn.Module):
         filters: int = 64,
         downsampling: Literal["stride", "max_pool"] = "stride",
         in_channels: int = 1,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         strided = downsampling == "stride"
+        self.image_size = image_size
+        positions = 1 if image_size is None else self._feature_size(image_size, strided) ** 2
         layers: list[nn.Module] = []
         for block in range(self.BLOCKS):
             convolution = Convolution2d(
@@ -54,11 +69,29 @@ class ConvNet(nn.Module):
             if not strided:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(filters, ways)
+        self.head = nn.Linear(filters * positions, ways)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x).mean(dim=(2, 3)))
+        if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
+            height, width = x.shape[-2:]
+            raise UserError(
+                f"the network's image_size is {self.image_size}, but an image is {height}x{width}; "
+                "make them equal"
+            )
+        features: Tensor = self.features(x)
+        vector = features.mean(dim=(2, 3)) if self.image_size is None else features.flatten(1)
+        logits: Tensor = self.head(vector)
         return logits
+
+    def _feature_size(self, image_size: int, strided: bool) -> int:
+        """Return the height and width of the last block's features."""
+        size = image_size
+        for _ in range(self.BLOCKS):
+            size = (size + 1) // 2 if strided else size // 2  # pooling drops an odd last row
+        if size < 1:
+            smallest = 1 if strided else 2**self.BLOCKS
+            raise UserError(f"image_size is {image_size}; it must be at least {smallest}")
+        return size
 
 
 class BatchStatisticsNorm2d(nn.Module):

@@ -6,8 +6,10 @@ from itertools import count
 from typing import Any
 
 from maml_pipeline.gradient_order import Method
+from maml_pipeline.report.choice import Choice, Setting, choose, varied_in
 from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import printable
+from maml_pipeline.varied import config_value, identity
 
 COSTS = ("peak_bytes", "meta_step_ms", "flops")
 """Properties of `Run` that are also compared as ratios to first order."""
@@ -18,16 +20,18 @@ QUANTITIES = (*COSTS, "held_bytes", "gap_cosine")
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """The runs of one experiment, method and number of inner steps, averaged over seeds.
+    """The runs of one experiment, method, number of inner steps and setting, averaged over seeds.
 
     Args:
         runs: Runs that differ only in their seed.
         first_order_row: The first-order row with as many inner steps, the denominator of all ratios;
-            `None` if there is none.
+            `None` if there is none. If keys are varied, it is first order's chosen row.
+        choice: How its method's settings were compared; `None` if there is only one.
     """
 
     runs: list[Run]
     first_order_row: "ComparisonRow | None"
+    choice: Choice | None = None
 
     @property
     def method(self) -> Method:
@@ -36,6 +40,26 @@ class ComparisonRow:
     @property
     def inner_steps(self) -> int:
         return self.runs[0].inner_steps
+
+    @property
+    def setting(self) -> Setting:
+        """The values of the varied keys."""
+        return self.runs[0].varied
+
+    @property
+    def chosen(self) -> bool | None:
+        """Whether its setting validated best; `None` if there was nothing to choose."""
+        return None if self.choice is None else self.choice.is_chosen(self.setting)
+
+    @property
+    def is_outdone(self) -> bool:
+        """Whether another setting was chosen, which represents its method."""
+        return self.chosen is False
+
+    @property
+    def validation(self) -> float | None:
+        """The best validation result, averaged over the compared seeds; `None` if it is not compared."""
+        return None if self.choice is None else self.choice.scores.get(identity(self.setting))
 
     @property
     def split(self) -> str | None:
@@ -71,6 +95,11 @@ class ComparisonRow:
         results = [run.result.mean for run in self.evaluated if run.result is not None]
         return (min(results), max(results)) if len(results) > 1 else None
 
+    @property
+    def parallel_cells(self) -> int:
+        """How many cells of a trade-off were trained side by side while the times were measured."""
+        return max(run.parallel_cells for run in self.runs)
+
     def mean(self, quantity: str) -> float | None:
         """Return the mean over seeds of one of `QUANTITIES`; `None` if no run has it."""
         runs = self.evaluated or self.runs
@@ -91,12 +120,17 @@ class ComparisonRow:
             "order": self.method.order,
             "method": self.method,
             "inner_steps": self.inner_steps,
+            "varied": self.setting,
+            "chosen": self.chosen,
+            "validation": finite(self.validation),
+            "validation_seeds": None if self.choice is None else [*self.choice.seeds],
             "seeds": [run.seed for run in self.evaluated],
             "unfinished_seeds": [run.seed for run in self.unfinished],
             "measure": self.runs[0].measure,
             "split": None if result is None else result.split,
             "mean": None if result is None else finite(result.mean),
             "ci95": None if result is None else finite(result.ci95),
+            "parallel_cells": self.parallel_cells,
             "lowest_and_highest_result": result_range and [finite(value) for value in result_range],
             **{quantity: finite(self.mean(quantity)) for quantity in QUANTITIES},
             **{f"{cost}_to_first_order": finite(self.ratio(cost)) for cost in COSTS},
@@ -113,9 +147,11 @@ def compare(runs: Iterable[Run]) -> dict[str, list[ComparisonRow]]:
     Args:
         runs: In any order; their order decides that of groups and seeds.
 
+    If the runs of a trade-off say that a key is varied, they stay together, with a row for each value.
+
     Returns:
-        The rows of each group, sorted by inner steps and method, under its title: the experiment, and
-        the settings that distinguish it from others of the same name.
+        The rows of each group, sorted by inner steps and method, the chosen one first, under its title:
+        the experiment, and the settings that distinguish it from others of the same name.
     """
     groups: dict[str, list[ComparisonRow]] = {}
     by_name: dict[str, list[Run]] = {}
@@ -136,7 +172,7 @@ def _split_by_settings(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
     differing = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
     groups: dict[str, list[Run]] = {}
     for run, own in zip(runs, settings, strict=True):
-        values = (f"{key} {own.get(key)}" for key in differing)
+        values = (f"{key} {own.get(key, config_value(run.config, key))}" for key in differing)
         groups.setdefault(", ".join((run.experiment, *values)), []).append(run)
     yield from groups.items()
 
@@ -157,41 +193,54 @@ def _unique(title: str, taken: Container[str]) -> str:
     return next(t for n in count(1) if (t := title if n == 1 else f"{title} ({n})") not in taken)
 
 
-def _rows(runs: Iterable[Run]) -> Iterator[ComparisonRow]:
+def _rows(runs: Sequence[Run]) -> Iterator[ComparisonRow]:
     by_row: dict[tuple[int, Method], list[Run]] = {}
     for run in runs:
         by_row.setdefault((run.inner_steps, run.method), []).append(run)
+    settings = varied_in(runs)
     for inner_steps in sorted({steps for steps, _ in by_row}):
-        first_order_row: ComparisonRow | None = None
-        for method in Method:  # first order comes first: the others need its row
+        first_order: list[ComparisonRow] = []
+        for method in Method:  # first order comes first: the others need its rows
             if same_method := by_row.get((inner_steps, method)):
-                row = ComparisonRow(same_method, first_order_row)
-                if method is Method.FIRST_ORDER:
-                    first_order_row = row
-                yield row
+                rows = _rows_of_settings(same_method, settings, first_order)
+                first_order = first_order or rows
+                yield from rows
 
 
-def findings(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Describe, in a sentence for each second-order row, its result and cost relative to first order."""
-    sentences = []
+def _rows_of_settings(
+    runs: Sequence[Run], settings: Sequence[Setting], first_order: list[ComparisonRow]
+) -> list[ComparisonRow]:
+    """Return a row for each setting of one method and number of inner steps, the chosen one first."""
+    by_setting: dict[str, list[Run]] = {}
+    for run in runs:
+        by_setting.setdefault(identity(run.varied), []).append(run)
+    choice = choose(runs, settings) if len(settings) > 1 else None
+    own = [setting for setting in settings if identity(setting) in by_setting]
+    if choice is not None:
+        own.sort(key=lambda setting: not choice.is_chosen(setting))
+    is_first_order = runs[0].method is Method.FIRST_ORDER
+    rows: list[ComparisonRow] = []
+    for setting in own:
+        known = first_order or [row for row in rows if is_first_order and row.chosen]
+        same_runs = by_setting[identity(setting)]
+        rows.append(ComparisonRow(same_runs, _reference(known, setting), choice))
+    return rows
+
+
+def _reference(first_order: Sequence[ComparisonRow], setting: Setting) -> ComparisonRow | None:
+    """Return first order's chosen row; if it has none, the one with the same setting."""
+    chosen = next((row for row in first_order if row.chosen), None)
+    same = (row for row in first_order if identity(row.setting) == identity(setting))
+    return chosen or next(same, None)
+
+
+def lines(rows: Iterable[ComparisonRow]) -> list[list[ComparisonRow]]:
+    """Group the rows of one method into lines over the inner steps, without those that are outdone.
+
+    The chosen rows are one line; where nothing was chosen, each setting is one.
+    """
+    found: dict[str, list[ComparisonRow]] = {}
     for row in rows:
-        if row.first_order_row is None or row.result is None or row.first_order_row.result is None:
-            continue
-        own, other = row.result, row.first_order_row.result
-        if own.split != other.split:
-            continue
-        costs = [
-            f"{ratio:.2f} times the {name}"
-            for name, cost in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
-            if (ratio := row.ratio(cost)) is not None
-        ]
-        checkpointed = "checkpointed " if row.method is Method.CHECKPOINTED else ""
-        steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
-        split = {"test": "test", "val": "validation"}[own.split]
-        measure = printable(row.runs[0].measure)
-        sentences.append(
-            f"Trained with {steps}, {checkpointed}second order reached a {split} {measure} of "
-            f"{own.mean:.4f} and first order {other.mean:.4f}"
-            + (f", at {' and '.join(costs)}." if costs else ".")
-        )
-    return sentences
+        if not row.is_outdone:
+            found.setdefault("" if row.chosen else identity(row.setting), []).append(row)
+    return [*found.values()]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from maml_pipeline.report.comparison import ComparisonRow
-from maml_pipeline.report.style import METHOD_STYLES, drawable, line_style, meta_step_axis
+from maml_pipeline.report.style import METHOD_STYLES, drawable, faint_line, line_style, meta_step_axis
 from maml_pipeline.runs.run import Run, mean
 from maml_pipeline.text import shortened
 
@@ -26,10 +26,16 @@ class Series(NamedTuple):
 
 
 def draw_series(ax: Axes, rows: Sequence[ComparisonRow], metric: str, label: str) -> None:
-    """Draw a metric over the meta-steps, one line per row, with the range of its seeds."""
+    """Draw a metric over the meta-steps, one line per row, with the range of its seeds.
+
+    Settings that were not chosen are faint lines.
+    """
     for row in rows:
         series = series_over_seeds(row.runs, metric)
         if not series.steps:
+            continue
+        if row.is_outdone:
+            ax.plot(series.steps, series.means, **faint_line(row.method))
             continue
         every = max(1, math.ceil(len(series.steps) / 8))
         ax.plot(series.steps, series.means, markevery=every, markersize=4, **line_style(row.method))
@@ -80,6 +86,9 @@ def draw_adaptation(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
         points = [*zip(*curves, strict=False)]
         means = [drawable(mean([point.mean for point in seeds])) for seeds in points]
         margins = [drawable(mean([point.ci95 for point in seeds])) for seeds in points]
+        if row.is_outdone:
+            ax.plot(range(len(means)), means, **faint_line(row.method))
+            continue
         style = line_style(row.method)
         ax.errorbar(range(len(means)), means, margins, markersize=4, capsize=2, elinewidth=1, **style)
     ax.axvline(rows[0].inner_steps, color="#999999", linewidth=0.8)

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import make_folder, write_atomically
-from maml_pipeline.report.comparison import ComparisonRow, findings
+from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.findings import choice_notes, findings
 from maml_pipeline.report.plots import Plot, draw_plots
 from maml_pipeline.report.style import METHOD_STYLES, plot_style
-from maml_pipeline.report.table import UNFINISHED, Column, table_columns
+from maml_pipeline.report.table import Column, table_columns, table_notes
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.runs.run import Run
@@ -65,9 +66,9 @@ class Section:
         return [*groups.items()]
 
     @property
-    def note(self) -> str | None:
-        """What a star in the table means; `None` if there is none."""
-        return UNFINISHED if any(row.unfinished for row in self.rows) else None
+    def notes(self) -> list[str]:
+        """What must be known to read the table."""
+        return [*table_notes(self.rows), *choice_notes(self.rows)]
 
 
 def write_report(
@@ -107,7 +108,14 @@ def _render(
     runs = [run for rows in experiments.values() for row in rows for run in row.runs]
     slugs = _slugs(experiments)
     sections = [
-        Section(title, slugs[title], rows, table_columns(rows), findings(rows), draw_plots(rows))
+        Section(
+            title,
+            slugs[title],
+            rows,
+            table_columns(rows),
+            findings(rows),
+            draw_plots(rows),
+        )
         for title, rows in experiments.items()
     ]
     files = {"overview.png": render_figure(draw_overview(experiments), "png")}

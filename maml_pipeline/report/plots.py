@@ -9,7 +9,7 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.comparison import ComparisonRow, lines
 from maml_pipeline.report.curves import draw_adaptation, draw_series
 from maml_pipeline.report.labels import separate_labels
 from maml_pipeline.report.style import (
@@ -18,12 +18,14 @@ from maml_pipeline.report.style import (
     WIDTH,
     add_legend,
     drawable,
+    faint_mark,
     line_style,
     plot_style,
 )
 from maml_pipeline.report.tradeoff_plot import (
     draw_tradeoff,
     has_tradeoff,
+    label_note,
     memory_unit,
     result_label,
 )
@@ -66,7 +68,7 @@ def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
             f"{measure.capitalize()} against peak memory",
             f"{result_label(rows)}, with its 95 % confidence interval over tasks, against the most "
             "memory that a meta-step adds. A line joins the numbers of inner steps k in training; faint "
-            "marks are single seeds.",
+            f"marks are single seeds.{_note(rows, 'Small faint marks', label_note(rows))}",
             partial(draw_tradeoff, rows=rows),
         )
     if any(row.mean("peak_bytes") for row in rows):
@@ -75,7 +77,7 @@ def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
             "memory",
             "Peak memory against inner steps",
             "The most memory that a meta-step adds to the parameters, their gradients and the state of "
-            "the optimizer.",
+            f"the optimizer.{_note(rows, 'Small faint marks')}",
             partial(
                 _draw_cost, rows=rows, cost="peak_bytes", label=f"peak memory, {unit_name}", unit=unit
             ),
@@ -84,7 +86,8 @@ def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
         yield _plot(
             "time",
             "Time against inner steps",
-            "The median time of a meta-step, without drawing its tasks, on the machine that trained.",
+            "The median time of a meta-step, without drawing its tasks, on the machine that trained."
+            + _note(rows, "Small faint marks"),
             partial(_draw_cost, rows=rows, cost="meta_step_ms", label="time of a meta-step, ms"),
         )
 
@@ -126,15 +129,24 @@ def _training_and_adaptation(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
         for name, title, metric, label, caption in series:
             if any(run.series(metric) for run in runs):
                 draw = partial(draw_series, rows=group, metric=metric, label=label)
+                caption += _note(group, "Faint lines")
                 yield _plot(f"{name}-k{k}", f"{title}, {steps}", caption, draw)
         if any(run.test_curve for run in runs):
             yield _plot(
                 f"adaptation-k{k}",
                 f"Adaptation at test, {steps}",
                 "The measure on the test tasks before the first inner step and after each, with its "
-                "95 % confidence interval over tasks; the vertical line: the inner steps in training.",
+                "95 % confidence interval over tasks; the vertical line: the inner steps in training."
+                + _note(group, "Faint lines"),
                 partial(draw_adaptation, rows=group),
             )
+
+
+def _note(rows: Sequence[ComparisonRow], faint: str, brackets: str = "") -> str:
+    """Return what a caption adds if keys are varied."""
+    text = f" {brackets.capitalize()}." if brackets else ""
+    outdone = any(row.is_outdone for row in rows)
+    return text + (f" {faint}: settings that were not chosen by validation." if outdone else "")
 
 
 def _plot(name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> Plot:
@@ -148,11 +160,15 @@ def _plot(name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> 
 def _draw_cost(ax: Axes, rows: Sequence[ComparisonRow], cost: str, label: str, unit: float = 1) -> None:
     most = 0.0
     for method in METHOD_STYLES:
-        known = [(row.inner_steps, row.mean(cost)) for row in rows if row.method is method]
-        points = [(k, drawable(value / unit)) for k, value in known if value]
-        if points:
-            ax.plot(*zip(*points, strict=True), **line_style(method))
-            most = max([most, *(value for _, value in points if not math.isnan(value))])
+        own = [row for row in rows if row.method is method]
+        outdone = [row for row in own if row.is_outdone]
+        styled = [(line, line_style(method)) for line in lines(own)] + [(outdone, faint_mark(method))]
+        for line, style in styled:
+            known = [(row.inner_steps, row.mean(cost)) for row in line]
+            points = [(k, drawable(value / unit)) for k, value in known if value]
+            if points:
+                ax.plot(*zip(*points, strict=True), **style)
+                most = max([most, *(value for _, value in points if not math.isnan(value))])
     ax.set_xticks(sorted({row.inner_steps for row in rows}))
     ax.set_ylim(0, 1.08 * most or 1)
     ax.set_xlabel("inner steps k in training")

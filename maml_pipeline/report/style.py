@@ -96,6 +96,16 @@ def line_style(method: Method) -> dict[str, Any]:
     }
 
 
+def faint_mark(method: Method) -> dict[str, Any]:
+    """Return Matplotlib's keyword arguments for a mark of a setting that was not chosen."""
+    return {**line_style(method), "linestyle": "none", "label": None, "alpha": 0.4, "markersize": 3}
+
+
+def faint_line(method: Method) -> dict[str, Any]:
+    """Return Matplotlib's keyword arguments for a curve of a setting that was not chosen."""
+    return {**line_style(method), "marker": "", "label": None, "alpha": 0.35, "linewidth": 0.8}
+
+
 def add_legend(figure: Figure, title: str = "order") -> None:
     """Name the orders above all axes, where the legend covers nothing."""
     labelled: dict[str, Artist] = {}

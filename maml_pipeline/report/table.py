@@ -1,20 +1,21 @@
-"""The comparison as a table: single numbers on the page, up to three lines per row on the terminal."""
+"""The comparison as the page's table: its columns, and every value as text."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.ticker import EngFormatter
-from rich.console import Console, JustifyMethod
-from rich.table import Table
 
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.report.style import METHOD_STYLES
 from maml_pipeline.runs.run import Estimate
 from maml_pipeline.text import in_one_notation, printable
+from maml_pipeline.varied import short_names, value_text
 
 UNKNOWN = "-"
 UNFINISHED = "* not finished, and not part of the result"
+CHOSEN = {True: "yes", False: "no", None: UNKNOWN}
 SPLITS = {"test": "test", "val": "validation"}
 
 COST_UNITS = {"peak_bytes": (1, "B"), "meta_step_ms": (1e-3, "s"), "flops": (1, "FLOP")}
@@ -53,6 +54,9 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
     columns: list[tuple[str, str, Callable[[ComparisonRow], str]]] = [
         ("order", "", lambda row: METHOD_STYLES[row.method].label),
         ("inner steps", "", lambda row: str(row.inner_steps)),
+        *((name, "", partial(setting_cell, key=key)) for key, name in varied_names(rows).items()),
+        (f"best validation {printable(rows[0].runs[0].measure)}", "", validation_text),
+        ("chosen", "", lambda row: CHOSEN[row.chosen]),
         ("seeds", "", seeds_text),
         (measure, "mean", lambda row: _result_part(row, rows, lambda result: result.mean)),
         (measure, "± 95 % CI", lambda row: _result_part(row, [row], lambda result: result.ci95)),
@@ -67,50 +71,13 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
     return [column for column in filled if {*column.cells} != {UNKNOWN}]
 
 
-def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
-    """Print the rows of one experiment as a table, and below it the folders of their runs."""
-    # Names may look like markup: print all text literally.
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(f"\n{title}", soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
-    headings = (
-        *("order", "inner\nsteps", "seeds", f"{measure_heading(rows)}\n± 95 % CI"),
-        *("peak\nmemory", "time", "FLOPs", "cosine of\norders"),
-    )
-    # A column without a single value is left out.
-    columns = [*zip(*(_stacked_cells(row, rows) for row in rows), strict=True)]
-    known = [number for number, cells in enumerate(columns) if {*cells} != {UNKNOWN}]
-    cells = [*zip(*(columns[number] for number in known), strict=True)]
-    for number, heading in enumerate(headings[number] for number in known):
-        justify: JustifyMethod = "left" if number == 0 else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for row_cells in cells:
-        table.add_row(*row_cells)
-    console.print(table)
-    if any(row.unfinished for row in rows):
-        console.print(UNFINISHED)
-    console.print("Runs:")
-    for row in rows:
-        for run in row.runs:
-            console.print(f"  {run.folder}", soft_wrap=True)
-
-
-def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return the cells of a row on the terminal, each in up to three lines."""
-    result = UNKNOWN
-    if row.result is not None:
-        mean, margin = in_one_notation(row.result.mean, row.result.ci95)
-        result = mean if math.isnan(row.result.ci95) else f"{mean} ± {margin}"
-        if row.result_range is not None:
-            result += "\n" + " to ".join(in_one_notation(*row.result_range))
-        if row.split != _split(rows):
-            result += f"\n({SPLITS[row.result.split]})"
-    costs = []
-    for cost in COST_NAMES:
-        ratio = ratio_text(row, cost)
-        costs.append(cost_text(row, cost) + ("" if ratio == UNKNOWN else f"\n{ratio}x"))
-    label, steps = METHOD_STYLES[row.method].label, str(row.inner_steps)
-    return [label, steps, seeds_text(row), result, *costs, cosine_text(row)]
+def table_notes(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return what must be known to read the table: what a star means, and how times were measured."""
+    notes = [UNFINISHED] if any(row.unfinished for row in rows) else []
+    parallel = max(row.parallel_cells for row in rows)
+    if parallel > 1:
+        notes.append(f"Times were measured with up to {parallel} cells side by side")
+    return notes
 
 
 # Cells ------------------------------------------------------------------------------------------
@@ -118,16 +85,43 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[st
 
 def measure_heading(rows: Sequence[ComparisonRow]) -> str:
     """Return the measure with the split of the results, such as `test accuracy`."""
-    return f"{SPLITS[_split(rows)]} {printable(rows[0].runs[0].measure)}"
+    return f"{SPLITS[split_of(rows)]} {printable(rows[0].runs[0].measure)}"
 
 
-def _split(rows: Sequence[ComparisonRow]) -> str:
+def split_of(rows: Sequence[ComparisonRow]) -> str:
+    """Return the split of the results: `test` if any row was tested."""
     return "test" if any(row.split == "test" for row in rows) else "val"
+
+
+def varied_names(rows: Sequence[ComparisonRow]) -> dict[str, str]:
+    """Return a short name for each varied key."""
+    return {key: printable(name) for key, name in short_names(rows[0].setting).items()}
+
+
+def setting_cell(row: ComparisonRow, key: str) -> str:
+    """Return the row's value of a varied key."""
+    return value_text(row.setting[key])
+
+
+def validation_text(row: ComparisonRow) -> str:
+    """Return the best validation result by which a setting is chosen; `-` if it was not compared."""
+    return UNKNOWN if row.validation is None else in_one_notation(row.validation, row.validation)[0]
 
 
 def seeds_text(row: ComparisonRow) -> str:
     """Return the seeds, those that are not part of the result with a star."""
     return ", ".join(f"{run.seed}{'*' if run in row.unfinished else ''}" for run in row.runs)
+
+
+def result_text(row: ComparisonRow, rows: Sequence[ComparisonRow], with_range: bool = True) -> str:
+    """Return the result with its interval and, on a second line, the range over seeds."""
+    if row.result is None:
+        return UNKNOWN
+    mean, margin = in_one_notation(row.result.mean, row.result.ci95)
+    result = mean if math.isnan(row.result.ci95) else f"{mean} ± {margin}"
+    if with_range and row.result_range is not None:
+        result += "\n" + " to ".join(in_one_notation(*row.result_range))
+    return result if row.split == split_of(rows) else f"{result}\n({SPLITS[row.result.split]})"
 
 
 def _result_part(
@@ -140,7 +134,7 @@ def _result_part(
     if math.isnan(value) and not math.isnan(row.result.mean):
         return UNKNOWN  # no interval was logged
     _, text = in_one_notation(row.result.mean, value)
-    return text if row.split == _split(rows) else f"{text} ({SPLITS[row.result.split]})"
+    return text if row.split == split_of(rows) else f"{text} ({SPLITS[row.result.split]})"
 
 
 def _range_text(row: ComparisonRow, end: int) -> str:

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.comparison import ComparisonRow, lines
 from maml_pipeline.report.labels import add_label, separate_labels
 from maml_pipeline.report.style import (
     LARGEST,
     METHOD_STYLES,
     add_legend,
     drawable,
+    faint_mark,
     line_style,
     log_x_axis,
     plot_style,
 )
 from maml_pipeline.runs.run import Estimate
-from maml_pipeline.text import shortened, wrapped
+from maml_pipeline.text import printable, shortened, wrapped
+from maml_pipeline.varied import short_names, value_text
 
 COLUMNS = 3
 """Experiments side by side in the overview."""
@@ -39,7 +41,7 @@ def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
         for ax, (title, rows) in zip(axes, experiments.items(), strict=False):
             draw_tradeoff(ax, rows)
-            ax.set_title(wrapped(title, 30))
+            ax.set_title("\n".join(wrapped(text, 30) for text in (title, label_note(rows)) if text))
         for ax in axes[len(experiments) :]:
             ax.remove()
         add_legend(figure, "order; k is the number of inner steps in training")
@@ -48,30 +50,56 @@ def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
 
 
 def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
-    """Draw the result against peak memory, one line per method; `separate_labels` places the labels."""
+    """Draw the result against peak memory, one line per method; `separate_labels` places the labels.
+
+    Settings that were not chosen are small faint marks.
+    """
     compared, (unit, unit_name) = _rows_with_results(rows), memory_unit(rows)
     for method, style in METHOD_STYLES.items():
-        points = [
-            (row, peak / unit, drawable(result.mean), drawable(result.ci95))
+        points = {
+            id(row): (peak / unit, drawable(result.mean), drawable(result.ci95))
             for row, result in compared
             if row.method is method and (peak := row.mean("peak_bytes")) and 0 < peak < LARGEST
-        ]
-        if not points:
-            continue
-        _, peaks, means, margins = zip(*points, strict=True)
-        ax.errorbar(peaks, means, margins, capsize=2, elinewidth=1, **line_style(method))
-        for row, peak, value, _ in points:
-            for run in row.evaluated if len(row.evaluated) > 1 else []:
-                if run.result is not None and run.peak_bytes is not None:
-                    mark = (drawable(run.peak_bytes / unit), drawable(run.result.mean))
-                    ax.plot(*mark, style.marker, color=style.colour, fillstyle=style.fill, alpha=0.4)
-            if not math.isnan(value):
-                add_label(ax, f"k={row.inner_steps}", (peak, value), style.colour)
+        }
+        drawn = [row for row, _ in compared if id(row) in points]
+        for row in drawn:
+            if row.is_outdone:
+                ax.plot(*points[id(row)][:2], **faint_mark(method))
+        for line in lines(drawn):
+            peaks, means, margins = zip(*(points[id(row)] for row in line), strict=True)
+            ax.errorbar(peaks, means, margins, capsize=2, elinewidth=1, **line_style(method))
+            for row in line:
+                _draw_seeds(ax, row, unit)
+                peak, value, _ = points[id(row)]
+                # Where nothing was chosen, there is a line for each setting: too many labels for each mark.
+                if not math.isnan(value) and (row.choice is None or row.chosen or row is line[-1]):
+                    add_label(ax, _label(row), (peak, value), style.colour)
     ax.margins(x=0.12, y=0.12)
     log_x_axis(ax)
     better = "higher" if rows[0].runs[0].higher_is_better else "lower"
     ax.set_xlabel(f"peak memory of a meta-step, {unit_name}")
     ax.set_ylabel(f"{result_label(rows).lower()}\n({better} is better)")
+
+
+def _draw_seeds(ax: Axes, row: ComparisonRow, unit: float) -> None:
+    """Draw a faint mark for each of several seeds."""
+    style = METHOD_STYLES[row.method]
+    for run in row.evaluated if len(row.evaluated) > 1 else []:
+        if run.result is not None and run.peak_bytes is not None:
+            mark = (drawable(run.peak_bytes / unit), drawable(run.result.mean))
+            ax.plot(*mark, style.marker, color=style.colour, fillstyle=style.fill, alpha=0.4)
+
+
+def _label(row: ComparisonRow) -> str:
+    """Return the inner steps and, in brackets, the values of the varied keys: `k=1 (0.4)`."""
+    values = ", ".join(value_text(value) for value in row.setting.values())
+    return f"k={row.inner_steps}" + (f" ({shortened(values, 20)})" if values else "")
+
+
+def label_note(rows: Sequence[ComparisonRow]) -> str:
+    """Return what the brackets of the labels hold; empty if nothing is varied."""
+    names = ", ".join(printable(name) for name in short_names(rows[0].setting).values())
+    return f"in brackets: {shortened(names, 60)}" if names else ""
 
 
 def has_tradeoff(rows: Sequence[ComparisonRow]) -> bool:

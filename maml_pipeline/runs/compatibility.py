@@ -9,6 +9,7 @@ MAY_CHANGE_ON_RESUME = {
     "run.dir": "where the run is saved",
     "run.experiment": "the run's name",
     "run.artifacts": "what is uploaded",
+    "run.varied": "how a report groups the run",
     "run.checkpoint_every": "how many meta-steps a kill may cost",
     "trainer.max_steps": "how long to train",
     "trainer.max_time": "how long to train",

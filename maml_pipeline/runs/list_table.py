@@ -8,6 +8,7 @@ from rich.table import Table
 
 from maml_pipeline.runs.listing import ListedRun
 from maml_pipeline.runs.run import display_path
+from maml_pipeline.runs.state import RunState
 from maml_pipeline.text import in_one_notation, printable
 
 UNKNOWN = "-"
@@ -38,8 +39,21 @@ def print_runs(runs: Sequence[ListedRun], width: int | None = None) -> None:
         heading, *above = _table_lines(HEADINGS, first_lines, width - others)
         below = [_second_line(row[-1], row[-2], width) for row in rows]
         lines = [heading, *(line for pair in zip(above, below, strict=True) for line in pair)]
-    for line in lines:
+    for line in [*lines, *_notes(runs)]:
         print(line)
+
+
+def _notes(runs: Sequence[ListedRun]) -> list[str]:
+    """Return a line for each run whose state has a reason or a Slurm job."""
+    lines = []
+    for listed in runs:
+        state, job, reason = listed.state, listed.situation.job, listed.situation.reason
+        if state is not None and (job or reason):
+            by_job = f" (Slurm job {job})" if job else ""
+            because = f": {reason}" if reason else ""
+            verb = "" if state is RunState.FAILED else "is "
+            lines.append(f"{display_path(listed.run.source)} {verb}{state}{by_job}{printable(because)}")
+    return lines
 
 
 def _second_line(folder: str, measure: str, width: int) -> str:

@@ -14,7 +14,8 @@ import yaml
 from maml_pipeline.errors import UserError
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.runs.run import Run, finite
-from maml_pipeline.runs.state import RunState, run_state
+from maml_pipeline.runs.state import RunState, Situation, situation
+from maml_pipeline.slurm.queue import Job
 from maml_pipeline.text import shortened
 
 MISSING = object()
@@ -27,16 +28,26 @@ class ListedRun:
 
     Args:
         run: The run.
-        state: Its state when it was read; `None` if unknown.
+        situation: Its state when it was read, and the reason.
     """
 
     run: Run
-    state: RunState | None
+    situation: Situation
 
     @classmethod
-    def of(cls, run: Run) -> "ListedRun":
-        """Read the state of a run."""
-        return cls(run, run_state(run))
+    def of(cls, run: Run, job: Job | None = None) -> "ListedRun":
+        """Read the state of a run.
+
+        Args:
+            run: The run.
+            job: Its Slurm job, if Slurm knows it.
+        """
+        return cls(run, situation(run, job))
+
+    @property
+    def state(self) -> RunState | None:
+        """Its state; `None` if unknown."""
+        return self.situation.state
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -53,6 +64,8 @@ class ListedRun:
             "meta_steps": run.meta_steps,
             "max_steps": run.max_steps if run.max_steps >= 0 else None,
             "state": None if self.state is None else str(self.state),
+            "job": self.situation.job,
+            "reason": self.situation.reason or None,
             "measure": run.measure,
             "split": None if result is None else {"val": "validation"}.get(result.split, result.split),
             "result": None if result is None else finite(result.mean),
@@ -68,7 +81,7 @@ class ListedRun:
 
 FIELDS = (
     *("experiment", "order", "method", "inner_steps", "seed", "inner_lr", "meta_steps", "max_steps"),
-    *("state", "measure", "split", "result", "ci95", "folder"),
+    *("state", "job", "reason", "measure", "split", "result", "ci95", "folder"),
 )
 """The names of all fields, for `--sort`, `--filter` and `--json`."""
 

@@ -11,7 +11,9 @@ from typing import Any
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.run_config import experiment_name, gradient_method
+from maml_pipeline.runs.compatibility import is_listed
 from maml_pipeline.text import printable
+from maml_pipeline.varied import folder_suffix, varied_settings
 
 NOT_COMPARED = {
     *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
@@ -75,15 +77,26 @@ class Run:
     @property
     def name(self) -> str:
         """The name within its experiment; that of its cell if it belongs to a trade-off."""
-        return f"{self.method}-k{self.inner_steps}-s{self.seed}"
+        return f"{self.method}-k{self.inner_steps}{folder_suffix(self.varied)}-s{self.seed}"
+
+    @property
+    def varied(self) -> dict[str, Any]:
+        """The value of each key that its trade-off varies, beside order, inner steps and seed."""
+        return varied_settings(self.config)
 
     @property
     def settings(self) -> dict[str, object]:
-        """The settings that all runs of a comparison share, by key."""
+        """The settings that all runs of a comparison share, by key; which keys are varied is one."""
         trained = {key: self.config.get(key) or {} for key in ("model", "data")}
         trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
         trained["run"] = {key: self.config["run"][key] for key in ("monitor", "mode")}
-        return {key: value for key, value in _leaves(trained) if key not in NOT_COMPARED}
+        varied = dict.fromkeys(self.varied, "varied")
+        own = {
+            key: value
+            for key, value in _leaves(trained)
+            if key not in NOT_COMPARED and not is_listed(key, varied)
+        }
+        return own | varied
 
     @property
     def max_steps(self) -> int:
@@ -137,6 +150,17 @@ class Run:
         return Estimate(value, _margin(self._latest(f"{self.monitor}_ci95")), "val")
 
     @property
+    def best_validation(self) -> float | None:
+        """The validation result that selected the best checkpoint.
+
+        NaN if none was finite; `None` without any.
+        """
+        values = [value for _, value in self.series(self.monitor)]
+        finite_values = [value for value in values if math.isfinite(value)] or [math.nan]
+        best = max if self.higher_is_better else min
+        return best(finite_values) if values else None
+
+    @property
     def test_curve(self) -> list[Estimate]:
         """The measure on the test tasks before the first inner step and after each step."""
         name, _ = self.measure_at_test
@@ -164,6 +188,11 @@ class Run:
         """The median time of a meta-step, in milliseconds."""
         values = [value for _, value in self.series("speed/meta_step_ms")]
         return median(values) if values else None
+
+    @property
+    def parallel_cells(self) -> int:
+        """How many cells of a trade-off were trained side by side while the time was measured."""
+        return int(max((value for _, value in self.series("speed/parallel_cells")), default=1))
 
     @property
     def flops(self) -> float | None:

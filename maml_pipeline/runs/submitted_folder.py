@@ -1,14 +1,14 @@
 """The folder of a run that is submitted to Slurm, which the run has from its submission on."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import write_atomically
-from maml_pipeline.run_folder import CHECKPOINTS, CONFIG, read_slurm_job
+from maml_pipeline.run_folder import CHECKPOINTS, CONFIG
 from maml_pipeline.runs.locked_folder import create_run_folder, remove_empty
-from maml_pipeline.slurm.queue import Job, find_jobs
+from maml_pipeline.runs.slurm_jobs import active_jobs
 
 
 @contextlib.contextmanager
@@ -43,14 +43,6 @@ def reserved_run_folder(folder: Path | None, name: str, config: str) -> Iterator
         if missing:
             remove_empty([folder / CHECKPOINTS, *missing])
         raise
-
-
-def active_jobs(folders: Collection[Path]) -> dict[Path, Job]:
-    """Return the Slurm job of each run whose job waits or runs."""
-    recorded = {folder: job for folder in folders if (job := read_slurm_job(folder)) is not None}
-    jobs = find_jobs([*recorded.values()], ended=False)
-    found = {folder: jobs[job] for folder, job in recorded.items() if job in jobs}
-    return {folder: job for folder, job in found.items() if job.is_active}
 
 
 def check_no_active_job(folder: Path, remedy: str) -> None:

@@ -54,6 +54,9 @@ def _check_config(config: Any) -> None:
     for key, (wanted, accepts) in CONFIG_KEYS.items():
         if not accepts(value := get(key)):
             raise UnreadableRunError(f"its config has {key} {shortened(repr(value), 40)}, not {wanted}")
+    varied = get("run").get("varied")
+    if not (varied is None or (isinstance(varied, list) and all(isinstance(k, str) for k in varied))):
+        raise UnreadableRunError(f"its config has run.varied {shortened(repr(varied), 40)}, not keys")
     if get("run.experiment") is None:
         get("data.tasks.class_path")  # which then gives the name
 

@@ -1,5 +1,6 @@
 """Asking Slurm about jobs: whether they wait, run or have ended, and why."""
 
+import re
 import subprocess
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED", "RESIZING")
 """States of jobs that have not ended. A job that is COMPLETING may be about to be requeued."""
 
+FAILED = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL")
+
 SECONDS_TO_ANSWER = 5
 """A busy controller may take longer; the runs are then listed without their jobs."""
 
+_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 _SQUEUE = ("JobArrayID", "State", "RestartCnt", "exit_code", "TimeLimit", "Reason", "WorkDir", "STDOUT")
 _SACCT = ("JobID", "State", "ExitCode", "Timelimit")
 
@@ -54,39 +58,34 @@ class Job:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has ended without success."""
-        return not self.is_active and self.state != "COMPLETED"
+        """Whether it has ended with an error, not because it was cancelled or reached its time limit."""
+        return self.state in FAILED
 
 
-def find_jobs(ids: Collection[str], ended: bool = True) -> dict[str, Job]:
+def find_jobs(ids: Collection[str], accounted: Collection[str] = ()) -> dict[str, Job]:
     """Ask Slurm about jobs, in one call of squeue and at most one of sacct.
 
     squeue knows a job for some minutes after its end; after that, sacct does where the cluster has
     accounting.
 
     Args:
-        ids: Ids of jobs, or of elements of arrays (`12_3`). For an array's id, each of its elements is
-            returned.
-        ended: Whether to ask about jobs that have ended.
+        ids: Ids of jobs, or of elements of arrays (`12_3`).
+        accounted: Those about which sacct is asked if squeue does not know them.
 
     Returns:
         The jobs that Slurm knows, by id. Empty where there is no Slurm, or if it does not answer.
     """
-    ids = {job for job in ids if job.replace("_", "").isascii() and job.replace("_", "").isdigit()}
+    ids = {*filter(_ID.fullmatch, ids)}
     if not ids:
         return {}
-    listed = ",".join(sorted(ids))
     columns = ",".join(f"{column}:|" for column in _SQUEUE)
-    states = ["--states=all"] if ended else []
-    lines = _ask("squeue", "--noheader", "--array", *states, f"--jobs={listed}", f"--Format={columns}")
-    jobs = {job.id: job for job in map(_read_squeue, lines) if job is not None}
-    known = {*jobs, *(job.partition("_")[0] for job in jobs)}
-    missing = ids - known
-    if ended and missing:
-        listed = ",".join(sorted(missing))
-        options = ["--allocations", "--noheader", "--parsable2"]
-        lines = _ask("sacct", *options, f"--jobs={listed}", f"--format={','.join(_SACCT)}")
-        jobs |= {job.id: job for job in map(_read_sacct, lines) if job is not None}
+    options = ["--noheader", "--array", "--states=all", f"--Format={columns}"]
+    lines = _ask("squeue", *options, f"--jobs={','.join(sorted(ids))}")
+    jobs = {job.id: job for job in map(_read_squeue, lines) if job is not None and job.id in ids}
+    if missing := sorted(ids & {*accounted} - {*jobs}):
+        options = ["--allocations", "--noheader", "--parsable2", f"--format={','.join(_SACCT)}"]
+        lines = _ask("sacct", *options, f"--jobs={','.join(missing)}")
+        jobs |= {job.id: job for job in map(_read_sacct, lines) if job is not None and job.id in missing}
     return jobs
 
 

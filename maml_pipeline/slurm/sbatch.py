@@ -1,19 +1,21 @@
-"""Calling sbatch with the job scripts of this repository and the settings of slurm/cluster.env."""
+"""Calling sbatch with the job scripts of the package and the settings of cluster.env."""
 
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_pipeline.environment import child_environment
-from maml_pipeline.errors import UserError
+from platformdirs import user_config_path
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-SCRIPTS = REPOSITORY / "slurm"
+from maml_pipeline.environment import CLUSTER_ENV, JOB_SCRIPTS, PYTHON, child_environment
+from maml_pipeline.errors import UserError
+from maml_pipeline.shipped_files import SHIPPED
+
+SCRIPTS = SHIPPED / "slurm"
 TRAIN_SCRIPT = SCRIPTS / "train.sbatch"
 TRADEOFF_SCRIPT = SCRIPTS / "tradeoff.sbatch"
-CLUSTER_ENV = SCRIPTS / "cluster.env"
 
 # cluster.env may contain any shell code, so a shell reads it.
 _SBATCH = 'set -a; source "$0"; exec sbatch "$@"'
@@ -27,12 +29,28 @@ def check_sbatch(needs_cluster: bool) -> None:
         needs_cluster: Whether sbatch will be called.
 
     Raises:
-        UserError: There is no sbatch, or no job script.
+        UserError: There is no sbatch, or MAML_CLUSTER_ENV names no file.
     """
     if needs_cluster and not shutil.which("sbatch"):
         raise UserError("sbatch was not found; submit on a login node of a Slurm cluster")
-    if not SCRIPTS.exists():
-        raise UserError(f"{SCRIPTS} is missing; run maml from a checkout of its repository")
+    cluster_env()
+
+
+def cluster_env() -> Path:
+    """Return the file with the settings of the cluster.
+
+    Raises:
+        UserError: MAML_CLUSTER_ENV names no file.
+    """
+    if (named := CLUSTER_ENV.get()) is not None:
+        if not named.is_file():
+            raise UserError(
+                f"environment variable {CLUSTER_ENV.name} is {named}, which is not a file; it must name "
+                f"a copy of {SCRIPTS / 'cluster.env'}"
+            )
+        return named.absolute()
+    users = user_config_path("maml_pipeline") / "cluster.env"
+    return users if users.is_file() else SCRIPTS / "cluster.env"
 
 
 def cluster_gpus() -> tuple[str, str]:
@@ -61,18 +79,28 @@ def print_dry_run(script: Path, *commands: Sequence[str]) -> None:
         script: The job script.
         commands: As for `submit_job`.
     """
-    print(f"source {shlex.quote(str(CLUSTER_ENV))}")
-    print(f"export MAML_REPOSITORY={shlex.quote(str(REPOSITORY))}")
+    print(f"source {shlex.quote(str(cluster_env()))}")
+    for name, value in _for_job().items():
+        print(f"export {name}={shlex.quote(value)}")
     for command in commands:
         print(shlex.join(["sbatch", *command]))
     print(f"\n# {script}\n{script.read_text()}", end="")
 
 
 def _run_with_cluster_env(script: str, arguments: Sequence[str]) -> str:
-    command = ["bash", "-c", script, str(CLUSTER_ENV), *arguments]
-    environment = child_environment(MAML_REPOSITORY=str(REPOSITORY))
+    command = ["bash", "-c", script, str(cluster_env()), *arguments]
+    environment = child_environment(**_for_job())
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise UserError(lines[-1] if lines else "sbatch failed with no error output")
     return done.stdout
+
+
+def _for_job() -> dict[str, str]:
+    """Return the variables by which a job finds its scripts, its settings and this `maml`."""
+    return {
+        JOB_SCRIPTS.name: str(SCRIPTS),
+        CLUSTER_ENV.name: str(cluster_env()),
+        PYTHON.name: sys.executable,
+    }

@@ -14,6 +14,9 @@ from maml_pipeline.files import expand_home
 from maml_pipeline.tasks.task import SPLITS, Split
 from maml_pipeline.text import counted
 
+ROUNDING = 1e-6
+"""Shares such as 0.6, 0.2 and 0.2 add up to 1 except for rounding."""
+
 
 class ClassSplit(Protocol):
     """A rule that assigns classes to splits."""
@@ -38,37 +41,54 @@ class SplitBySize:
     """Shuffle the classes with a seed; the first belong to train, the next to val, the next to test.
 
     Args:
-        sizes: The number of classes of each split.
+        sizes: The number of classes of each split; or its share of the classes, of which one at least
+            has a fraction.
         seed: Seed of the permutation, the key of a Philox generator.
 
     Raises:
         UserError: A number is out of range.
     """
 
-    sizes: Sequence[int]
+    sizes: Sequence[float]
     seed: int
 
     def __post_init__(self) -> None:
-        if len(self.sizes) != len(SPLITS) or min(self.sizes, default=0) < 1:
+        in_range = len(self.sizes) == len(SPLITS) and (
+            min(self.sizes) > 0 and sum(self.sizes) <= 1 + ROUNDING
+            if self._are_shares
+            else min(self.sizes) >= 1
+        )
+        if not in_range:
             raise UserError(
-                f"split_sizes is {[*self.sizes]}; it must be three numbers from 1: the classes of "
-                "train, val and test"
+                f"split_sizes is {[*self.sizes]}; it must be three numbers from 1, the classes of "
+                "train, val and test, or three shares that add up to at most 1"
             )
         if not 0 <= self.seed < 2**64:
             raise UserError(f"split_seed is {self.seed}; it must be a whole number from 0 to 2^64 - 1")
 
     def assign(self, classes: Sequence[str], data: str) -> dict[Split, np.ndarray]:
-        if sum(self.sizes) > len(classes):
+        shuffled = np.random.Generator(np.random.Philox(key=self.seed)).permutation(len(classes))
+        ends = np.cumsum(self.sizes)
+        if self._are_shares:
+            ends = np.rint(ends * len(classes))  # of the ends, so that shares of 1 use every class
+        if ends[-1] > len(classes):
             raise UserError(
                 f"split_sizes is {[*self.sizes]}, {sum(self.sizes)} classes, but {data} has "
                 f"{len(classes)}; make them smaller"
             )
-        shuffled = np.random.Generator(np.random.Philox(key=self.seed)).permutation(len(classes))
-        ends = np.cumsum(self.sizes)
-        return {
-            split: shuffled[end - size : end]
-            for split, size, end in zip(SPLITS, self.sizes, ends, strict=True)
-        }
+        parts = np.split(shuffled[: int(ends[-1])], ends[:-1].astype(int))
+        splits = dict(zip(SPLITS, parts, strict=True))
+        empty = [split for split, numbers in splits.items() if not len(numbers)]
+        if empty:
+            raise UserError(
+                f"split_sizes is {[*self.sizes]}, which gives split {empty[0]} none of the "
+                f"{len(classes)} classes of {data}; make it larger"
+            )
+        return splits
+
+    @property
+    def _are_shares(self) -> bool:
+        return any(size % 1 != 0 for size in self.sizes)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ class ImageTasks(ImageEpisodes):
         dataset: Builds the data set; in a config, its class path and arguments.
         pool: Arguments with each of which the data set is built, to pool the images: `[{train: true},
             {train: false}]` for all of CIFAR-100. Classes of the same name become one.
-        split_sizes: The number of classes of train, val and test.
+        split_sizes: The number of classes of train, val and test; or their shares of all classes, such
+            as `[0.6, 0.2, 0.2]`.
         split_seed: Seed of the random split.
         train_classes: Names of the training classes; or a YAML file with a list, or a text file with one
             name per line. Classes that are in no list are not used.
@@ -86,7 +87,7 @@ class ImageTasks(ImageEpisodes):
         image_size: int,
         dataset: DatasetBuilder | None = None,
         pool: Sequence[dict[str, Any]] | None = None,
-        split_sizes: Sequence[int] | None = None,
+        split_sizes: Sequence[float] | None = None,
         split_seed: int = 0,
         train_classes: Sequence[str | int] | Path | None = None,
         val_classes: Sequence[str | int] | Path | None = None,
@@ -197,7 +198,7 @@ class ImageTasks(ImageEpisodes):
 
 
 def _class_split(
-    sizes: Sequence[int] | None,
+    sizes: Sequence[float] | None,
     seed: int,
     classes: dict[Split, Sequence[str | int] | Path | None],
     datasets: dict[Split, DatasetBuilder | None],

@@ -1,9 +1,9 @@
 """Running the cells of a grid, each in its own process, and resuming those that were stopped."""
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,21 +14,26 @@ from maml_pipeline.metrics_table import read_last_row
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import counted, printable
+from maml_pipeline.tradeoff.devices import DeviceShares
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
+from maml_pipeline.tradeoff.processes import LoggedProcess, logged_reason, stop_all
 from maml_pipeline.tradeoff.progress_bar import GridProgress
 
-POLL_SECONDS = 0.5
-SECONDS_TO_STOP = 100
-"""Time for the current meta-step and for W&B to finish, within `sbatch --signal=SIGUSR1@120`."""
+POLL_SECONDS = 0.2
+MOST_NAMES = 3
+"""Names of cells in a message; if there are more, they are counted."""
 
 
-def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Cell, str]:
-    """Train and test the unfinished cells, one after another.
+def train_cells(
+    tradeoff: Tradeoff, max_steps: int, shares: DeviceShares, console: Console
+) -> dict[Cell, str]:
+    """Train and test the unfinished cells, as many side by side as there are shares of the devices.
 
     Args:
         tradeoff: A trade-off whose folder exists.
         max_steps: Number of meta-steps of each cell.
+        shares: What each of the cells gets that are trained side by side.
         console: Where to show the progress.
 
     Returns:
@@ -36,34 +41,32 @@ def train_cells(tradeoff: Tradeoff, max_steps: int, console: Console) -> dict[Ce
 
     Raises:
         UserError: Another process has locked the folder.
-        Stopped: This process was asked to stop; the current cell has saved its state.
+        Stopped: This process was asked to stop; the current cells have saved their state.
     """
     with tradeoff.locked() as descriptors:
         unfinished = [cell for cell in tradeoff.cells if not tradeoff.is_finished(cell)]
         finished = len(tradeoff.cells) - len(unfinished)
         console.print(
             f"Trade-off in {printable(tradeoff.folder)}: "
-            f"{counted(len(tradeoff.cells), 'cell')}, {finished} finished",
+            f"{counted(len(tradeoff.cells), 'cell')}, {finished} finished"
+            + (f"; {shares}" if shares.number > 1 else ""),
             soft_wrap=True,
         )
-        failures: dict[Cell, str] = {}
         if not unfinished:
-            tradeoff.write_summary(failures)
-            return failures
-        progress = GridProgress(unfinished, max_steps, console)
-        try:
-            with progress.bars:
-                for cell in unfinished:
-                    progress.start(meta_steps_done(tradeoff.folder_of(cell)))
-                    failure = _train_cell(tradeoff, cell, descriptors, progress.update)
-                    progress.end(failure)
-                    if failure:
-                        failures[cell] = failure
-                    tradeoff.write_summary(failures)
-        except Stopped as stop:
-            remark = f"in {progress.cell.name}: the same command resumes from there"
-            raise Stopped(stop.signum, remark=remark) from None
-        return failures
+            tradeoff.write_summary({})
+            return {}
+        if shares.number > 1:
+            unfinished = longest_first(unfinished)
+        progress = GridProgress(unfinished, max_steps, console, shares.number)
+        with progress.bars:
+            training = _Training(tradeoff, unfinished, shares, descriptors, progress)
+            return training.run()
+
+
+def longest_first(cells: Sequence[Cell]) -> list[Cell]:
+    """Order the cells of each seed by their cost, so that none that takes long is left for the end."""
+    seeds = [*dict.fromkeys(cell.seed for cell in cells)]
+    return sorted(cells, key=lambda cell: (seeds.index(cell.seed), -cell.relative_cost))
 
 
 def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
@@ -93,7 +96,7 @@ def exec_cell(tradeoff: Tradeoff, cell: Cell) -> None:
 def fit_command(tradeoff: Tradeoff, cell: Cell) -> list[str]:
     """Return the command that trains a cell, or resumes it."""
     folder = tradeoff.folder_of(cell)
-    command = [sys.executable, "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
+    command = [sys.executable, "-P", "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
     for key, value in {**cell.settings, "run.dir": folder}.items():
         command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
     if (folder / run_folder.LAST_CHECKPOINT).exists():
@@ -110,88 +113,93 @@ def meta_steps_done(folder: Path) -> int:
 def find_failures(tradeoff: Tradeoff) -> dict[Cell, str]:
     """Return the cells that are not finished, each with the reason in its log."""
     return {
-        cell: _logged_reason(tradeoff.folder_of(cell) / run_folder.LOG)
+        cell: logged_reason(tradeoff.folder_of(cell) / run_folder.LOG)
         for cell in tradeoff.cells
         if not tradeoff.is_finished(cell)
     }
 
 
-def _train_cell(
-    tradeoff: Tradeoff, cell: Cell, descriptors: Sequence[int], watch: Callable[[int], None]
-) -> str | None:
-    """Train and test a cell in its own process, with its output in the cell's log.
+class _Training:
+    """The cells that wait, run and have failed.
 
     Args:
-        tradeoff: The trade-off of the cell.
-        cell: What to train.
-        descriptors: File descriptors that hold the lock of the folder; the process inherits them.
-        watch: Called every half second with the number of meta-steps done.
-
-    Returns:
-        The reason for a failure, or `None`.
-
-    Raises:
-        Stopped: This process was asked to stop; the cell has saved its state.
+        tradeoff: The trade-off of the cells.
+        cells: What to train, in this order.
+        shares: What each of the cells gets that are trained side by side.
+        descriptors: File descriptors that hold the lock of the folder; the processes inherit them.
+        progress: Where to report.
     """
-    folder = tradeoff.folder_of(cell)
-    folder.mkdir(exist_ok=True)
-    with (folder / run_folder.LOG).open("a+", errors="replace") as log:
-        earlier_attempts = log.seek(0, os.SEEK_END)
-        # If a signal raised `Stopped` while the process starts, the process would keep running.
+
+    def __init__(
+        self,
+        tradeoff: Tradeoff,
+        cells: Sequence[Cell],
+        shares: DeviceShares,
+        descriptors: Sequence[int],
+        progress: GridProgress,
+    ) -> None:
+        self.tradeoff = tradeoff
+        self.descriptors = descriptors
+        self.progress = progress
+        self.waiting = [*cells]
+        self.free = shares.environments
+        self.running: dict[Cell, tuple[LoggedProcess, dict[str, str]]] = {}
+        self.failures: dict[Cell, str] = {}
+
+    def run(self) -> dict[Cell, str]:
+        """Train all cells; return the failed ones.
+
+        Raises:
+            Stopped: This process was asked to stop; the current cells have saved their state.
+        """
+        # If a signal raised `Stopped` while a process starts, the process would keep running.
         signals.respond(Response.NOTE, announces=True)
-        # A W&B id in the environment is meant for this process; each cell is a separate W&B run.
-        environment = child_environment(WANDB_RUN_ID=None)
-        process = subprocess.Popen(
-            fit_command(tradeoff, cell),
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=descriptors,
-        )
         try:
-            while (status := _wait(process)) is None:
-                signals.raise_if_requested()
-                watch(meta_steps_done(folder))
-            signals.raise_if_requested()
-        except BaseException:
-            _stop(process)
+            while self.waiting or self.running:
+                while self.waiting and self.free:
+                    self._start(self.waiting.pop(0), self.free.pop(0))
+                time.sleep(POLL_SECONDS)
+                self._watch()
+        except BaseException as error:
+            stop_all([process for process, _ in self.running.values()])
+            if isinstance(error, Stopped):
+                raise Stopped(error.signum, remark=self._where_to_resume()) from None
             raise
         finally:
             signals.respond(Response.RAISE)
-        if status == 0 and tradeoff.is_finished(cell):
-            return None
-        log.seek(earlier_attempts)
-        return f"{_error_message(log.read())} (exit status {status}; {log.name})"
+        return self.failures
 
+    def _start(self, cell: Cell, share: dict[str, str]) -> None:
+        folder = self.tradeoff.folder_of(cell)
+        folder.mkdir(exist_ok=True)
+        # A W&B id in the environment is meant for this process; each cell is a separate W&B run.
+        environment = child_environment(**share, WANDB_RUN_ID=None)
+        command, log = fit_command(self.tradeoff, cell), folder / run_folder.LOG
+        self.progress.start(cell, meta_steps_done(folder))
+        self.running[cell] = LoggedProcess(command, log, environment, self.descriptors), share
 
-def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    try:
-        return process.wait(POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return None
+    def _watch(self) -> None:
+        """Show the progress of the running cells, and take note of those that have ended."""
+        for cell, (process, share) in [*self.running.items()]:
+            status = process.exit_status
+            # Ctrl-C also reaches the cell: one that has stopped for it has not failed.
+            signals.raise_if_requested()
+            if status is None:
+                self.progress.update(cell, meta_steps_done(self.tradeoff.folder_of(cell)))
+                continue
+            del self.running[cell]
+            self.free.append(share)
+            is_finished = status == 0 and self.tradeoff.is_finished(cell)
+            failure = None if is_finished else process.reason()
+            self.progress.end(cell, failure)
+            if failure is not None:
+                self.failures[cell] = failure
+            self.tradeoff.write_summary(self.failures)
+            signals.raise_if_requested()
 
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a run after its current meta-step; kill it on a second Ctrl-C or after a timeout."""
-    process.terminate()
-    try:
-        process.wait(SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def _logged_reason(log: Path) -> str:
-    if not log.exists():
-        return "it was never started"
-    return f"{_error_message(log.read_text(errors='replace'))} ({log})"
-
-
-def _error_message(output: str) -> str:
-    """Return the last error message of a run, or else its last line of output."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line.removeprefix("maml: error: ") for line in lines if line.startswith("maml: error: ")]
-    return [*lines[-1:], *errors[-1:]][-1] if lines else "it failed with no error output"
+    def _where_to_resume(self) -> str:
+        names = [cell.name for cell in self.running]
+        if not names:
+            return "between two cells: the same command resumes from there"
+        where = ", ".join(names) if len(names) <= MOST_NAMES else counted(len(names), "cell")
+        return f"in {where}: the same command resumes from there"

@@ -1,11 +1,13 @@
 """The folder of a trade-off: its cells' runs, the config they share, its lock, and its summary."""
 
 import contextlib
+import copy
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from maml_pipeline.runs.compatibility import config_differences
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.summary import summarize
-from maml_pipeline.tradeoff.grid import VARIED_KEYS, Cell
+from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, Cell
+from maml_pipeline.varied import config_value, identity
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,11 @@ class Tradeoff:
     def config(self) -> Path:
         """The config that all cells share."""
         return self.folder / run_folder.CONFIG
+
+    @property
+    def varied_keys(self) -> list[str]:
+        """The keys that the cells vary beside order, inner steps and seed."""
+        return [*self.cells[0].varied]
 
     def folder_of(self, cell: Cell) -> Path:
         return self.folder / cell.name
@@ -63,6 +71,23 @@ class Tradeoff:
         make_folder(self.folder, "out")
         if not self.config.exists():
             write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
+
+    def create_cell(self, cell: Cell, config: dict[str, Any]) -> Path:
+        """Create the folder of a cell that waits to be trained, with its config, and return the folder.
+
+        Args:
+            cell: The cell; its config is left alone if it exists.
+            config: As returned by `shared_config`.
+        """
+        folder = self.folder_of(cell)
+        run_folder.make_run_folder(folder, exist_ok=True)
+        if not (folder / run_folder.CONFIG).exists():
+            own = copy.deepcopy(config)
+            for key, value in {**cell.settings, **cell.varied}.items():
+                *parents, name = key.split(".")
+                reduce(dict.__getitem__, parents, own)[name] = value
+            write_atomically(folder / run_folder.CONFIG, yaml.safe_dump(own, sort_keys=False))
+        return folder
 
     def shared_config(self, config: dict[str, Any], existing: dict[str, Any] | None) -> dict[str, Any]:
         """Return the config that all cells share.
@@ -93,13 +118,23 @@ class Tradeoff:
             ) from error
         if asked <= kept >= largest:
             model["eval_inner_steps"] = kept
-        for key, here, there in config_differences(config, existing, ignored=()):
-            if key not in VARIED_KEYS:
+        self._check_varied_keys(existing)
+        for key, here, there in config_differences(config, existing, ignored=self.varied_keys):
+            if key not in SET_BY_TRADEOFF:
                 raise UserError(
                     f"{self.folder} holds a trade-off in which {key} is {str(there)[:80]}, not "
                     f"{str(here)[:80]}; name another folder with --out"
                 )
         return existing
+
+    def _check_varied_keys(self, existing: dict[str, Any]) -> None:
+        varied = config_value(existing, "run.varied") or []
+        if varied != self.varied_keys:
+            there, here = (" and ".join(keys) or "nothing" for keys in (varied, self.varied_keys))
+            raise UserError(
+                f"{self.folder} holds a trade-off in which --vary has {there}, not {here}; name another "
+                "folder with --out"
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[list[int]]:
@@ -157,8 +192,14 @@ class Tradeoff:
             with contextlib.suppress(UserError):
                 runs = find_runs([self.folder]).runs
         summary = {
+            "varied": {key: [*self._values(key)] for key in self.varied_keys},
             "comparison": [row.to_json() for rows in compare(runs).values() for row in rows],
             "cells": [{"folder": run.source.name, **summarize(run)} for run in runs],
             "failed": [{"folder": cell.name, "reason": reason} for cell, reason in failures.items()],
         }
         write_atomically(self.folder / run_folder.TRADEOFF, json.dumps(summary, indent=1) + "\n")
+
+    def _values(self, key: str) -> Iterator[Any]:
+        """Yield each value of a varied key once, in the order of the cells."""
+        seen = {identity({key: cell.varied[key]}): cell.varied[key] for cell in self.cells}
+        yield from seen.values()

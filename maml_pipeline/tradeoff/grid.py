@@ -1,15 +1,20 @@
-"""The grid of a trade-off: each order or method with each number of inner steps and each seed."""
+"""The grid of a trade-off: each order or method with each number of inner steps and each seed.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The grid may vary further settings, such as the inner learning rate.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.limits import MAX_INNER_STEPS, MAX_SEED
+from maml_pipeline.varied import folder_suffix
 
-VARIED_KEYS = {
+SET_BY_TRADEOFF = {
     "model.first_order": "orders",
     "model.checkpoint_inner_steps": "orders",
     "model.inner_steps": "inner_steps",
@@ -27,16 +32,18 @@ class Cell:
         method: How the meta-gradient is computed.
         inner_steps: Number of inner steps k during training.
         seed: Seed for the initial parameters and the training tasks.
+        varied: The values of the varied keys, by config key.
     """
 
     method: Method
     inner_steps: int
     seed: int
+    varied: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
         """The name of the cell's folder."""
-        return f"{self.method}-k{self.inner_steps}-s{self.seed}"
+        return f"{self.method}-k{self.inner_steps}{folder_suffix(self.varied)}-s{self.seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -46,6 +53,7 @@ class Cell:
             "model.inner_steps": self.inner_steps,
             "model.first_order": self.method is Method.FIRST_ORDER,
             "model.checkpoint_inner_steps": self.method is Method.CHECKPOINTED,
+            **{key: _as_argument(value) for key, value in self.varied.items()},
         }
 
     @property
@@ -59,13 +67,19 @@ class Cell:
         return 1 + self.inner_steps * (1 + extra)
 
 
-def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
+def make_grid(
+    orders: Sequence[str],
+    inner_steps: Sequence[int],
+    seeds: Sequence[int],
+    varied: Sequence[Mapping[str, Any]] = ({},),
+) -> list[Cell]:
     """Build the cells, ordered by seed, so that the first seed gives a whole comparison early.
 
     Args:
         orders: Names of methods: `first`, `second` or `checkpointed`.
         inner_steps: Numbers of inner steps, 0 or more.
         seeds: Seeds, 0 or more.
+        varied: Values of the varied keys, by config key; one cell is made for each.
 
     Raises:
         UserError: A value is invalid or repeated.
@@ -86,4 +100,12 @@ def make_grid(orders: Sequence[str], inner_steps: Sequence[int], seeds: Sequence
             raise UserError(f"{name} has {negative}; each must be 0 or more")
         if (largest := max(numbers)) > most:
             raise UserError(f"{name} has {largest}; each must be at most {most}")
-    return [Cell(Method(order), k, seed) for seed, k, order in product(seeds, inner_steps, orders)]
+    return [
+        Cell(Method(order), k, seed, setting)
+        for seed, k, order, setting in product(seeds, inner_steps, orders, varied)
+    ]
+
+
+def _as_argument(value: Any) -> str:
+    """Return a value as an argument of `maml fit`."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
+from maml_pipeline.environment import PARALLEL_CELLS
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.probes.probe import (
     WARM_UP_STEPS,
@@ -87,6 +88,8 @@ class SpeedProbe(Probe):
             "speed/meta_step_flops": self._flops[order],
             "speed/flops_per_second": self._flops[order] / seconds,
         }
+        if (cells := PARALLEL_CELLS.get() or 1) > 1:
+            figures["speed/parallel_cells"] = cells
         self.log_exactly(trainer, figures, trainer.global_step)
 
 

@@ -3,8 +3,9 @@
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from maml_pipeline import slurm
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.run_config import experiment_name, gradient_method
+from maml_pipeline.varied import folder_suffix, varied_settings
 
 PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
 """Packages whose versions are recorded; W&B records all others in `requirements.txt`."""
@@ -23,7 +25,8 @@ class Description:
     """The fields by which W&B names and groups a run.
 
     Args:
-        group: Such as `omniglot-5w1s-k1`; runs in a group differ only by method and seed.
+        group: Such as `omniglot-5w1s-k1`, with the values of varied keys, as in `sine-k1-inner_lr=0.1`;
+            runs in a group differ only by method and seed.
         job_type: The method.
         name: Such as `omniglot-5w1s-second-s0`, with the number of inner steps unless it is 1.
         tags: The engine, `checkpointed`, `compiled`, and the number of devices.
@@ -45,12 +48,12 @@ def describe_run(config: dict[str, Any], world_size: int) -> Description:
         world_size: Number of devices.
     """
     model, method = config["model"], gradient_method(config)
-    steps = model["inner_steps"]
-    name = f"{experiment_name(config)}-{method}" + ("" if steps == 1 else f"-k{steps}")
+    steps, setting = model["inner_steps"], folder_suffix(varied_settings(config))
+    name = f"{experiment_name(config)}-{method}" + ("" if steps == 1 else f"-k{steps}") + setting
     flags = {"checkpointed": method is Method.CHECKPOINTED, "compiled": model["compile"]}
     tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
     return Description(
-        group=f"{experiment_name(config)}-k{steps}",
+        group=f"{experiment_name(config)}-k{steps}{setting}",
         job_type=str(method),
         name=f"{name}-s{config['seed_everything']}",
         tags=(*tags, f"world-size-{world_size}"),
@@ -61,13 +64,22 @@ def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
     """Return how a run was made: commit, package versions, device, Slurm job."""
     parts = {
         "git": git_state(Path.cwd()),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": _versions(),
         "python": platform.python_version(),
         "device": _device_name(device),
         "world_size": world_size,
         "slurm": slurm.ids(),
     }
     return {key: value for key, value in parts.items() if value}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of `PACKAGES`, without those that are not installed."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import logging
 import netrc
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,18 +90,20 @@ def start_wandb_run(
     import wandb  # late: it takes a second to import
 
     settings = global_settings()
-    if settings.sweep_id:
+    project: str | None = settings.project or "maml_pipeline"
+    if in_sweep := bool(settings.sweep_id):
         # A resumed run continues its own W&B run, not the one that the agent started this process for.
         use_run_id_in_sweep(run_id)
+        project = None  # that of the sweep; W&B warns about any other
     online = mode == "online"
     try:
         return wandb.init(
-            project=settings.project or "maml_pipeline",
+            project=project,
             group=settings.run_group or about.group,
             job_type=settings.run_job_type or about.job_type,
             name=settings.run_name or about.name,
             tags=settings.run_tags or about.tags,
-            id=run_id,
+            id=None if in_sweep else run_id,
             # Absolute: W&B's service process may have been started in another working directory.
             dir=folder.absolute(),
             config=config,
@@ -136,7 +139,7 @@ def finish_tracking() -> None:
 def _finish(run: "wandb.Run") -> None:
     error = sys.exc_info()[1]
     try:
-        if isinstance(error, Stopped):
+        if isinstance(error, Stopped) and not _is_ended_trial(error):
             run.mark_preempting()
         run.finish(exit_code=0 if error is None else 1)
     except Exception as failure:  # W&B must not fail a finished run
@@ -145,6 +148,14 @@ def _finish(run: "wandb.Run") -> None:
             first_line(failure),
             Path(run.dir).parent,
         )
+
+
+def _is_ended_trial(stop: Stopped) -> bool:
+    """Tell whether the agent of a sweep has ended this trial, such as one with a bad result.
+
+    The agent sends SIGTERM. W&B hands out a trial again that was preempted, which this one was not.
+    """
+    return bool(global_settings().sweep_id) and stop.signum == signal.SIGTERM
 
 
 def logged_in() -> bool:

@@ -23,7 +23,8 @@ has figures. The modules, from the entry point down:
 from maml_pipeline.meta_gradient.exactness.comparison import Computation
 from maml_pipeline.meta_gradient.exactness.layers import initialise_lazy
 from maml_pipeline.meta_gradient.exactness.plain_autograd import LossesAndGradient
-from maml_pipeline.meta_gradient.exactness.preservation import evaluation_mode
+from maml_pipeline.meta_gradient.exactness.preservation import evaluation_mode, preserve_random_state
+from maml_pipeline.meta_gradient.exactness.storage import check_copy
 from maml_pipeline.meta_gradient.exactness.verification import derivative_error, verified_workarounds
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 
@@ -31,8 +32,10 @@ __all__ = [
     "Computation",
     "LossesAndGradient",
     "Workarounds",
+    "check_copy",
     "derivative_error",
     "evaluation_mode",
     "initialise_lazy",
+    "preserve_random_state",
     "verified_workarounds",
 ]

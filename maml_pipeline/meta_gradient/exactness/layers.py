@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from maml_pipeline.errors import UserError
@@ -20,7 +21,9 @@ def initialise_lazy(network: nn.Module, task: Task) -> None:
         network: Its lazy layers draw their initial parameters.
         task: Any task of the distribution.
     """
-    if any(map(is_lazy, registered_tensors(network).values())):
+    # A lazy layer whose parameters were loaded becomes an ordinary one in its first call, too.
+    is_lazy_layer = (isinstance(module, LazyModuleMixin) for module in network.modules())
+    if any(is_lazy_layer) or any(map(is_lazy, registered_tensors(network).values())):
         with torch.no_grad():
             network(task.support_x.clone())
 

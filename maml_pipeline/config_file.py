@@ -1,0 +1,59 @@
+"""Read a file of settings, with errors that name file and line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maml_pipeline.errors import UserError
+
+
+def read_config(path: Path, key: str) -> dict[str, Any]:
+    """Read a configuration file, without adding defaults.
+
+    Args:
+        path: Path of the file.
+        key: What the error message calls it.
+
+    Raises:
+        UserError: It cannot be read, is not YAML, or is not a mapping.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{key} {path} is not a file; give a YAML file")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise UserError(f"{key} {path} cannot be read: {error.strerror}; give a YAML file") from error
+    except ValueError as error:  # also UnicodeDecodeError
+        raise UserError(f"{key} {path} is not a YAML file: it is not text") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{key} {path} is not YAML: {_problem(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{key} {path} is nested too deeply") from error
+    if not isinstance(values, dict) or not values:
+        kind = "empty" if not values else f"a {type(values).__name__}"
+        raise UserError(f"{key} {path} is {kind}; it must hold keys with values, such as model:")
+    return values
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A YAML loader that refuses duplicate keys, of which PyYAML silently takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Check the keys of a mapping, before `<<` merges those of another into it."""
+        node = super().compose_mapping_node(anchor)
+        keys = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {name}", key.start_mark
+                )
+            keys.add(name)
+        return node

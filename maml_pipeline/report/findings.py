@@ -1,0 +1,127 @@
+"""The comparison of one experiment in sentences: its results, and how varied settings were chosen."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.report.choice import Choice, Setting, varied_in
+from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.runs.run import Run
+from maml_pipeline.text import counted, printable
+from maml_pipeline.varied import setting_text, short_names, value_text
+
+
+def findings(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Describe, in a sentence for each second-order row, its result and cost relative to first order."""
+    sentences = []
+    for row in rows:
+        if row.is_outdone or row.first_order_row is None:
+            continue
+        if row.result is None or row.first_order_row.result is None:
+            continue
+        own, other = row.result, row.first_order_row.result
+        if own.split != other.split:
+            continue
+        costs = [
+            f"{ratio:.2f} times the {name}"
+            for name, cost in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
+            if (ratio := row.ratio(cost)) is not None
+        ]
+        checkpointed = "checkpointed " if row.method is Method.CHECKPOINTED else ""
+        steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
+        split = {"test": "test", "val": "validation"}[own.split]
+        measure = printable(row.runs[0].measure)
+        sentences.append(
+            f"Trained with {steps}, {checkpointed}second order{_in_brackets(row)} reached a {split} "
+            f"{measure} of {own.mean:.4f} and first order{_in_brackets(row.first_order_row)} "
+            f"{other.mean:.4f}" + (f", at {' and '.join(costs)}." if costs else ".")
+        )
+    return sentences
+
+
+def _in_brackets(row: ComparisonRow) -> str:
+    return f" ({printable(setting_text(row.setting))})" if row.setting else ""
+
+
+def choice_notes(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Describe, for the rows of one experiment, which keys were varied and how values were chosen."""
+    choices = {id(row.choice): row.choice for row in rows if row.choice is not None}
+    runs = [run for row in rows for run in row.runs]
+    return _describe([*choices.values()], varied_in(runs), runs[0]) if choices else []
+
+
+def _describe(choices: Sequence[Choice], settings: Sequence[Setting], run: Run) -> list[str]:
+    """Describe how the shown settings were chosen, and everything that limits the choice.
+
+    Args:
+        choices: Those of one experiment.
+        settings: All its settings, in order.
+        run: Any of its runs.
+    """
+    names = short_names(settings[0])
+    values = "; ".join(
+        f"{printable(names[key])} in {', '.join(dict.fromkeys(value_text(s[key]) for s in settings))}"
+        for key in names
+    )
+    plural = "values" if len(names) > 1 else "value"
+    best = "highest" if run.higher_is_better else "lowest"
+    return [
+        f"Varied: {values}. Each order and number of inner steps is compared with the {plural} that "
+        f"validated best: {best} {printable(run.monitor)} of the best checkpoint, averaged over seeds. "
+        "Test results play no part in the choice.",
+        *(
+            f"{_name(choice)}: {'; '.join(found)}."
+            for choice in choices
+            if (found := [*_remarks(choice, settings)])
+        ),
+    ]
+
+
+def _name(choice: Choice) -> str:
+    checkpointed = ", checkpointed" if choice.method is Method.CHECKPOINTED else ""
+    order = f"{choice.method.order.capitalize()} order{checkpointed}"
+    return f"{order}, {counted(choice.inner_steps, 'inner step')}"
+
+
+def _remarks(choice: Choice, settings: Sequence[Setting]) -> Iterator[str]:
+    if choice.chosen is None:
+        yield "nothing could be chosen, so all settings are shown"
+    if choice.unfinished:
+        yield f"compared without {_listed(choice.unfinished)} (not finished)"
+    if choice.unvalidated:
+        yield f"compared without {_listed(choice.unvalidated)} (never validated)"
+    if choice.diverged:
+        yield f"{_listed(choice.diverged)} diverged in validation"
+    lacking = {seed: found for seed, found in choice.missing_seeds.items() if found}
+    if lacking and not choice.seeds:
+        yield "no seed is finished with each setting"
+    for seed, found in lacking.items() if choice.seeds else ():
+        yield f"compared without seed {seed} (not finished with {_listed(found)})"
+    if choice.chosen is None:
+        return
+    if choice.tied:
+        tied = _listed([choice.chosen, *choice.tied])
+        yield f"{tied} validated equally well, and the first is shown"
+    for key, name in short_names(choice.chosen).items():
+        if end := _end(choice.chosen[key], [setting[key] for setting in settings]):
+            value = value_text(choice.chosen[key])
+            yield f"{printable(name)} {value} is the {end} value tried: a better one may lie beyond it"
+
+
+def _end(value: Any, tried: Sequence[Any]) -> str | None:
+    """Tell whether a number is at an end of the three or more that were tried."""
+    if any(isinstance(one, bool) or not isinstance(one, int | float) for one in tried):
+        return None
+    numbers = sorted({*tried})
+    if len(numbers) < 3 or value not in (numbers[0], numbers[-1]):
+        return None
+    return "smallest" if value == numbers[0] else "largest"
+
+
+def _listed(settings: Sequence[Setting]) -> str:
+    """Join settings in words, such as `inner_lr 0.05, 0.1 and 0.4`."""
+    texts = [printable(setting_text(setting)) for setting in settings]
+    if len(settings[0]) == 1:  # several values would have commas themselves
+        texts = [texts[0], *(value_text(value) for s in settings[1:] for value in s.values())]
+        return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
+    return " and ".join(texts)

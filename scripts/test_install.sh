@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Install the package as a user does, and use it in an empty folder: build the wheel, install it with pip into
+# an empty environment, and run the commands below. Then install the reference engine by the commands that its
+# error message prints, and the package once more with `uv tool install`.
+#   bash scripts/test_install.sh [PYTHON]    # default: python3
+# It takes minutes, most of them for pip to download PyTorch with CUDA (3 GB), and 6 GB in TMPDIR meanwhile.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${1:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+unset PYTHONPATH VIRTUAL_ENV PYTHONHOME
+
+step() {
+    echo "[$SECONDS s] $*"
+}
+
+# Run `expect TEXT COMMAND ...`: the command must succeed, and print the text.
+expect() {
+    local text=$1 output
+    shift
+    echo "+ $*"
+    output=$("$@" 2>&1) || fail "$* failed: $output"
+    [[ $output == *"$text"* ]] || fail "$* does not print '$text': $output"
+}
+
+# Run `refuse TEXT COMMAND ...`: the command must fail, and print the text; its output is left in `refusal`.
+refuse() {
+    local text=$1
+    shift
+    echo "+ $*"
+    ! refusal=$("$@" 2>&1) || fail "$* did not fail"
+    [[ $refusal == *"$text"* ]] || fail "$* does not print '$text': $refusal"
+}
+
+# Run a command that prints much, which is shown only if it fails.
+log() {
+    echo "+ $*"
+    "$@" >"$work/log" 2>&1 || fail "$* failed: $(cat "$work/log")"
+}
+
+fail() {
+    echo "test_install.sh: error: $*" >&2
+    exit 1
+}
+
+step "Building the wheel"
+bash "$root/scripts/uv.sh" build --quiet --wheel --out-dir "$work/dist" "$root"
+
+step "Installing it with pip"
+"$python" -m venv "$work/env"
+log "$work/env/bin/pip" install "$work"/dist/*.whl
+PATH=$work/env/bin:$PATH
+mkdir "$work/folder"
+cd "$work/folder"
+
+step "Using it"
+expect "maml 0" maml --version
+expect "omniglot/5way_1shot" maml configs
+refuse "No module named" python -c "import learn2learn"
+expect "Test of best.ckpt" maml fit --config toy --trainer.enable_progress_bar false
+expect "runs/toy-second-s0" maml report runs
+expect "2 cells" maml tradeoff --config toy --orders first,second --trainer.max_steps 20
+expect "They agree" maml derive
+expect "export MAML_PYTHON=$work/env/bin/python" maml submit --dry_run --config toy
+expect "--array=0,1" maml submit --tradeoff --dry_run --config toy --orders first,second --out grid
+expect "True" python -c "import importlib.resources as r; print((r.files('maml_pipeline') / 'py.typed').is_file())"
+
+step "Installing the reference engine"
+refuse "engine learn2learn needs learn2learn" maml fit --config toy --model.engine learn2learn
+log bash -euc "${refusal##*$'\n'}"
+expect "Test of best.ckpt" maml fit --config toy --model.engine learn2learn --trainer.max_steps 100
+
+step "Installing it with uv tool install"
+export UV_TOOL_DIR=$work/tools UV_TOOL_BIN_DIR=$work/bin
+bash "$root/scripts/uv.sh" tool install --quiet --python "$python" "$work"/dist/*.whl
+expect "Test of best.ckpt" "$work/bin/maml" fit --config toy --trainer.max_steps 100 --run.dir runs/uv
+step "Passed"

@@ -1,0 +1,62 @@
+"""Folders of runs that were written by hand and never trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+METHODS = {
+    "first": {"first_order": True, "checkpoint_inner_steps": False},
+    "second": {"first_order": False, "checkpoint_inner_steps": False},
+    "checkpointed": {"first_order": False, "checkpoint_inner_steps": True},
+}
+
+
+def write_run(
+    folder: Path,
+    method: str = "second",
+    k: int = 1,
+    seed: int = 0,
+    *,
+    experiment: str = "sine",
+    measure: str = "loss",
+    result: float | None = 0.25,
+    done: int = 100,
+    **model: Any,
+) -> Path:
+    """Write the folder of a run.
+
+    Args:
+        folder: Its folder.
+        method: `first`, `second` or `checkpointed`.
+        k: Inner steps.
+        seed: Its seed.
+        experiment: Its experiment.
+        measure: `loss` (lower is better) or another measure (higher is better).
+        result: The measure on the test tasks; `None` for a run that is not tested.
+        done: Meta-steps done of 100; 0 for a run that has logged nothing.
+        model: Further keys of `model`.
+    """
+    network = {"class_path": "maml_pipeline.networks.MLP", "init_args": {"hidden_features": [40, 40]}}
+    settings = {"inner_lr": 0.1, "inner_steps": k, "network": network, "metric": None}
+    config = {
+        "seed_everything": seed,
+        "model": {**settings, **METHODS[method], **model},
+        "data": {"tasks": {"class_path": "maml_pipeline.tasks.SineWaves", "init_args": {"shots": 10}}},
+        "trainer": {"max_steps": 100, "precision": None},
+        "run": {
+            "experiment": experiment,
+            "monitor": f"val/{measure}",
+            "mode": "min" if measure == "loss" else "max",
+        },
+    }
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if done:
+        header = f"step,val/{measure},val/{measure}_ci95"
+        (folder / "metrics.csv").write_text(f"{header}\n{done - 1},0.75,0.125\n")
+    if result is not None:
+        test = {f"test/{measure}": result, f"test/{measure}_ci95": 0.0625}
+        (folder / "test.json").write_text(json.dumps(test))
+    return folder
