@@ -213,7 +213,8 @@ def _class_split(
         number = "more than one" if any(given.values()) else "no"
         raise UserError(f"{number} split of the classes is given; {WAYS_TO_SPLIT}")
     if sizes is not None:
-        return SplitBySize(tuple(sizes), seed)
+        # A config's whole numbers arrive as floats.
+        return SplitBySize([int(size) if size % 1 == 0 else size for size in sizes], seed)
     for key, values in (("classes", classes), ("dataset", datasets)):
         missing = [f"{split}_{key}" for split, value in values.items() if value is None]
         if given[key] and missing:
