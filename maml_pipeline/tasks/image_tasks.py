@@ -87,7 +87,7 @@ class ImageTasks(ImageEpisodes):
         image_size: int,
         dataset: DatasetBuilder | None = None,
         pool: Sequence[dict[str, Any]] | None = None,
-        split_sizes: Sequence[float] | None = None,
+        split_sizes: Sequence[int | float] | None = None,
         split_seed: int = 0,
         train_classes: Sequence[str | int] | Path | None = None,
         val_classes: Sequence[str | int] | Path | None = None,
@@ -198,7 +198,7 @@ class ImageTasks(ImageEpisodes):
 
 
 def _class_split(
-    sizes: Sequence[float] | None,
+    sizes: Sequence[int | float] | None,
     seed: int,
     classes: dict[Split, Sequence[str | int] | Path | None],
     datasets: dict[Split, DatasetBuilder | None],
