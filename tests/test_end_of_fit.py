@@ -43,10 +43,14 @@ def test_the_time_of_training_is_counted_over_all_starts(maml: Maml) -> None:
 @pytest.mark.integration
 def test_what_to_type_next_runs_as_typed(maml: Maml) -> None:
     folder = """my runs/it's a "test" of ü"""
-    *_, took, report, python = maml("fit", *SHORT, "--run.dir", folder).splitlines()
+    *_, took, report, export, python = maml("fit", *SHORT, "--run.dir", folder).splitlines()
     assert took.endswith(f"results are in {folder}")
     program, *arguments = shlex.split(report.removeprefix("Next: "))
     assert program == "maml" and folder in maml(*arguments)
+    program, *arguments = shlex.split(export)
+    assert program == "maml"
+    maml(*arguments)
+    assert Path(arguments[-1]).stat().st_size
     namespace: dict[str, object] = {}
     exec("from maml_pipeline import MetaLearner", namespace)
     assert type(eval(python.strip(), namespace)).__name__ == "MetaLearner"

@@ -25,7 +25,7 @@ WITH_COMMANDS = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("python", "recipes", "results", "training", "performance")
+        for name in ("python", "data", "recipes", "results", "training", "performance")
     ),
 ]
 """The documents whose commands are run as typed, with a stand-in for `maml`."""
@@ -70,7 +70,7 @@ def recorded_commands(shell: str, folder: Path) -> list[list[str]]:
             result = subprocess.run(
                 [path, "-e", "-u"],
                 input=block,
-                env={"PATH": str(folder / "bin"), "RECORD": str(record), "HOME": str(folder)},
+                env={"PATH": str(folder / "bin"), "RECORD": str(record), "HOME": str(folder.parent)},
                 cwd=folder,
                 capture_output=True,
                 text=True,
@@ -92,6 +92,8 @@ class ParsedError(Exception):
 
 def check_arguments(command: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parse the arguments as the command does, without running it."""
+    if command == "prepare" and "--config" in arguments:
+        command = "fit"  # whose keys it takes
     if command in ("fit", "validate", "test"):
         with pytest.raises(SystemExit) as end:
             main([command, *arguments, "--print_config"])
@@ -127,12 +129,18 @@ def test_every_command_of_the_documents_parses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthetic_omniglot: Path
 ) -> None:
     commands = recorded_commands("bash", tmp_path)
-    (module,) = (
-        each for each in blocks(ROOT / "docs/recipes.md", "python") if "class Parabolas" in each
-    )
-    (tmp_path / "my_tasks.py").write_text(module)
+    for document, begin, name in (
+        ("recipes", "class Parabolas", "my_tasks.py"),
+        ("data", "class Letters", "my_data.py"),
+        ("data", "train_dataset", "three_folders.yaml"),
+        ("data", "EMNIST", "emnist.yaml"),
+    ):
+        language = "python" if name.endswith(".py") else "yaml"
+        (block,) = (each for each in blocks(ROOT / f"docs/{document}.md", language) if begin in each)
+        (tmp_path / name).write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    for module in ("my_tasks", "my_data"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setenv(OMNIGLOT_ROOT.name, str(synthetic_omniglot))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ def next_commands(folder: Path) -> list[str]:
     """Return what can be done with a trained run, ready to be typed."""
     # A name that begins with a dash would be taken for an option.
     path = f"./{folder}" if str(folder).startswith("-") else str(folder)
-    report = shlex.join(["maml", "report", path])
+    commands = (["maml", "report", path], ["maml", "export", path, "net.safetensors"])
+    report, export = (printable(shlex.join(command)) for command in commands)
     python = f"MetaLearner.from_run({json.dumps(path, ensure_ascii=False)})"
-    return [f"Next: {printable(report)}", f"      {printable(python)}  # in Python"]
+    return [f"Next: {report}", f"      {export}", f"      {printable(python)}  # in Python"]
