@@ -106,8 +106,7 @@ UNCOPYABLE = ("lambda", "weight normalisation, old")
 """Networks that an engine evaluates, but of which PyTorch makes no independent copy."""
 
 
-# vmap warns where it runs a layer task by task.
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about single layers
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if not entry.random])
@@ -119,7 +118,7 @@ def test_the_law_holds_for_networks_as_users_write_them(name: str, engine: str) 
     try:
         measured = evaluate(learner, batch)["loss"][:, -1]
     except UserError:
-        return  # no engine's fault: `tests/test_exactness.py` holds the reasons
+        return  # `tests/test_exactness.py` holds the reasons
     for index, task in enumerate(batch.tasks()):
         if name in UNCOPYABLE:
             with pytest.raises(UserError, match="cannot be copied"):
