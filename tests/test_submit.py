@@ -358,8 +358,13 @@ def test_prepare_prints_the_paths_of_data_and_cache(
     printed = maml(
         "prepare", "omniglot", "--root", synthetic_omniglot, "--cache_dir", tmp_path / "cache"
     )
-    (cache,) = (tmp_path / "cache").iterdir()
-    assert printed.splitlines() == [f"Data:  {synthetic_omniglot.resolve()}", f"Cache: {cache}"]
+    (cache,) = (tmp_path / "cache").glob("*.npy")
+    assert printed.splitlines() == [
+        f"Data:    {synthetic_omniglot.resolve()}",
+        f"Cache:   {cache}",
+        "Images:  32,460 of 1 x 28 x 28",
+        "Classes: 1100 train, 100 val, 423 test",
+    ]
     # A job can now load them offline.
     monkeypatch.setenv(OFFLINE.name, "1")
     load_images(synthetic_omniglot, tmp_path / "cache")

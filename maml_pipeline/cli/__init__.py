@@ -20,7 +20,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test tasks",
     "tradeoff": "train with both gradient orders and compare them",
     "submit": "submit a run or a trade-off to Slurm",
-    "prepare": "download a data set, for jobs without network access",
+    "prepare": "download and pack the data of a config, for jobs without network access",
     "configs": "list the configs of the package, or print one",
     "runs": "list runs with their state and result",
     "report": "write a report comparing runs",

@@ -71,7 +71,7 @@ def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
             for row in line:
                 _draw_seeds(ax, row, unit)
                 peak, value, _ = points[id(row)]
-                # Where nothing was chosen, there is a line for each setting: too many labels for each mark.
+                # Where nothing was chosen, each setting has a line: only its last mark is labelled.
                 if not math.isnan(value) and (row.choice is None or row.chosen or row is line[-1]):
                     add_label(ax, _label(row), (peak, value), style.colour)
     ax.margins(x=0.12, y=0.12)
