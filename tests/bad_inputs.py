@@ -369,7 +369,10 @@ nowhere: fit IMAGES --data.tasks.dataset.root nowhere
 ways is 3; it must be at most 2: fit IMAGES --data.tasks.ways 3 --model.network.ways 3
 split_sizes: fit IMAGES --data.tasks.split_sizes [3,3,3]
 split_sizes: fit IMAGES --data.tasks.split_sizes [3,3]
+split_sizes: fit IMAGES --data.tasks.split_sizes [0.6,0.3,0.2]
+split_sizes: fit IMAGES --data.tasks.split_sizes [0.98,0.01,0.01]
 split_sizes: fit IMAGES --data.tasks.split_sizes x
+image_size: fit IMAGES --model.network.image_size 8
 no split of the classes: fit IMAGES --data.tasks.split_sizes null
 more than one split: fit IMAGES --data.tasks.train_classes names.txt
 val_classes: fit IMAGES --data.tasks.split_sizes null --data.tasks.train_classes names.txt

@@ -250,6 +250,16 @@ def test_a_random_split_depends_on_its_seed_only(tmp_path: Path) -> None:
     assert split(0) == PINNED_SPLIT  # another one would be a different benchmark
 
 
+def test_shares_of_the_classes_give_the_split_of_their_numbers(tmp_path: Path) -> None:
+    def split(sizes: list[float]) -> list[list[int]]:
+        splits = shades(tmp_path, split_sizes=sizes, ways=2).split_classes()
+        return [numbers.tolist() for numbers in splits.values()]
+
+    assert split([0.5, 0.25, 0.25]) == split([6, 3, 3])
+    assert [*map(len, split([0.6, 0.2, 0.2]))] == [7, 3, 2]  # no class of 12 is left out
+    assert [*map(len, split([0.3, 0.2, 0.2]))] == [4, 2, 2]
+
+
 PINNED_SPLIT = [[0, 7, 6, 1, 9, 3], [8, 10, 5], [2, 4, 11]]
 
 
@@ -445,6 +455,8 @@ def test_a_damaged_folder_is_reported_with_the_file_or_class(
         ({"channels": 2}, "channels is 2; it must be 1 for grey or 3 for colour"),
         ({"rotated_splits": ["valid"]}, "rotated_splits contains .'valid'.; the splits are"),
         ({"split_sizes": [6, 3]}, "split_sizes is .6, 3.; it must be three numbers"),
+        ({"split_sizes": [0.6, 0.3, 0.2]}, "three shares that add up to at most 1"),
+        ({"split_sizes": [0.9, 0.05, 0.05]}, "gives split val none of the 12 classes of Shades"),
         ({"split_sizes": [6, 3, 4]}, "13 classes, but Shades has 12"),
         ({"split_sizes": None}, "no split of the classes is given"),
         ({"train_classes": ["shade 0"]}, "more than one split of the classes is given"),

@@ -169,7 +169,7 @@ def test_no_second_job_is_submitted_to_the_folder_of_a_waiting_one(
     maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
 ) -> None:
     queued(tmp_path, "7")
-    maml("submit", *TOY, "--run.dir", "run")
+    assert "Meanwhile: maml runs run\n" in maml("submit", *TOY, "--run.dir", "run")
     submitted = sbatch.read_text()
     refused = maml_error("submit", *TOY, "--run.dir", "run")
     assert "Slurm job 7 waits to train in run; cancel it with `scancel 7`, or name another" in refused
