@@ -12,8 +12,12 @@ would both get a lock.
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+SECONDS_OF_A_PROBE = 0.05
+"""Far longer than `is_locked` holds the lock that it tries, such as when another user lists the runs."""
 
 
 class AlreadyLockedError(Exception):
@@ -63,7 +67,11 @@ def acquire_lock(path: Path, shared: bool = False, wait: bool = False) -> int:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _flock(descriptor, shared, wait)
+        try:
+            _flock(descriptor, shared, wait)
+        except AlreadyLockedError:
+            time.sleep(SECONDS_OF_A_PROBE)
+            _flock(descriptor, shared, wait)
     except BaseException:
         os.close(descriptor)
         raise

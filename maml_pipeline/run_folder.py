@@ -138,7 +138,10 @@ def read_slurm_output(folder: Path) -> Path | None:
 
 
 def _read_lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except OSError:  # also without a file
+        return []
 
 
 def record_slurm_job(folder: Path, job: str | None, output: Path | None = None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from torch import nn
 
 from maml_pipeline.tasks import Lines, Split, Task
@@ -15,6 +16,11 @@ SHORT = (
     *("--data.val_tasks", "2", "--data.test_tasks", "2", "--trainer.enable_progress_bar", "false"),
 )
 TOY = ("--config", str(CONFIGS / "toy.yaml"), *SHORT)
+IMAGES = ("--config", "images.yaml", *SHORT)
+LISTS = (
+    *("--data.tasks.split_sizes", "null", "--data.tasks.train_classes", "names.txt"),
+    *("--data.tasks.val_classes", "[c,d]", "--data.tasks.test_classes", "[e,f]"),
+)
 OMNIGLOT = ("--config", str(CONFIGS / "omniglot" / "5way_1shot.yaml"), *SHORT)
 
 
@@ -354,7 +360,41 @@ folder: sync folder
 binary.yaml: sync binary.yaml
 RUN_DIR: sync ''
 --project: sync folder --project
-DATA: prepare
+--config: prepare
+truncated/d/1.png: fit IMAGES --data.tasks.dataset.root truncated
+'c' in the: fit IMAGES --data.tasks.dataset.root few
+no picture/b/0.png: fit IMAGES --data.tasks.dataset.root 'no picture'
+Couldn't find any class folder: fit IMAGES --data.tasks.dataset.root folder
+nowhere: fit IMAGES --data.tasks.dataset.root nowhere
+ways is 3; it must be at most 2: fit IMAGES --data.tasks.ways 3 --model.network.ways 3
+split_sizes: fit IMAGES --data.tasks.split_sizes [3,3,3]
+split_sizes: fit IMAGES --data.tasks.split_sizes [3,3]
+split_sizes: fit IMAGES --data.tasks.split_sizes [0.6,0.3,0.2]
+split_sizes: fit IMAGES --data.tasks.split_sizes [0.98,0.01,0.01]
+split_sizes: fit IMAGES --data.tasks.split_sizes x
+image_size: fit IMAGES --model.network.image_size 8
+no split of the classes: fit IMAGES --data.tasks.split_sizes null
+more than one split: fit IMAGES --data.tasks.train_classes names.txt
+val_classes: fit IMAGES --data.tasks.split_sizes null --data.tasks.train_classes names.txt
+did you mean 'f': fit IMAGES LISTS --data.tasks.test_classes [e,F]
+as train_classes does: fit IMAGES LISTS --data.tasks.val_classes [b,d]
+missing.txt: fit IMAGES LISTS --data.tasks.train_classes missing.txt
+binary.yaml: fit IMAGES LISTS --data.tasks.train_classes binary.yaml
+query_shots: fit IMAGES --data.tasks.query_shots 3
+channels: fit IMAGES --data.tasks.channels 2
+image_size: fit IMAGES --data.tasks.image_size 0
+image_size: fit IMAGES --data.tasks.image_size 100000000
+rotated_splits: fit IMAGES --data.tasks.rotated_splits [valid]
+cache_dir: fit IMAGES --data.tasks.cache_dir /proc/x
+trian: fit IMAGES --data.tasks.pool [{trian:true}]
+pool: fit IMAGES --data.tasks.pool []
+torchvision.datasets.CIFAR100: fit IMAGES --data.tasks.dataset torchvision.datasets.CIFAR1000
+Dataset: fit IMAGES --data.tasks.dataset torch.nn.Linear
+dataset: fit IMAGES --data.tasks.dataset null
+Dataset not found: fit IMAGES --data.tasks.dataset torchvision.datasets.CIFAR100
+did you mean root: fit IMAGES --data.tasks.dataset.roott x
+3 channels: fit IMAGES --model.network.in_channels 1
+OnlyImages: fit IMAGES --data.tasks.dataset tests.test_image_tasks.OnlyImages
 nope: prepare nope
 binary.yaml: prepare omniglot --root binary.yaml
 /proc/x: prepare omniglot --root /proc/x
@@ -403,6 +443,27 @@ WRONG_TYPES: dict[type, str] = {
 }
 
 
+IMAGES_CONFIG = """
+model:
+  network: {class_path: maml_pipeline.networks.ConvNet, init_args: {ways: 2, in_channels: 3, filters: 4}}
+  loss: torch.nn.functional.cross_entropy
+  inner_lr: 0.1
+data:
+  tasks:
+    class_path: maml_pipeline.tasks.ImageTasks
+    init_args:
+      image_size: 28
+      dataset: {class_path: torchvision.datasets.ImageFolder, init_args: {root: pictures}}
+      split_sizes: [2, 2, 2]
+      ways: 2
+      query_shots: 1
+      cache_dir: ../cache
+  meta_batch_size: 2
+trainer: {accelerator: cpu}
+"""
+"""A config of image tasks; the cache is outside of the folder in which nothing may be left."""
+
+
 def write_inputs(folder: Path) -> None:
     """Write the files that the rows name."""
     (folder / "folder").mkdir()
@@ -417,10 +478,23 @@ def write_inputs(folder: Path) -> None:
         "unknown.yaml": "model:\n  inner_rate: 1\n",
         "damaged/config.yaml": "model: {inner_steps: 1\n",
         "incomplete/config.yaml": "run: 1\n",
+        "images.yaml": IMAGES_CONFIG,
+        "names.txt": "a\nb\n",
         "other/config.yaml": "model: {eval_inner_steps: 3}\n",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    for name in ("pictures", "truncated", "few", "no picture"):
+        for letter in "abcdef":
+            for number in range(3):
+                file = folder / name / letter / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (9, 9), (40 * number, ord(letter), 0)).save(file)
+    damaged = folder / "truncated" / "d" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:45])
+    (folder / "few" / "c" / "1.png").unlink()
+    (folder / "few" / "c" / "2.png").unlink()
+    (folder / "no picture" / "b" / "0.png").write_text("no picture")
 
 
 def rows(config: dict[str, Any]) -> list[Row]:
@@ -458,6 +532,12 @@ def _of_types(config: dict[str, Any], prefix: str = "") -> Iterator[Row]:
 
 
 def _words(arguments: str) -> Iterator[str]:
-    known = {"TOY": TOY, "OMNIGLOT": OMNIGLOT, "MANY": ("[" * 500 + "]" * 500,)}
+    known = {
+        "TOY": TOY,
+        "OMNIGLOT": OMNIGLOT,
+        "IMAGES": IMAGES,
+        "LISTS": LISTS,
+        "MANY": ("[" * 500 + "]" * 500,),
+    }
     for word in shlex.split(arguments, posix=True) if "{" not in arguments else arguments.split():
         yield from known.get(word, (word,))

@@ -18,6 +18,7 @@ from maml_pipeline.meta_gradient.exactness.preservation import RandomState
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import Lines, SineWaves, TaskDistribution
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, case
+from tests.zoo import ZOO, build
 
 TASKS = 5
 STEPS = 3
@@ -99,6 +100,32 @@ def test_the_adapted_network_predicts_what_the_evaluation_measures(
 @pytest.mark.parametrize("name", LARGE_NETWORKS)
 def test_the_law_holds_for_large_networks(name: str, engine: str) -> None:
     test_the_adapted_network_predicts_what_the_evaluation_measures(name, True, engine)
+
+
+UNCOPYABLE = ("lambda", "weight normalisation, old")
+"""Networks that an engine evaluates, but of which PyTorch makes no independent copy."""
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about single layers
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", [name for name, entry in ZOO.items() if not entry.random])
+def test_the_law_holds_for_networks_as_users_write_them(name: str, engine: str) -> None:
+    network, batch = build(ZOO[name])
+    batch = TaskBatch(*(t.float() if t.is_floating_point() else t for t in batch))
+    loss = ZOO[name].loss
+    learner = make_learner(network.float(), loss, engine=engine)
+    try:
+        measured = evaluate(learner, batch)["loss"][:, -1]
+    except UserError:
+        return  # `tests/test_exactness.py` holds the reasons
+    for index, task in enumerate(batch.tasks()):
+        if name in UNCOPYABLE:
+            with pytest.raises(UserError, match="cannot be copied"):
+                learner.adapt(task.support_x, task.support_y)
+            continue
+        adapted = learner.adapt(task.support_x, task.support_y)
+        assert torch.equal(loss(adapted(task.query_x.clone()), task.query_y.clone()), measured[index])
 
 
 @pytest.mark.parametrize("steps", range(STEPS + 1))

@@ -34,6 +34,15 @@ def test_an_exclusive_lock_excludes_all_others_until_it_is_released(tmp_path: Pa
         pass
 
 
+def test_a_probe_at_the_same_moment_does_not_refuse_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = acquire_lock(tmp_path / ".lock")
+    monkeypatch.setattr("maml_pipeline.locks.time.sleep", lambda seconds: os.close(probe))
+    with locked(tmp_path / ".lock"):
+        assert is_locked(tmp_path / ".lock")
+
+
 def test_shared_locks_exclude_only_exclusive_ones(tmp_path: Path) -> None:
     file = tmp_path / ".lock"
     with locked(file, shared=True), locked(file, shared=True):

@@ -81,8 +81,9 @@ def test_slurm_is_not_asked_without_a_job(program: Program, tmp_path: Path) -> N
     squeue = program("squeue", "exit 0")
     write_run(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "slurm_job.txt").write_text("not an id; rm -r /\n")
-    assert not jobs_of([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "b" / "slurm_job.txt").write_bytes(b"not an id; \xff\n")
+    (tmp_path / "c" / "slurm_job.txt").mkdir(parents=True)
+    assert not jobs_of([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
     assert not squeue.exists()
 
 

@@ -1,6 +1,7 @@
 """A signal saves the state and requeues the job, or ends the command with a nonzero exit status."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -222,6 +223,25 @@ def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> 
     """)
     assert ended.returncode == 128 + signum
     assert ended.stderr == f"maml: stopped by {signal.Signals(signum).name} while it was starting\n"
+
+
+@pytest.mark.parametrize("imported", ["torch._dynamo.polyfills.loader", "pytorch_lightning.trainer"])
+def test_a_signal_during_the_late_imports_of_a_command_is_one_line(imported: str) -> None:
+    ended = run_python(f"""
+        import importlib.abc, os, signal, sys
+        from maml_pipeline.cli import main
+
+        class Finder(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == {imported!r}:
+                    sys.meta_path.remove(self)
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        sys.meta_path.insert(0, Finder())
+        main(["tradeoff", "--config", "toy"])
+    """)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(r"maml: stopped by SIGTERM( while it was starting)?\n", ended.stderr)
 
 
 WHILE_C_CODE_RUNS = """

@@ -169,7 +169,7 @@ def test_no_second_job_is_submitted_to_the_folder_of_a_waiting_one(
     maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
 ) -> None:
     queued(tmp_path, "7")
-    maml("submit", *TOY, "--run.dir", "run")
+    assert "Meanwhile: maml runs run\n" in maml("submit", *TOY, "--run.dir", "run")
     submitted = sbatch.read_text()
     refused = maml_error("submit", *TOY, "--run.dir", "run")
     assert "Slurm job 7 waits to train in run; cancel it with `scancel 7`, or name another" in refused
@@ -358,8 +358,13 @@ def test_prepare_prints_the_paths_of_data_and_cache(
     printed = maml(
         "prepare", "omniglot", "--root", synthetic_omniglot, "--cache_dir", tmp_path / "cache"
     )
-    (cache,) = (tmp_path / "cache").iterdir()
-    assert printed.splitlines() == [f"Data:  {synthetic_omniglot.resolve()}", f"Cache: {cache}"]
+    (cache,) = (tmp_path / "cache").glob("*.npy")
+    assert printed.splitlines() == [
+        f"Data:    {synthetic_omniglot.resolve()}",
+        f"Cache:   {cache}",
+        "Images:  32,460 of 1 x 28 x 28",
+        "Classes: 1100 train, 100 val, 423 test",
+    ]
     # A job can now load them offline.
     monkeypatch.setenv(OFFLINE.name, "1")
     load_images(synthetic_omniglot, tmp_path / "cache")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import NoReturn
 
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli import elapsed, faults, training_help
@@ -20,7 +21,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test tasks",
     "tradeoff": "train with both gradient orders and compare them",
     "submit": "submit a run or a trade-off to Slurm",
-    "prepare": "download a data set, for jobs without network access",
+    "prepare": "download and pack the data of a config, for jobs without network access",
     "configs": "list the configs of the package, or print one",
     "runs": "list runs with their state and result",
     "report": "write a report comparing runs",
@@ -58,9 +59,20 @@ def _run_and_report_errors(argv: Sequence[str] | None) -> None:
         faults.exit_if_known(error)
         raise
     except Stopped as stop:
-        from maml_pipeline.cli.stopping import end_stopped  # late: it imports PyTorch
+        _end_stopped(stop)
 
-        end_stopped(stop)
+
+def _end_stopped(stop: Stopped) -> NoReturn:
+    try:
+        from maml_pipeline.cli.stopping import end_stopped  # late: it imports PyTorch
+    except Exception:
+        # The signal has interrupted the import of a library, which cannot be imported again.
+        if not slurm.requeue():
+            name = "a signal" if stop.signum is None else stop.signum.name
+            print(f"maml: stopped by {name} while it was starting", file=sys.stderr)
+            sys.exit(stop.exit_status)
+        sys.exit()
+    end_stopped(stop)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -13,6 +13,7 @@ TYPES = {
     "bool": "true or false",
     "str": "text",
     "list": "a list",
+    "Sequence": "a list",
     "dict": "a mapping",
     "NoneType": "null",
 }

@@ -28,7 +28,7 @@ def print_submitted_run(job: Job, name: str, folder: Path, requested: Allocation
     if job.output is not None:
         print(f"Output: {printable(_shown(job.output))}")
     follow = [] if job.output is None else [["tail", "-F", _shown(job.output)]]
-    _print_next([["maml", "runs"], *follow, ["scancel", job.id]], ["maml", "report", str(folder)])
+    _print_next(folder, *follow, ["scancel", job.id])
 
 
 def print_submitted_array(
@@ -65,7 +65,7 @@ def print_submitted_report(job: Job, array: str | None, folder: Path) -> None:
     output = "" if job.output is None else f", output {printable(_shown(job.output))}"
     print(f"Submitted job {job.id}: the report, {printable(page)}{output}")
     jobs = [job.id] if array is None else [array, job.id]
-    _print_next([["maml", "runs"], ["scancel", *jobs]], ["maml", "report", str(folder)])
+    _print_next(folder, ["scancel", *jobs])
 
 
 def _limit(job: Job | None) -> str:
@@ -80,6 +80,8 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def _print_next(now: list[list[str]], then: list[str]) -> None:
-    print("Meanwhile: " + "\n           ".join(printable(shlex.join(command)) for command in now))
-    print(f"When it has ended: {printable(shlex.join(then))}")
+def _print_next(folder: Path, *commands: list[str]) -> None:
+    listed = [] if run_folder.RUNS in folder.parents else [str(folder)]  # `maml runs` lists runs/
+    meanwhile = [shlex.join(command) for command in (["maml", "runs", *listed], *commands)]
+    print("Meanwhile: " + "\n           ".join(map(printable, meanwhile)))
+    print(f"When it has ended: {printable(shlex.join(['maml', 'report', str(folder)]))}")

@@ -51,13 +51,17 @@ TASK_ARGUMENTS = ("ways", "shots", "query_shots")
 
 CLASSES = {
     "data.tasks": ("maml_pipeline.tasks",),
+    **{
+        f"data.tasks.{key}": ("torchvision.datasets",)
+        for key in ("dataset", "train_dataset", "val_dataset", "test_dataset")
+    },
     "model.network": ("maml_pipeline.networks", "torch.nn"),
     "model.optimizer": ("torch.optim",),
     "model.lr_scheduler": ("torch.optim.lr_scheduler",),
 }
 """Keys that take a class, and the modules whose classes can be named without a path."""
 
-BASE_CLASSES = ("TaskDistribution", "Optimizer", "LRScheduler", "Module")
+BASE_CLASSES = ("TaskDistribution", "VisionDataset", "Optimizer", "LRScheduler", "Module")
 """Names of the classes that those of a key are derived from."""
 
 SWITCHES = {
@@ -233,6 +237,7 @@ def _named_classes(arguments: Sequence[str]) -> dict[str, str]:
         for key in CLASSES:
             value = config
             for part in key.split("."):
+                value = value.get("init_args", value) if isinstance(value, dict) else None
                 value = value.get(part) if isinstance(value, dict) else None
             value = value.get("class_path") if isinstance(value, dict) else value
             if isinstance(value, str):

@@ -29,7 +29,13 @@ def vectorized_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) ->
     def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return workarounds.evaluate(partial(call, parameters), loss, x, y)
 
-    chunk_loss: ChunkLoss = vmap(task_loss)
+    mapped: ChunkLoss = vmap(task_loss)
+
+    def chunk_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # A tensor that a call keeps as an attribute is useless outside vmap.
+        with workarounds.preserved_attributes(network):
+            return mapped(parameters, x, y)
+
     return chunk_loss
 
 

@@ -32,6 +32,10 @@ MAY_CHANGE_ON_RESUME = {
     "data.num_workers": "how fast to draw tasks",
     "data.tasks.init_args.root": "where the data are",
     "data.tasks.init_args.cache_dir": "where the data are",
+    **{
+        f"data.tasks.init_args.{key}.init_args.download": "whether missing data are downloaded"
+        for key in ("dataset", "train_dataset", "val_dataset", "test_dataset")
+    },
 }
 """Keys that may change when a run is resumed, each with what it affects."""
 

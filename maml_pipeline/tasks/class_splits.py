@@ -109,9 +109,11 @@ class SplitByName:
         for split, names in self.names.items():
             for name in names:
                 if name in first:
-                    again = "twice" if first[name] == split else f"and {first[name]}_classes too"
+                    if first[name] == split:
+                        raise UserError(f"{split}_classes contains {name!r} twice; name each class once")
                     raise UserError(
-                        f"{split}_classes contains {name!r} {again}; a class belongs to one split"
+                        f"{split}_classes contains {name!r}, as {first[name]}_classes does; a class "
+                        "belongs to one split"
                     )
                 first[name] = split
 
@@ -142,8 +144,8 @@ class SplitByDataset:
         for split, _, name in parts:
             if name in first:
                 raise UserError(
-                    f"{split}_dataset has class {name!r}, and {first[name]}_dataset too; a class "
-                    "belongs to one split"
+                    f"{split}_dataset has class {name!r}, as {first[name]}_dataset has; a class belongs "
+                    "to one split"
                 )
             first[name] = split
         return {split: np.flatnonzero([of == split for of, _, _ in parts]) for split in SPLITS}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.limits import check_at_least
@@ -97,22 +98,27 @@ class ImageEpisodes(TaskDistribution):
             for index in indices
         ]
         classes, positions = (np.stack(drawn) for drawn in zip(*episodes, strict=True))
-        pictures = there.order[there.first[classes // rotations][..., None] + positions]
-        images = self.packed.images[pictures]  # (T, N, shots + query_shots, C, H, W)
-        quarter_turns = classes % rotations
-        for turns in range(1, rotations):
-            turned = quarter_turns == turns
-            images[turned] = np.rot90(images[turned], turns, axes=(-2, -1))
-
-        x = torch.from_numpy(images).float().div_(255)
-        support_x, query_x = x[:, :, : self.shots], x[:, :, self.shots :]
-        tasks = len(indices)
+        images = there.order[there.first[classes // rotations][..., None] + positions]
+        turns, tasks = classes % rotations, len(indices)
         return TaskBatch(
-            support_x.flatten(1, 2),
+            self._read(images[..., : self.shots], turns),
             self.support_y.repeat(tasks, 1),
-            query_x.flatten(1, 2),
+            self._read(images[..., self.shots :], turns),
             self.query_y.repeat(tasks, 1),
         )
+
+    def _read(self, images: np.ndarray, turns: np.ndarray) -> Tensor:
+        """Return images `(T, N * K, C, H, W)`, float32 in [0, 1].
+
+        Args:
+            images: Their indices, `(T, N, K)`.
+            turns: Quarter turns by which to rotate the images of each class, `(T, N)`.
+        """
+        pixels = self.packed.images[images]
+        for number in range(1, 4):
+            turned = turns == number
+            pixels[turned] = np.rot90(pixels[turned], number, axes=(-2, -1))
+        return torch.from_numpy(pixels).flatten(1, 2).float().div_(255)
 
     def _episode(
         self, random: np.random.Generator, sizes: np.ndarray, rotations: int

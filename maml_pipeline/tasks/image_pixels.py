@@ -20,7 +20,7 @@ def to_pixels(image: Any, size: int, channels: int) -> np.ndarray:
 
     Args:
         image: A PIL image, a tensor `(H, W)` or `(C, H, W)`, or an array `(H, W)` or `(H, W, C)`; arrays
-            and tensors are uint8, or float in [0, 1].
+            and tensors are uint8 or uint16, or float in [0, 1].
         size: Height and width.
         channels: 1 for grey, 3 for colour.
 
@@ -49,13 +49,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: Its values are out of range.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "I" and values.size and values.max() > np.iinfo(np.uint8).max:
-            values = values.astype(np.uint16) if values.max() <= np.iinfo(np.uint16).max else values
-        elif image.mode == "I":
-            values = values.astype(np.uint8) if not values.size or values.min() >= 0 else values
-        return Image.fromarray(_to_uint8(values))
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits, or floats
+        return Image.fromarray(_to_uint8(np.asarray(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -88,10 +83,10 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
         return values
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
-    if values.dtype == np.uint16 or values.dtype.str in (">u2", "<u2"):
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # 16 bits, in any byte order
         return (values >> 8).astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
-        raise ValueError(f"has {values.dtype} values; they must be uint8, or float in [0, 1]")
+        raise ValueError(f"has {values.dtype} values; they must be uint8 or uint16, or float in [0, 1]")
     low, high = values.min(), values.max()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Data sets of (image, class): building them, their class names, reading an image."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,10 +83,10 @@ class Source:
     def _class_name(self, label: Any) -> str:
         if isinstance(label, str):
             return self.prefix + label
-        if isinstance(label, Tensor | np.ndarray) and label.size not in (1,):
-            label = label.item() if np.prod(tuple(label.shape)) == 1 else label
-        if isinstance(label, float) or not hasattr(label, "__index__"):
-            raise ValueError(f"has class {type_name(label)}; a class must be a number or a name")
+        if isinstance(label, Tensor | np.ndarray) and math.prod(label.shape) == 1:
+            label = label.item()
+        if not isinstance(label, int | np.integer):
+            raise ValueError(f"has class {type_name(label)}; a class must be a whole number or a name")
         number = int(label)
         return self.class_names.get(number, f"{self.prefix}{number}")
 

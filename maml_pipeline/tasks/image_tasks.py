@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.limits import check_at_least
+from maml_pipeline.limits import MAX_IMAGE_SIZE
 from maml_pipeline.tasks.class_splits import (
     ClassSplit,
     SplitByDataset,
@@ -38,7 +38,7 @@ from maml_pipeline.tasks.image_sources import (
 from maml_pipeline.tasks.task import SPLITS, Split
 
 WAYS_TO_SPLIT = (
-    "give split_sizes, or train_classes, val_classes and test_classes, or instead of dataset "
+    "give either split_sizes, or train_classes, val_classes and test_classes, or, instead of dataset, "
     "train_dataset, val_dataset and test_dataset"
 )
 
@@ -103,11 +103,14 @@ class ImageTasks(ImageEpisodes):
         cache_dir: str | Path | None = None,
     ) -> None:
         super().__init__(ways, shots, query_shots, rotated_splits)
-        check_at_least("image_size", image_size, 1)
+        if not 1 <= image_size <= MAX_IMAGE_SIZE:
+            raise UserError(f"image_size is {image_size}; it must be 1 to {MAX_IMAGE_SIZE}")
         if channels not in CHANNELS:
             raise UserError(f"channels is {channels}; it must be 1 for grey or 3 for colour")
         self.image_size = image_size
         self.channels = channels
+        if pool is not None and not len(pool):
+            raise UserError("pool is empty; it must be a list of arguments, such as [{train: true}]")
         self.pool = [{}] if pool is None else [*pool]
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         by_split = dict(zip(SPLITS, (train_dataset, val_dataset, test_dataset), strict=True))
@@ -139,27 +142,35 @@ class ImageTasks(ImageEpisodes):
         key = fingerprint(sources, self.image_size, self.channels)
         shape = (sum(map(len, sources)), self.channels, self.image_size, self.image_size)
         names = [*dict.fromkeys(name for source in sources for name in source.class_names.values())]
+        if all(source.class_names for source in sources):
+            self._assign(names)  # so that an error is not reported only after minutes of packing
         return load_or_pack(
             folder / f"{sources[0].name.lower()}-{key}.npy",
             lambda file: write_cache(file, shape, self._images(sources), names),
         )
 
     def split_classes(self) -> dict[Split, np.ndarray]:
-        data = " and ".join(dict.fromkeys(builder_name(b) for b in self.builders.values() if b))
-        splits = self.class_split.assign(self.packed.classes, data)
+        splits = self._assign(self.packed.classes)
         count = np.bincount(self.packed.labels, minlength=len(self.packed.classes))
         for split, numbers in splits.items():
-            if self.ways > len(numbers) * self.rotations[split]:
-                raise UserError(
-                    f"ways is {self.ways}; it must be at most {len(numbers) * self.rotations[split]}, "
-                    f"the number of classes in the {split} split"
-                )
             fewest = numbers[count[numbers].argmin()]
             if self.shots + self.query_shots > count[fewest]:
                 raise UserError(
                     f"shots + query_shots is {self.shots} + {self.query_shots} = "
                     f"{self.shots + self.query_shots}; it must be at most {count[fewest]}, the number "
                     f"of images of class {self.packed.classes[fewest]!r} in the {split} split"
+                )
+        return splits
+
+    def _assign(self, classes: Sequence[str]) -> dict[Split, np.ndarray]:
+        """Assign classes to splits, and check that each split has enough."""
+        data = " and ".join(dict.fromkeys(builder_name(b) for b in self.builders.values() if b))
+        splits = self.class_split.assign(classes, data)
+        for split, numbers in splits.items():
+            if self.ways > len(numbers):
+                raise UserError(
+                    f"ways is {self.ways}; it must be at most {len(numbers)}, the number of classes in "
+                    f"the {split} split"
                 )
         return splits
 
@@ -199,10 +210,11 @@ def _class_split(
         "dataset": any(builder is not None for builder in datasets.values()),
     }
     if sum(given.values()) != 1:
-        found = [key for key, is_given in given.items() if is_given]
-        raise UserError(f"the classes are split in {len(found)} ways; {WAYS_TO_SPLIT}")
+        number = "more than one" if any(given.values()) else "no"
+        raise UserError(f"{number} split of the classes is given; {WAYS_TO_SPLIT}")
     if sizes is not None:
-        return SplitBySize(tuple(sizes), seed)
+        # A config's whole numbers arrive as floats.
+        return SplitBySize([int(size) if size % 1 == 0 else size for size in sizes], seed)
     for key, values in (("classes", classes), ("dataset", datasets)):
         missing = [f"{split}_{key}" for split, value in values.items() if value is None]
         if given[key] and missing:

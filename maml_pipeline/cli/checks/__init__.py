@@ -53,7 +53,7 @@ def check_settings(
             slurm.check_allocation(devices, trainer.num_nodes)
     on_cpu = check_trainer(trainer, built_trainer, elsewhere)
     if is_rank_zero():
-        _prepare(data, settings)
+        prepare_data(data, settings)
     check_tasks(command, model, data, settings, elsewhere)
     if settings.ckpt_path is not None:
         model.on_load_checkpoint(load_checkpoint(settings.ckpt_path, resumes=command == "fit"))
@@ -76,8 +76,16 @@ def _check_devices(data: TaskDataModule, trainer: Namespace, devices: int, elsew
         raise UserError(f"trainer.devices is {devices}, but this machine has {here}; {error}") from None
 
 
-def _prepare(data: TaskDataModule, settings: Namespace) -> None:
-    """Prepare the tasks; name the key of the argument that an error starts with."""
+def prepare_data(data: TaskDataModule, settings: Namespace) -> None:
+    """Download or pack the data of the tasks, if they are not.
+
+    Args:
+        data: The data module.
+        settings: The parsed settings.
+
+    Raises:
+        UserError: It fails. The message names the argument with its key in full.
+    """
     try:
         data.prepare_data()
     except UserError as error:
