@@ -3,10 +3,11 @@
     python scripts/run_readme.py --environment VENV --folder EMPTY_FOLDER
 
 Needs nothing but Python. Every `bash` and `python` block is run in order, as it is printed, and the
-`text` block after it is compared with what it printed: all words must occur; numbers may differ. A comment
-in the README, invisible when it is rendered, precedes a block that is treated otherwise:
+`text` block after it is compared with what it printed: all words must occur, numbers may differ. A block
+that is treated otherwise follows a comment, which is invisible when the README is rendered:
 
-    <!-- run in the checkout -->          instead of the empty folder
+    <!-- run in the checkout -->      instead of the empty folder
+    <!-- saved as FILE -->            instead of being run
     <!-- not run: the reason -->
 """
 
@@ -21,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(?:<!-- ([^>]*) -->\n+)?^```(bash|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SAVED_AS = re.compile(r"saved as (\S+)")
+BLOCK = re.compile(
+    r"(?:<!-- ([^>]*) -->\n+)?^```(bash|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,9 @@ def main() -> None:
         was_run = not block.remark.startswith("not run")
         if not was_run:
             print(f"README.md:{block.line}: {block.remark}", flush=True)
+            continue
+        if file := SAVED_AS.fullmatch(block.remark):
+            (settings.folder / file[1]).write_text(block.code, encoding="utf-8")
             continue
         print(block.code.rstrip(), flush=True)
         start = time.monotonic()
