@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.errors import UserError, describe
+from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.learner.model_checks import check_support
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, initialise_lazy
 from maml_pipeline.meta_gradient.exactness import check_copy, evaluation_mode, preserve_random_state
@@ -121,8 +121,8 @@ def _copy(network: nn.Module, loss: Loss, task: Task) -> nn.Module:
             check_copy(network, duplicate, loss, task)
     except Exception as error:  # copying may call the user's code
         raise UserError(
-            f"network {type(network).__name__} cannot be copied: {describe(error)}; keep its layers and "
-            "parameters as attributes, make no other references to them (such as in a lambda), and take "
+            f"network {type(network).__name__} cannot be copied: {first_line(error)}; keep its layers "
+            "and parameters as attributes, make no other references to them (as a lambda does), and take "
             "weight_norm and spectral_norm from torch.nn.utils.parametrizations"
         ) from error
     return duplicate
