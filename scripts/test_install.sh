@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Install the package as a user does, and use it in an empty folder: build the wheel, install it with pip into
-# an empty environment, and run the commands below. Then install the reference engine by the commands that its
-# error message prints, and the package once more with `uv tool install`.
+# Install the package as a user does, and use it in an empty folder: type the commands of README.md, from
+# `pip install .` into an empty environment on, and some more. Then install the reference engine by the
+# commands that its error message prints, and the package once more with `uv tool install`.
 #   bash scripts/test_install.sh [PYTHON]    # default: python3
+# MAML_OMNIGLOT_ROOT must hold Omniglot: its characters are the folder of pictures that README.md trains on.
 # It takes minutes, most of them for pip to download PyTorch with CUDA (3 GB), and 6 GB in TMPDIR meanwhile.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${1:-python3}
+omniglot=$(realpath -m "${MAML_OMNIGLOT_ROOT:-data/omniglot}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH VIRTUAL_ENV PYTHONHOME
@@ -39,19 +41,30 @@ log() {
     "$@" >"$work/log" 2>&1 || fail "$* failed: $(cat "$work/log")"
 }
 
+# Make a folder of pictures, with a folder for each class: the characters of Omniglot's evaluation half.
+unpack_pictures() {
+    local found
+    found=$(find -L "$omniglot" -name images_evaluation -o -name images_evaluation.zip | head -n 1)
+    [ -n "$found" ] || fail "there is no Omniglot in $omniglot; set MAML_OMNIGLOT_ROOT"
+    [ -d "$found" ] || "$python" -m zipfile -e "$found" "$work/omniglot"
+    [ -d "$found" ] || found=$work/omniglot/images_evaluation
+    for character in "$found"/*/*/; do
+        mkdir -p "$1"
+        cp -r "$character" "$1/$(basename "$(dirname "$character")")_$(basename "$character")"
+    done
+}
+
 fail() {
     echo "test_install.sh: error: $*" >&2
     exit 1
 }
 
-step "Building the wheel"
-bash "$root/scripts/uv.sh" build --quiet --wheel --out-dir "$work/dist" "$root"
-
-step "Installing it with pip"
+step "Typing the commands of README.md, from its installation with pip on"
 "$python" -m venv "$work/env"
-log "$work/env/bin/pip" install "$work"/dist/*.whl
-PATH=$work/env/bin:$PATH
 mkdir "$work/folder"
+unpack_pictures "$work/folder/pictures"
+"$python" "$root/scripts/run_readme.py" --environment "$work/env" --folder "$work/folder"
+PATH=$work/env/bin:$PATH
 cd "$work/folder"
 
 step "Using it"
@@ -73,6 +86,6 @@ expect "Test of best.ckpt" maml fit --config toy --model.engine learn2learn --tr
 
 step "Installing it with uv tool install"
 export UV_TOOL_DIR=$work/tools UV_TOOL_BIN_DIR=$work/bin
-bash "$root/scripts/uv.sh" tool install --quiet --python "$python" "$work"/dist/*.whl
+bash "$root/scripts/uv.sh" tool install --quiet --python "$python" "$root"
 expect "Test of best.ckpt" "$work/bin/maml" fit --config toy --trainer.max_steps 100 --run.dir runs/uv
 step "Passed"
