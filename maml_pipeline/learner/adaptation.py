@@ -122,7 +122,7 @@ def _copy(network: nn.Module, loss: Loss, task: Task) -> nn.Module:
     except Exception as error:  # copying may call the user's code
         raise UserError(
             f"network {type(network).__name__} cannot be copied: {first_line(error)}; keep its layers "
-            "and parameters as attributes, make no other references to them (as a lambda does), and take "
+            "and parameters as attributes, make no other references to them (as lambdas do), and take "
             "weight_norm and spectral_norm from torch.nn.utils.parametrizations"
         ) from error
     return duplicate
