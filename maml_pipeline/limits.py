@@ -1,6 +1,7 @@
 """Limits of settings: range checks, and upper bounds that catch typing errors."""
 
 import math
+import operator
 
 from maml_pipeline.errors import UserError
 
@@ -23,11 +24,28 @@ def check_at_least(key: str, value: float, minimum: float) -> None:
         raise UserError(f"{key} is {value}; it must be at least {minimum}")
 
 
+def check_whole(key: str, value: int, minimum: int) -> None:
+    """Check that a setting is a whole number and not below its minimum.
+
+    Raises:
+        UserError: It is not.
+    """
+    try:
+        operator.index(value)
+    except TypeError as error:
+        raise UserError(f"{key} is {value}; it must be a whole number") from error
+    check_at_least(key, value, minimum)
+
+
 def check_positive(key: str, value: float) -> None:
     """Check that a setting is a finite number above 0.
 
     Raises:
         UserError: It is not.
     """
-    if not 0 < value < math.inf:
+    try:
+        is_valid = 0 < value < math.inf
+    except TypeError:  # such as text
+        is_valid = False
+    if not is_valid:
         raise UserError(f"{key} is {value}; it must be a finite number above 0")

@@ -285,6 +285,10 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "an array": (X.numpy(), Y, {}, "support_x is ndarray; it must be a tensor"),
     "bytes": ((255 * X).byte(), Y, {}, r"inputs of shape \(1, 28, 28\) uint8"),
     "steps": (X, Y, {"steps": -1}, "steps is -1; it must be at least 0"),
+    "half a step": (X, Y, {"steps": 1.5}, "steps is 1.5; it must be a whole number"),
+    "steps as text": (X, Y, {"steps": "3"}, "steps is 3; it must be a whole number"),
+    "inner_lr as text": (X, Y, {"inner_lr": "a"}, "inner_lr is a; it must be a finite number above 0"),
+    "sparse": (X.to_sparse(), Y, {}, r"support_x is a sparse tensor; .* support_x.to_dense\(\)"),
     "inner_lr": (X, Y, {"inner_lr": 0}, "inner_lr is 0; it must be a finite number above 0"),
     "nan": (X * torch.nan, Y, {}, "not finite after 3 inner steps with inner_lr 0.1: lower inner_lr"),
 }

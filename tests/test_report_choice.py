@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -237,6 +238,18 @@ def test_a_best_value_at_an_end_of_those_tried_is_named() -> None:
     assert len(choice_notes(rows)) == 1
 
 
+def test_equal_remarks_are_one_sentence() -> None:
+    end = "inner_lr 0.05 is the smallest value tried: a better one may lie beyond it."
+    runs = [run(method, rate, rate, k=k) for method in Method for k in (1, 5) for rate in RATES]
+    assert choice_notes(rows_of(runs))[1:] == [f"Every order and number of inner steps: {end}"]
+    runs = [
+        run(method, rate, abs(rate - (0.1 if (method, k) == (SECOND, 1) else 0.05)), k=k)
+        for method, k, rate in product((FIRST, SECOND), (1, 5), RATES)
+    ]
+    (note,) = choice_notes(rows_of(runs))[1:]
+    assert note == f"First order, 1 and 5 inner steps; second order, 5 inner steps: {end}"
+
+
 # Which runs are chosen among --------------------------------------------------------------------
 
 
@@ -294,6 +307,7 @@ def test_the_terminal_shows_chosen_rows_and_below_them_every_setting(
     print_table("sine", rows)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80 and "…" not in printed
+    assert not re.search(r"[0-9] +$", printed, re.MULTILINE)
     main, _, every = printed.partition("Chosen by validation:")
     for row in rows:
         assert row.result is not None and row.validation is not None
@@ -302,6 +316,26 @@ def test_the_terminal_shows_chosen_rows_and_below_them_every_setting(
         assert (mean in main) == (row.chosen is True)
     assert every.count(" yes") == 6 and every.count(" no\n") == 12
     assert "highest val/accuracy of the best" in every.replace("\n", " ")
+
+
+def test_values_of_varied_keys_have_columns_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ({LR: 0.1, "data.meta_batch_size": 4}, {LR: 0.1, "data.meta_batch_size": 8})
+    history = [{"step": 9, "val/loss": 0.5}]
+    rows = rows_of([make_run(FIRST, 1, varied=one, history=history) for one in settings])
+    for width, is_column in ((60, False), (120, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table("sine", rows)
+        main = capsys.readouterr().out.partition("Chosen by validation:")[0]
+        assert ("inner_lr 0.1" in main) is not is_column
+        assert "inner_lr" in main and max(map(len, main.splitlines())) <= width
+
+
+def test_memories_that_are_equal_up_to_rounding_are_drawn() -> None:
+    for peak in (272.0, 1099.0):
+        peaks = {FIRST: peak, SECOND: math.nextafter(peak, math.inf)}
+        assert draw_plots(rows_of([run(m, 0.1, 0.5, peak_bytes=p) for m, p in peaks.items()]))
 
 
 def test_plots_join_the_chosen_rows_and_show_the_others_faintly() -> None:

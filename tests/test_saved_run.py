@@ -18,6 +18,7 @@ from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import Engine
 from maml_pipeline.meta_gradient.compilation import CompiledCalls
+from maml_pipeline.meta_gradient.learn2learn_engine import learn2learn_maml
 from maml_pipeline.networks import MLP
 from maml_pipeline.tasks import Lines, SineWaves, Task, TaskDistribution
 from tests.helpers import SHORT, SHORT_NAME, Maml, make_trainer, network_weights, read_checkpoint
@@ -228,6 +229,26 @@ def test_a_folder_of_several_runs_is_refused_with_their_names(trained_runs: Path
         MetaLearner.from_run(trained_runs / "lines")
 
 
+def test_a_run_of_an_engine_that_is_not_installed_is_loaded_with_the_other(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["model"]["engine"] = "learn2learn"
+    file.write_text(yaml.safe_dump(settings))
+    monkeypatch.setitem(sys.modules, "learn2learn", None)
+    monkeypatch.delitem(sys.modules, "learn2learn.algorithms", raising=False)
+    learn2learn_maml.cache_clear()
+    with pytest.warns(UserWarning, match="learn2learn, which cannot be imported; using vectorized"):
+        learner = MetaLearner.from_run(folder)
+    learn2learn_maml.cache_clear()
+    task = Lines().task(0, "test", 0)
+    adapted = learner.adapt(task.support_x, task.support_y)
+    expected = MetaLearner.from_run(run).adapt(task.support_x, task.support_y)
+    torch.testing.assert_close(adapted(task.query_x), expected(task.query_x))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_gpu_is_named(run: Path) -> None:
     with pytest.raises(UserError, match="device is 'cuda', which PyTorch cannot use here"):
@@ -242,9 +263,7 @@ def test_a_checkpoint_of_a_run_needs_no_arguments(run: Path, tmp_path: Path) -> 
         learner = MetaLearner.load_from_checkpoint(run / "checkpoints" / f"{which}.ckpt")
         assert torch.equal(network_weights(learner), weights(run, which))
     shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
-    message = (
-        r"alone.ckpt has no settings \(missing.*'network'\): call MetaLearner.load_from_checkpoint\("
-    )
+    message = r"alone.ckpt cannot .*no settings \(missing.*'network'\); call MetaLearner.load_from_"
     with pytest.raises(UserError, match=message):
         MetaLearner.load_from_checkpoint(tmp_path / "alone.ckpt")
     learner = MetaLearner.load_from_checkpoint(
@@ -256,7 +275,11 @@ def test_a_checkpoint_of_a_run_needs_no_arguments(run: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": nn.Linear(1, 1)}, r"\(missing a required argument: 'loss'\): call MetaLearner"),
+        ({"network": nn.Linear(1, 1)}, r"\(missing a required argument: 'loss'\); call MetaLearner"),
+        (
+            {"strict": False},
+            "arguments do not fit .*'network'.* with none if the checkpoint is in a run's",
+        ),
         ({"network": nn.Linear(1, 1), "loss": mse_loss, "inner_lr": 0.1, "alpha": 1}, "'alpha'"),
         ({"network": nn.Linear(1, 2), "loss": mse_loss, "inner_lr": 0.1}, "of another network"),
         ({"network": nn.Linear(1, 1), "loss": mse_loss, "inner_lr": 0}, "inner_lr is 0"),

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from maml_pipeline.cli import submit
 from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
+from maml_pipeline.slurm.queue import Job
 from maml_pipeline.tasks.omniglot_images import load_images
 from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, run_python
 
@@ -174,6 +176,40 @@ def test_no_second_job_is_submitted_to_the_folder_of_a_waiting_one(
     refused = maml_error("submit", *TOY, "--run.dir", "run")
     assert "Slurm job 7 waits to train in run; cancel it with `scancel 7`, or name another" in refused
     assert sbatch.read_text() == submitted
+
+
+def test_the_run_of_a_job_is_not_trained_by_hand_before_the_job_has_ended(
+    maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    named = (*SHORT, "--run.dir", "run")
+    maml("submit", *named)
+    reserved = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    queued(tmp_path, "7")
+    refused = maml_error("fit", *named)
+    assert "Slurm job 7 waits to train in run; cancel it with `scancel 7`, or name another" in refused
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == reserved
+    (tmp_path / "queue.txt").unlink()  # cancelled, and forgotten by Slurm
+    maml("fit", *named)
+    queued(tmp_path, "7", "RUNNING")
+    (tmp_path / "run" / "slurm_job.txt").write_text("7\n")
+    resumed = maml_error("fit", *named, "--ckpt_path", "last", "--trainer.max_steps", 20)
+    assert "Slurm job 7 is training in run; cancel it with `scancel 7`, or wait for it" in resumed
+
+
+def test_interrupting_a_submission_after_sbatch_keeps_what_the_job_reads(
+    sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(job: str) -> Job:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(submit, "find_submitted", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        submit.run([*map(str, TOY)])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "config.yaml").exists() and (folder / "slurm_job.txt").read_text() == "7\n"
 
 
 def test_a_run_can_be_resumed_after_the_job_that_trains_it(

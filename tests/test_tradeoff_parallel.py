@@ -198,9 +198,9 @@ def test_each_cell_has_a_gpu_of_its_own_and_a_failed_one_stops_no_other(
     maml_error: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_script_in_each_cell(monkeypatch, TRAINS_ALONE_ON_A_DEVICE)
-    monkeypatch.setattr(tradeoff, "_report", lambda _: None)  # there are no runs
-    monkeypatch.setattr(devices, "_uses_gpus", lambda _: True)
-    monkeypatch.setattr(devices, "_visible_gpus", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(tradeoff, "report_runs", lambda *_: None)  # there are no runs
+    monkeypatch.setattr(devices, "uses_gpus", lambda _: True)
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["GPU-a", "GPU-b"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     grid = ("--out", tmp_path / "grid", "--seeds", "0,1,2", "--orders", "first,second")
     error = maml_error(*TOY, *grid, "--parallel", "auto")
@@ -291,6 +291,15 @@ def test_too_many_cells_are_refused(
     visible(monkeypatch, 2, None)
     with pytest.raises(UserError, match=message):
         DeviceShares(parallel, trainer)
+
+
+def test_gpus_that_do_not_divide_the_meta_batch_may_have_a_cell_each(
+    maml: Maml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible(monkeypatch, 3, None)
+    flags = ("--trainer.accelerator", "gpu", "--trainer.devices", "auto", "--data.meta_batch_size", 4)
+    sgd = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", 0.1)
+    assert "to be trained" in maml(*TOY, *flags, *sgd, "--parallel", "auto", "--dry_run")
 
 
 def test_one_cell_at_a_time_may_have_any_devices() -> None:

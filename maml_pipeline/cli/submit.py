@@ -115,8 +115,11 @@ def _submit_new(
     start = [] if target.checkpoint is None else ["--ckpt_path", str(target.checkpoint)]
     with reserved_run_folder(target.folder, config.run_name, text) as folder:
         files = ["--config", str(folder / CONFIG), "--run.dir", str(folder)]
-        job = find_submitted(submit_job([*command, *files, *start, *fit_flags]))
-    record_slurm_job(folder, job.id, job.output)
+        job_id = submit_job([*command, *files, *start, *fit_flags])
+    # From here on the folder is the job's. Slurm may take seconds to tell more about it.
+    record_slurm_job(folder, job_id)
+    job = find_submitted(job_id)
+    record_slurm_job(folder, job_id, job.output)
     return folder, job
 
 

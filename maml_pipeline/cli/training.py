@@ -49,6 +49,7 @@ from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs.locked_folder import open_run_folder
 from maml_pipeline.runs.loggers import run_loggers
 from maml_pipeline.runs.results import ResultTable
+from maml_pipeline.runs.submitted_folder import check_no_active_job
 from maml_pipeline.signals import Stopped
 from maml_pipeline.text import printable
 
@@ -142,6 +143,10 @@ class TrainingCommand(CheckedCommand):
             self.folder = self.folder or RUN_DIR.get()
             return
         job = slurm.job_id()
+        if job is None and self.folder is not None:
+            resumes = self.target.resumes
+            remedy = "wait for it" if resumes else "name another folder with --run.dir"
+            check_no_active_job(self.folder, remedy)
         self.folder = self.open_run.enter_context(open_run_folder(self.folder, self.run_name, job))
         self.open_run.callback(_end_tracking)  # while the folder is still locked
         if not self.target.resumes:

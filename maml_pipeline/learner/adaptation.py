@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.errors import UserError
+from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.learner.model_checks import check_support
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, initialise_lazy
 from maml_pipeline.meta_gradient.exactness import check_copy, evaluation_mode, preserve_random_state
@@ -100,6 +100,8 @@ def check_tensors(support_x: Tensor, support_y: Tensor) -> None:
     for name, tensor in (("support_x", support_x), ("support_y", support_y)):
         if not isinstance(tensor, Tensor):
             raise UserError(f"{name} is {type_name(tensor)}; it must be a tensor of shape (S, ...)")
+        if tensor.layout is not torch.strided:
+            raise UserError(f"{name} is a sparse tensor; give a dense one, such as {name}.to_dense()")
         if not tensor.ndim or not len(tensor):
             raise UserError(
                 f"{name} has shape {tuple(tensor.shape)}; its first dimension must be the number of "
@@ -119,7 +121,8 @@ def _copy(network: nn.Module, loss: Loss, task: Task) -> nn.Module:
             check_copy(network, duplicate, loss, task)
     except Exception as error:  # copying may call the user's code
         raise UserError(
-            f"network {type(network).__name__} cannot be copied: {str(error) or type(error).__name__}; "
-            "keep its layers and parameters as attributes, and make no other references to them"
+            f"network {type(network).__name__} cannot be copied: {first_line(error)}; keep its layers "
+            "and parameters as attributes, make no other references to them (as a lambda does), and take "
+            "weight_norm and spectral_norm from torch.nn.utils.parametrizations"
         ) from error
     return duplicate

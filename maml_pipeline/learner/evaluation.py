@@ -9,7 +9,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from maml_pipeline.learner.adaptation import adapted_network
 from maml_pipeline.learner.measures import measure_name
 from maml_pipeline.learner.outer_optimizer import step_plateau_schedulers
-from maml_pipeline.limits import check_at_least
+from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss
 from maml_pipeline.meta_gradient.inner_loop import check_finite
 from maml_pipeline.tasks import TaskBatch
@@ -80,7 +80,7 @@ class EvaluatedByAdaptation(LightningModule):
             2017, section 2.2.
         """
         if steps is not None:
-            check_at_least("steps", steps, 0)
+            check_whole("steps", steps, 0)
         inner = InnerLoop(
             self.eval_inner.lr if inner_lr is None else inner_lr,
             self.eval_inner.steps if steps is None else steps,

@@ -19,7 +19,7 @@ from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
 from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
-from maml_pipeline.limits import check_at_least
+from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
@@ -92,9 +92,9 @@ class MetaLearner(EvaluatedByAdaptation):
                 f"network {type(network).__name__} has no parameter that requires a gradient"
             )
         check_measures(loss, metric)
-        check_at_least("first_order_steps", first_order_steps, 0)
+        check_whole("first_order_steps", first_order_steps, 0)
         if eval_inner_steps is not None:
-            check_at_least("eval_inner_steps", eval_inner_steps, 0)
+            check_whole("eval_inner_steps", eval_inner_steps, 0)
         super().__init__(network, loss, metric)
         self.first_order_steps = first_order_steps
         self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps)
@@ -197,11 +197,15 @@ class MetaLearner(EvaluatedByAdaptation):
     ) -> Self:
         """Load a checkpoint: of a run, or of a plain Trainer.
 
+        Parameters must match exactly, and no code in the file is run; so Lightning's arguments `strict`,
+        `weights_only` and `hparams_file` do not exist here.
+
         Args:
             checkpoint_path: A checkpoint in a run's folder, whose `config.yaml` has the settings; or any
                 other, with the arguments of the constructor.
             map_location: Device of the learner; the CPU by default.
-            settings: Arguments of the constructor, such as `network=..., loss=..., inner_lr=...`.
+            settings: All arguments of the constructor, such as `network=..., loss=..., inner_lr=...`;
+                they replace those of a run's `config.yaml`.
 
         Returns:
             The learner; in evaluation mode if its settings are a run's.

@@ -1,6 +1,7 @@
 """Build a learner from a run's folder, with the parameters of one of its checkpoints."""
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError, describe
 from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.meta_gradient.learn2learn_engine import learn2learn_maml
 
 Learner = TypeVar("Learner", bound=LightningModule)
 MAX_LISTED_CELLS = 12
@@ -89,10 +91,13 @@ def learner_of_checkpoint(
     try:
         inspect.signature(cls).bind(**settings)
     except TypeError as error:
+        given = (
+            f"the given arguments do not fit ({error})" if settings else f"it has no settings ({error})"
+        )
         raise UserError(
-            f"checkpoint {checkpoint} has no settings ({error}): call "
-            f"{cls.__name__}.load_from_checkpoint(path, network=..., loss=..., inner_lr=...), or name a "
-            "checkpoint in a run's folder"
+            f"checkpoint {checkpoint} cannot be loaded: {given}; call "
+            f"{cls.__name__}.load_from_checkpoint(path, network=..., loss=..., inner_lr=...) with all "
+            "arguments of the constructor, or with none if the checkpoint is in a run's folder"
         ) from error
     with torch.inference_mode(False):
         learner = cls(**settings)
@@ -149,6 +154,7 @@ def _built(cls: type[Learner], folder: Path) -> Learner:
         raise UserError(f"the run's config {config} has no model with settings; name another run")
     for key, path in _import_paths(settings, "model"):
         _check_import(path, f"{key} of {config}")
+    settings = _with_available_engine(settings, config)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, "model", fail_untyped=False)
     try:
@@ -160,6 +166,22 @@ def _built(cls: type[Learner], folder: Path) -> Learner:
         raise UserError(f"the learner of {config} cannot be built: {reason[:300]}") from error
     learner: Learner = built.model
     return learner
+
+
+def _with_available_engine(settings: dict[str, Any], config: Path) -> dict[str, Any]:
+    """Replace an engine that is not installed by the other, which computes the same adaptation."""
+    if settings.get("engine") != "learn2learn":
+        return settings
+    try:
+        learn2learn_maml()
+    except UserError:
+        warnings.warn(
+            f"engine in {config} is learn2learn, which cannot be imported; using vectorized, whose "
+            "results differ by rounding only",
+            stacklevel=5,
+        )
+        return settings | {"engine": "vectorized"}
+    return settings
 
 
 def _import_paths(settings: dict[str, Any], key: str) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.gradient_order import GradientOrder, Method
-from maml_pipeline.limits import check_at_least, check_positive
+from maml_pipeline.limits import check_positive, check_whole
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) -> scalar."""
@@ -40,7 +40,7 @@ class InnerLoop:
 
     def __post_init__(self) -> None:
         check_positive("inner_lr", self.lr)
-        check_at_least("inner_steps", self.steps, 0)
+        check_whole("inner_steps", self.steps, 0)
 
     @property
     def method(self) -> Method:

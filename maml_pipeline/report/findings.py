@@ -1,7 +1,7 @@
 """The comparison of one experiment in sentences: its results, and how varied settings were chosen."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.report.choice import Choice, Setting, varied_in
@@ -75,18 +75,46 @@ def _describe(choices: Sequence[Choice], settings: Sequence[Setting], run: Run) 
         f"Varied: {values}. Each order and number of inner steps is compared with the {plural} that "
         f"validated best: {best} {printable(run.monitor)} of the best checkpoint, averaged over seeds. "
         "Test results play no part in the choice.",
-        *(
-            f"{_name(choice)}: {'; '.join(found)}."
-            for choice in choices
-            if (found := [*_remarks(choice, settings)])
-        ),
+        *_merged({_Row(c.method, c.inner_steps): [*_remarks(c, settings)] for c in choices}),
     ]
 
 
-def _name(choice: Choice) -> str:
-    checkpointed = ", checkpointed" if choice.method is Method.CHECKPOINTED else ""
-    order = f"{choice.method.order.capitalize()} order{checkpointed}"
-    return f"{order}, {counted(choice.inner_steps, 'inner step')}"
+class _Row(NamedTuple):
+    """The method and the inner steps of a choice."""
+
+    method: Method
+    inner_steps: int
+
+
+def _merged(remarks: Mapping[_Row, Sequence[str]]) -> Iterator[str]:
+    """Yield one sentence for all remarks on the same rows."""
+    rows_of: dict[str, list[_Row]] = {}
+    for row, found in remarks.items():
+        for remark in found:
+            rows_of.setdefault(remark, []).append(row)
+    remarks_on: dict[tuple[_Row, ...], list[str]] = {}
+    for remark, concerned in rows_of.items():
+        remarks_on.setdefault(tuple(concerned), []).append(remark)
+    for rows, same in remarks_on.items():
+        is_every = len(rows) == len(remarks) > 1
+        name = "Every order and number of inner steps" if is_every else _names(rows)
+        yield f"{name}: {'; '.join(same)}."
+
+
+def _names(rows: Sequence[_Row]) -> str:
+    """Name rows in words, such as `First order, 1 and 5 inner steps; second order, 5 inner steps`."""
+    steps: dict[Method, list[int]] = {}
+    for row in rows:
+        steps.setdefault(row.method, []).append(row.inner_steps)
+    names = []
+    for method, numbers in steps.items():
+        checkpointed = ", checkpointed" if method is Method.CHECKPOINTED else ""
+        *others, last = numbers
+        before = f"{', '.join(map(str, others))} and " if others else ""
+        plural = counted(last, "inner step") if not others else f"{last} inner steps"
+        names.append(f"{method.order} order{checkpointed}, {before}{plural}")
+    text = "; ".join(names)
+    return text[0].upper() + text[1:]
 
 
 def _remarks(choice: Choice, settings: Sequence[Setting]) -> Iterator[str]:

@@ -78,21 +78,24 @@ def _best_box(
     mark: Points, extent: Bbox, drawn: Points, placed: list[Bbox], inside: Bbox, pixels: float
 ) -> tuple[Bbox, float]:
     """Return the box of the best place, and its distance from the mark in points."""
-    width, height = extent.width + SPACING * pixels, extent.height + SPACING * pixels
-    candidates: list[tuple[float, int, Bbox, float]] = []
-    for distance in DISTANCES:
-        for angle in ANGLES:
-            reach = np.array([width, height]) / 2 + distance * pixels
-            centre = mark + reach * [np.cos(angle), np.sin(angle)]
-            x, y = centre - np.array([width, height]) / 2
-            box = Bbox.from_bounds(x, y, width, height)
-            overlaps = sum(box.overlaps(other) for other in placed)
-            is_outside = not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))
-            covered = np.sum(np.all((drawn > box.min) & (drawn < box.max), axis=1))
-            cost = 1e6 * overlaps + 1e4 * is_outside + covered + 0.8 * distance
-            candidates.append((cost, len(candidates), box, distance))
-    _, _, box, distance = min(candidates)
-    return box, distance
+    size = np.array([extent.width, extent.height]) + SPACING * pixels
+    distances = np.repeat(DISTANCES, len(ANGLES))
+    directions = np.tile(np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), (len(DISTANCES), 1))
+    low = mark + (size / 2 + distances[:, None] * pixels) * directions - size / 2
+    high = low + size
+    others = np.array([box.extents for box in placed]).reshape(-1, 4)
+    overlaps = _count(low[:, None] <= others[:, 2:], high[:, None] >= others[:, :2])
+    is_outside = ~np.all((low >= inside.min) & (high <= inside.max), axis=1)
+    near = drawn[np.all((drawn > low.min(axis=0)) & (drawn < high.max(axis=0)), axis=1)]
+    covered = _count(near > low[:, None], near < high[:, None])
+    best = np.argmin(1e6 * overlaps + 1e4 * is_outside + covered + 0.8 * distances)
+    return Bbox([low[best], high[best]]), float(distances[best])
+
+
+def _count(above: NDArray[np.bool_], below: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Count, for each place, what is within both bounds in both coordinates, `(places, N, 2)` each."""
+    counts: NDArray[np.intp] = np.count_nonzero(np.all(above & below, axis=2), axis=1)
+    return counts
 
 
 def _drawn_points(ax: Axes) -> Points:

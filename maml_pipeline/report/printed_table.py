@@ -36,12 +36,10 @@ def print_table(title: str, rows: Sequence[ComparisonRow]) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(f"\n{title}", soft_wrap=True)
     compared = [row for row in rows if not row.is_outdone]
-    headings = (
-        *("order", "inner\nsteps", "seeds"),
-        *(f"{measure_heading(compared)}\n± 95 % CI", "peak\nmemory", "time", "FLOPs"),
-        "cosine of\norders",
-    )
-    _print(console, headings, [_stacked_cells(row, compared) for row in compared])
+    table = _comparison(console, compared, with_columns=True)
+    if console.measure(table, options=console.options.update(width=1000)).maximum > console.width:
+        table = _comparison(console, compared, with_columns=False)
+    _print(console, table)
     for note in table_notes(rows):
         console.print(note)
     if notes := choice_notes(rows):
@@ -72,7 +70,8 @@ def _print_choices(console: Console, rows: Sequence[ComparisonRow]) -> None:
         result = result_text(row, rows, with_range=False)
         cells.append([*texts, validation_text(row), result, CHOSEN[row.chosen]])
     console.print("\nChosen by validation:")
-    _print(console, headings, cells, ["dim" if row.is_outdone else "" for row in rows])
+    styles = ["dim" if row.is_outdone else "" for row in rows]
+    _print(console, _table(console, headings, cells, styles))
 
 
 def _broken(name: str) -> str:
@@ -80,10 +79,38 @@ def _broken(name: str) -> str:
     return textwrap.fill(name.replace("_", "_ "), 14).replace("_ ", "_")
 
 
-def _print(
+def _comparison(console: Console, rows: Sequence[ComparisonRow], with_columns: bool) -> Table:
+    """Return the table of results and costs.
+
+    Args:
+        console: Where the table will be printed.
+        rows: Its rows.
+        with_columns: Whether varied keys have columns; otherwise their values are below the order.
+    """
+    names = [_broken(name) for name in varied_names(rows).values()] if with_columns else []
+    headings = (
+        *("order", "inner\nsteps", *names, "seeds"),
+        *(f"{measure_heading(rows)}\n± 95 % CI", "peak\nmemory", "time", "FLOPs"),
+        "cosine of\norders",
+    )
+    return _table(console, headings, [_stacked_cells(row, rows, with_columns) for row in rows])
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table; in a file or a pipe, its lines have no blanks at the end."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as printed:
+        console.print(table)
+    for line in printed.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
+
+
+def _table(
     console: Console, headings: Sequence[str], rows: Sequence[list[str]], styles: Sequence[str] = ()
-) -> None:
-    """Print a table without the columns that have no value."""
+) -> Table:
+    """Return a table without the columns that have no value."""
     table = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
     known = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {UNKNOWN}]
     for number in known:
@@ -91,10 +118,10 @@ def _print(
         table.add_column(headings[number], justify=justify, overflow="fold")
     for cells, style in zip(rows, styles or [""] * len(rows), strict=True):
         table.add_row(*(cells[number] for number in known), style=style)
-    console.print(table)
+    return table
 
 
-def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[str]:
+def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow], with_columns: bool) -> list[str]:
     """Return the cells of a row on the terminal, each in up to three lines."""
     result = result_text(row, rows)
     costs = []
@@ -102,5 +129,8 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[st
         ratio = ratio_text(row, cost)
         costs.append(cost_text(row, cost) + ("" if ratio == UNKNOWN else f"\n{ratio}x"))
     label, steps = METHOD_STYLES[row.method].label, str(row.inner_steps)
-    setting = [f"{name} {setting_cell(row, key)}" for key, name in varied_names(rows).items()]
-    return ["\n".join([label, *setting]), steps, seeds_text(row), result, *costs, cosine_text(row)]
+    setting = {name: setting_cell(row, key) for key, name in varied_names(rows).items()}
+    below = [] if with_columns else [f"{name} {value}" for name, value in setting.items()]
+    columns = setting.values() if with_columns else ()
+    order = "\n".join([label, *below])
+    return [order, steps, *columns, seeds_text(row), result, *costs, cosine_text(row)]

@@ -133,6 +133,9 @@ def meta_step_axis(ax: Axes) -> None:
 
 def log_x_axis(ax: Axes) -> None:
     """Make the x axis logarithmic, with labels such as 0.5, 1, 2, 500 and 1,000."""
+    first, last = ax.dataLim.intervalx
+    if 0 < first <= last < first * (1 + 1e-6):  # Matplotlib's limits would be equal, up to rounding
+        ax.set_xlim(first / 1.5, last * 1.5)
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):

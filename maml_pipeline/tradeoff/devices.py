@@ -27,7 +27,7 @@ class DeviceShares:
     """
 
     def __init__(self, parallel: Parallel, trainer: Mapping[str, Any]) -> None:
-        gpus = _visible_gpus() if _uses_gpus(trainer) else []
+        gpus = visible_gpus() if uses_gpus(trainer) else []
         self.number = max(1, len(gpus)) if parallel == "auto" else parallel
         self.gpus = gpus[: self.number] if self.number > 1 else []
         cores = len(os.sched_getaffinity(0))
@@ -35,7 +35,7 @@ class DeviceShares:
         if self.number == 1:
             return
         _check_one_device(self.number, trainer)
-        if _uses_gpus(trainer) and self.number > len(gpus):
+        if uses_gpus(trainer) and self.number > len(gpus):
             raise UserError(
                 f"parallel is {self.number}, but there {_are(len(gpus), 'visible GPU')}, and each cell "
                 f"needs one; it must be at most {len(gpus)}"
@@ -68,12 +68,13 @@ class DeviceShares:
         return f"{self.number} side by side, each with {gpu}{threads}"
 
 
-def _uses_gpus(trainer: Mapping[str, Any]) -> bool:
+def uses_gpus(trainer: Mapping[str, Any]) -> bool:
+    """Tell whether the `trainer` of a config trains on GPUs of this machine."""
     accelerator = trainer["accelerator"]
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Return the names by which CUDA_VISIBLE_DEVICES selects the GPUs that this process may use."""
     there, listed = torch.cuda.device_count(), CUDA_VISIBLE_DEVICES.get()
     if listed is None:
