@@ -49,7 +49,7 @@ def fingerprint(sources: Sequence[Source], size: int, channels: int) -> str:
             digest.update(part + b"\0")
         for index in np.linspace(0, len(source) - 1, SAMPLES).astype(int).tolist():
             pixels, name = source.item(index, size, channels)
-            digest.update(pixels.tobytes() + name.encode())
+            digest.update(pixels.tobytes() + name.encode(errors="surrogatepass"))  # any folder name
         again, _ = source.item(index, size, channels)
         if not np.array_equal(again, pixels):
             raise UserError(
