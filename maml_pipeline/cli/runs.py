@@ -10,15 +10,8 @@ from maml_pipeline.cli.parser import Parser, path_argument
 from maml_pipeline.run_folder import RUNS
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.list_table import print_runs
-from maml_pipeline.runs.listing import (
-    ALIASES,
-    FIELDS,
-    Filter,
-    ListedRun,
-    describe_no_match,
-    filtered,
-    sorted_by,
-)
+from maml_pipeline.runs.listing import ALIASES, FIELDS, ListedRun
+from maml_pipeline.runs.selection import Filter, describe_no_match, filtered, sorted_by
 from maml_pipeline.runs.slurm_jobs import jobs_of
 from maml_pipeline.text import printable
 

@@ -111,10 +111,12 @@ def _submit_array(
     """Submit a job for each missing cell, and return the id of the array."""
     array = submit_job(command)
     cells = {f"{array}_{index}": plan.tradeoff.cells[index] for index in missing}
-    jobs = find_jobs(cells)
     folders = {element: plan.tradeoff.create_cell(cell, plan.shared) for element, cell in cells.items()}
     for element, folder in folders.items():
-        record_slurm_job(folder, element, jobs[element].output if element in jobs else None)
+        record_slurm_job(folder, element)
+    jobs = find_jobs(cells)  # Slurm may take seconds to answer
+    for element, job in jobs.items():
+        record_slurm_job(folders[element], element, job.output)
     print_submitted_array(jobs, folders, plan.tradeoff.folder, requested)
     return array
 
