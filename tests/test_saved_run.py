@@ -194,11 +194,8 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "not YAML": (edit("config.yaml", lambda text: "model: ["), {}, "the run's config .* is not YAML"),
     "no model": (config("model", ...), {}, "config.yaml has no model with settings"),
     "no module": (
-        config("model.network.class_path", "tasks_that_are_missing.SmallNet"),
-        *(
-            {},
-            r"model\.network of .* is tasks_that_are_missing\.SmallNet.*put the folder of my_tasks on PYTHONPATH",
-        ),
+        config("model.network.class_path", "missing.SmallNet"),
+        *({}, r"model\.network of .* is missing\.SmallNet.*put the folder of missing on PYTHONPATH"),
     ),
     "no class": (
         config("model.network.class_path", "torch.nn.Lineal"),
