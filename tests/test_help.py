@@ -245,12 +245,19 @@ def test_an_alias_gets_the_suggestion_for_its_key(cli: ResolvedConfig) -> None:
         ((*TOY, "--data.tasks", "maml_pipeline.tasks.Sine"), "mean maml_pipeline.tasks.SineWaves?"),
         ((*TOY, "--model.network", "Conv"), "did you mean maml_pipeline.networks.ConvNet?"),
         ((*TOY, "--model.network", "torch.nn.Linaer"), "did you mean torch.nn.Linear or "),
+        ((*TOY, "--model.network", "absent.Net"), "put the folder of absent on PYTHONPATH"),
     ],
 )
 def test_a_suggestion_depends_on_the_classes_in_use(
     arguments: tuple[str, ...], message: str, maml_error: Maml
 ) -> None:
     assert message in maml_error("fit", *arguments)
+
+
+def test_a_bare_folder_of_a_run_is_suggested_by_its_config(maml_error: Maml, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert "did you mean --config run/config.yaml?" in maml_error("test", "run")
 
 
 def test_the_learning_rate_of_the_default_optimizer_needs_its_class(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from maml_pipeline.cli.tradeoff import warn_if_never_validated
 from maml_pipeline.tradeoff.grid import make_grid
 from maml_pipeline.varied import folder_suffix, setting_text, short_names
 from tests.helpers import CONFIGS, ROOT, Maml, process_environment, read_config
@@ -203,3 +204,10 @@ def test_slurm_gets_an_element_for_each_value(maml: Maml) -> None:
         at = command.index("--vary")
         assert tuple(command[at : at + 4]) == vary
     assert str(ROOT / "slurm" / "tradeoff.sbatch") in array
+
+
+def test_a_tradeoff_that_never_validates_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    warn_if_never_validated({"max_steps": 40, "val_check_interval": 40})
+    assert not caplog.records
+    warn_if_never_validated({"max_steps": 40, "val_check_interval": 1000})
+    assert "max_steps is 40 and trainer.val_check_interval 1000" in caplog.text

@@ -5,12 +5,14 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from maml_pipeline.cli.config_files import config_files
 from maml_pipeline.cli.training_help import GROUPS
 from maml_pipeline.config_file import read_config
+from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.shipped_files import shipped_configs
 
 ALIASES = {
@@ -79,6 +81,7 @@ _MISSING_VALUE = re.compile(r"--([\w.]+): expected one argument")
 _UNKNOWN_CLASS = re.compile(
     r"([\w.]+)(?: is ([\w.]+); it must be the import path of a |: module '\S+' has no attribute '(\w+)')"
 )
+_UNKNOWN_MODULE = re.compile(r"No module named '(\w+)")
 _UNKNOWN_FLAGS = re.compile(r"[Uu]nrecognized arguments: (.*)")
 _UNKNOWN_KEY = re.compile(r"Key '([\w.]+)' is not expected")
 _UNKNOWN_ARGUMENT = re.compile(r"([\w.]+): Option '([\w.]+)' is not accepted")
@@ -110,6 +113,8 @@ def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:
         arguments: The arguments of the command. The classes that they and their configuration files
             name decide which further keys there are.
     """
+    if (found := _UNKNOWN_MODULE.search(message)) and find_spec(found[1]) is None:
+        return f"; put the folder of {found[1]} on PYTHONPATH"
     if found := _UNKNOWN_CLASS.match(message):
         close = _closest_classes(found[1], found[2] or found[3])
         return f"; did you mean {' or '.join(close)}?" if close else ""
@@ -142,13 +147,19 @@ def _unknown_flags(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _bare_config_files(text: str) -> Iterator[str]:
-    """Yield each config in the parser's list of unknown arguments that is not the value of a flag."""
+    """Yield each config in the parser's list of unknown arguments, or that of a run's folder.
+
+    Values of flags are left out.
+    """
     words, shipped = text.split(), shipped_configs()
     for before, word in zip(["", *words], words, strict=False):
         is_value = before.startswith("--") and "=" not in before
         is_config = word in shipped or word.endswith((".yaml", ".yml"))
-        if not word.startswith("-") and is_config and not is_value:
-            yield word
+        if not word.startswith("-") and not is_value:
+            if is_config:
+                yield word
+            elif (Path(word) / CONFIG).is_file():
+                yield str(Path(word) / CONFIG)
 
 
 def _flags_for(name: str, value: str | None, keys: list[str], classes: dict[str, str]) -> str:

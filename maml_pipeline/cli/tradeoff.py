@@ -1,8 +1,9 @@
 """`maml tradeoff`: train each order with each number of inner steps and each seed, and compare them."""
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from maml_pipeline.tradeoff.devices import Parallel
     from maml_pipeline.tradeoff.folder import Tradeoff
     from maml_pipeline.tradeoff.grid import Cell
+
+logger = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -57,6 +60,8 @@ def run(arguments: Sequence[str]) -> None:
     if settings.cell is not None:
         exec_cell(tradeoff, tradeoff.cells[settings.cell])
         return
+    if settings.vary:
+        warn_if_never_validated(plan.shared["trainer"])
     console = Console(markup=False, emoji=False, highlight=False)
     failures = train_cells(tradeoff, plan.shared["trainer"]["max_steps"], shares, console)
     _report(tradeoff)
@@ -175,6 +180,16 @@ def _split(text: str) -> Iterator[str]:
             yield text[start:place]
             start = place + 1
     yield text[start:]
+
+
+def warn_if_never_validated(trainer: dict[str, Any]) -> None:
+    """Warn if no value of `--vary` can be chosen, before hours of training."""
+    if trainer["val_check_interval"] > trainer["max_steps"]:
+        logger.warning(
+            "trainer.max_steps is %s and trainer.val_check_interval %s: no cell is validated, so "
+            "no value of --vary can be chosen; lower trainer.val_check_interval",
+            *(trainer["max_steps"], trainer["val_check_interval"]),
+        )
 
 
 def _list_cells(tradeoff: "Tradeoff") -> None:
