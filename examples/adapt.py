@@ -20,6 +20,7 @@ from maml_pipeline.tasks import SineWaves
 
 def train(checkpoint: Path, max_steps: int) -> None:
     """Meta-train an MLP on sine waves, and save it."""
+    torch.manual_seed(0)  # the initial parameters
     learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, engine="vectorized")
     trainer = lightning.Trainer(
         accelerator="cpu", max_steps=max_steps, logger=False,

@@ -90,8 +90,7 @@ KEYS = {
     "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
     "model.first_order_steps": "-1",
     "model.engine": "higher null ''",
-    "model.tasks_per_chunk": "0 -1 8 x 1.5 auto",
-    "model.compile": "true",
+    "model.tasks_per_chunk": "0 -1 x 1.5",
     "model.optimizer": "null torch.optim.SparseAdam torch.optim.Nope torch.nn.Linear",
     "model.optimizer.lr": "null -1 nan [1]",
     "model.optimizer.betas": "null [1] [2,2]",
@@ -203,6 +202,8 @@ no network here: --model.network tests.bad_inputs.FailingNetwork
 no line here: --data.tasks tests.bad_inputs.FailingLines
 num_workers: --data.tasks tests.bad_inputs.UnpicklableLines --data.num_workers 2
 compile: --model.compile true --model.engine learn2learn
+tasks_per_chunk: --model.tasks_per_chunk 8 --model.engine learn2learn
+tasks_per_chunk: --model.tasks_per_chunk auto --model.engine learn2learn
 dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
 """
 

@@ -14,6 +14,7 @@ from maml_pipeline.shipped_files import shipped_configs
 from tests.helpers import CONFIGS, SHORT, Maml, final_weights, run_python
 
 pytestmark = pytest.mark.integration
+LEARN2LEARN = ("--model.engine", "learn2learn")
 
 
 def test_help_answers_without_importing_pytorch() -> None:
@@ -119,9 +120,15 @@ def test_omniglot_trains_from_its_config(
         (["--model.inner_steps", -1], "error: model.inner_steps is -1; it must be at least 0"),
         (["--model.eval_inner_steps", -2], "eval_inner_steps is -2"),
         (["--model.engine", "higher"], "model.engine"),
-        (["--model.tasks_per_chunk", 8], "tasks_per_chunk is 8, but engine learn2learn"),
+        (
+            ["--model.engine", "learn2learn", "--model.tasks_per_chunk", 8],
+            "tasks_per_chunk is 8, but engine learn2learn",
+        ),
         (["--model.tasks_per_chunk", 0], "model.tasks_per_chunk"),
-        (["--model.compile", "true"], "compile is true, but engine learn2learn"),
+        (
+            ["--model.engine", "learn2learn", "--model.compile", "true"],
+            "compile is true, but engine learn2learn",
+        ),
         (["--model.first_order_steps", -1], "model.first_order_steps"),
         (["--data.meta_batch_size", 0], "error: data.meta_batch_size is 0; it must be at least 1"),
         (["--trainer.devices", 3], "data.meta_batch_size is 8, which 3 devices do not divide"),

@@ -41,9 +41,9 @@ def test_the_adapt_example_adapts_a_trained_learner_and_a_run(
     from maml_pipeline.cli import main
 
     run = tmp_path_factory.mktemp("runs") / "sine"
-    short = ("--trainer.max_steps", "20", "--data.test_tasks", "2", "--data.val_tasks", "2")
+    short = ("--trainer.max_steps", "1000", "--data.test_tasks", "2", "--data.val_tasks", "2")
     main(["fit", "--config", "sine", *short, "--model.compile", "false", "--run.dir", str(run)])
-    for arguments in (("--max_steps", 300), ("--run", run)):
+    for arguments in (("--max_steps", 1000), ("--run", run)):
         _, *lines = run_example("adapt.py", tmp_path, *arguments)
         errors = {int(line.split()[2]): float(line.split()[3]) for line in lines}
         assert list(errors) == [0, 1, 5, 10]

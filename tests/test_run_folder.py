@@ -294,7 +294,7 @@ def test_a_tilde_in_data_paths_is_the_home_folder(
     if by_variable:
         monkeypatch.setenv("MAML_OMNIGLOT_ROOT", "~/data")
     Omniglot(root=None if by_variable else "~/data", cache_dir="~/cache").prepare()
-    assert [*(tmp_path / "home" / "cache").glob("omniglot-*.npz")]
+    assert [*(tmp_path / "home" / "cache").glob("omniglot-*.npy")]
     assert {path.name for path in tmp_path.iterdir()} == {"home"}
 
 
