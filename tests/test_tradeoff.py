@@ -134,6 +134,17 @@ def test_a_dry_run_lists_the_cells_and_leaves_nothing(maml: Maml, tmp_path: Path
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_dry_run_tells_how_far_a_stopped_cell_is(maml: Maml, tmp_path: Path) -> None:
+    cell = tmp_path / "grid" / "first-k1-s0"
+    cell.mkdir(parents=True)
+    (cell / "metrics.csv").write_text("step,train/loss\n9,1.0\n")
+    printed = maml(*TOY, "--orders", "first,second", "--out", "grid", "--dry_run")
+    assert printed.splitlines() == [
+        "grid/first-k1-s0: resumes after about 10 meta-steps",
+        "grid/second-k1-s0: to be trained",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

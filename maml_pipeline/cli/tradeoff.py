@@ -193,8 +193,14 @@ def warn_if_never_validated(trainer: dict[str, Any]) -> None:
 
 
 def _list_cells(tradeoff: "Tradeoff") -> None:
+    from maml_pipeline.tradeoff.cells import meta_steps_done
+
     for cell in tradeoff.cells:
-        state = "finished" if tradeoff.is_finished(cell) else "to be trained"
+        state = "to be trained"
+        if tradeoff.is_finished(cell):
+            state = "finished"
+        elif done := meta_steps_done(tradeoff.folder_of(cell)):
+            state = f"resumes after about {done:,} meta-steps"  # the last logged one
         print(f"{printable(tradeoff.folder_of(cell))}: {state}")
 
 

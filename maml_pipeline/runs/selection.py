@@ -101,8 +101,8 @@ def check_key(option: str, key: str, runs: Sequence[ListedRun]) -> None:
         close = _closest(key, [*FIELDS, *ALIASES, *keys])
         hint = f"did you mean {' or '.join(close)}?" if close else f"such as {EXAMPLE_KEY}"
         raise UserError(
-            f"{option}: no run has the key {shortened(key, 60)}; it must be {', '.join(FIELDS)}, or a "
-            f"key of config.yaml; {hint}"
+            f"{option}: no run has the key {shortened(key, 60)}; it must be "
+            f"{', '.join([*FIELDS, *ALIASES])}, or a key of config.yaml; {hint}"
         )
 
 
