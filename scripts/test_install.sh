@@ -71,9 +71,7 @@ step "Using it"
 expect "maml 0" maml --version
 expect "omniglot/5way_1shot" maml configs
 refuse "No module named" python -c "import learn2learn"
-expect "Test of best.ckpt" maml fit --config toy --trainer.enable_progress_bar false
 expect "runs/toy-second-s0" maml report runs
-expect "2 cells" maml tradeoff --config toy --orders first,second --trainer.max_steps 20
 expect "They agree" maml derive
 expect "export MAML_PYTHON=$work/env/bin/python" maml submit --dry_run --config toy
 expect "--array=0,1" maml submit --tradeoff --dry_run --config toy --orders first,second --out grid
