@@ -205,7 +205,7 @@ def _engine_step(engine: Engine) -> peers.MetaStep:
 
 def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], TimeSteps]:
     def build(case: Case, setting: Setting) -> TimeSteps:
-        case = replace(case, inner=replace(case.inner, checkpointed=checkpointed))
+        case = replace(case, inner=replace(case.inner, method="checkpointed" if checkpointed else "unrolled"))
         step = _engine_step(build_engine(*_engine_settings(name, case).values()))
         # Compiling again for float64 takes minutes; tests/test_compilation.py checks it.
         return _bare(step, case, copy.deepcopy(case.network), setting, check=name != "compiled")

@@ -88,7 +88,7 @@ KEYS = {
     "model.inner_lr": "null 0 -0.1 nan inf -inf",
     "model.inner_steps": "-1 10001 1000000000000 null",
     "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
-    "model.first_order_steps": "-1",
+    "model.first_order_meta_steps": "-1",
     "model.engine": "higher null ''",
     "model.tasks_per_chunk": "0 -1 x 1.5",
     "model.optimizer": "null torch.optim.SparseAdam torch.optim.Nope torch.nn.Linear",
@@ -267,7 +267,8 @@ meta_batch_size: tradeoff TOY --vary model.inner_lr=0.1 --vary data.meta_batch_s
 model: tradeoff TOY --vary model=1
 use --seeds: tradeoff TOY --vary seed_everything=0,1
 use --orders: tradeoff TOY --vary model.first_order=true,false
-use --orders: tradeoff TOY --vary model.checkpoint_inner_steps=true,false
+use --orders: tradeoff TOY --vary model.method=unrolled,checkpointed
+use --orders: tradeoff TOY --vary model.differentiated_steps=0,1
 use --inner_steps: tradeoff TOY --vary model.inner_steps=1,2
 use --out: tradeoff TOY --vary run.dir=a,b
 trainer.logger: tradeoff TOY --vary trainer.logger=CSVLogger

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @compiles
 @pytest.mark.parametrize(
     "inner",
-    [InnerLoop(0.1, 1), InnerLoop(0.1, 3, checkpointed=True), InnerLoop(0.1, 2, first_order=True)],
+    [InnerLoop(0.1, 1), InnerLoop(0.1, 3, method="checkpointed"), InnerLoop(0.1, 2, first_order=True)],
 )
 def test_compiling_does_not_change_the_meta_gradient(inner: InnerLoop) -> None:
     network, loss, batch = case("tanh", VECTOR_NETWORKS["tanh"], tasks=5)
@@ -74,7 +74,7 @@ def test_evaluating_in_between_does_not_compile_again(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)
 def test_compiling_convolutional_networks(name: str) -> None:
     network, loss, batch = case(name, IMAGE_NETWORKS[name], tasks=3)
-    for inner in (InnerLoop(0.1, 1), InnerLoop(0.1, 2, checkpointed=True)):
+    for inner in (InnerLoop(0.1, 1), InnerLoop(0.1, 2, method="checkpointed")):
         expected = Learn2LearnEngine().meta_gradient(network, loss, batch, InnerLoop(0.1, inner.steps))
         actual = VectorizedEngine(compile=True).meta_gradient(network, loss, batch, inner)
         assert relative_difference(actual, expected) <= 1e-10

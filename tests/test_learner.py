@@ -216,7 +216,7 @@ def test_batches_reach_the_learner_as_task_batches() -> None:
         assert batch.support_x.shape == (3, 5, 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"checkpoint_inner_steps": True}])
+@pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"method": "checkpointed"}])
 @pytest.mark.parametrize("first_order", [True, False])
 def test_engines_train_the_same_weights(first_order: bool, settings: dict[str, Any]) -> None:
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=20)
@@ -242,11 +242,11 @@ def test_annealing_trains_first_order_then_second_order(engine: str) -> None:
         make_trainer(max_steps=steps).fit(learner, datamodule=data)
         return network_weights(learner)
 
-    assert torch.equal(trained(3, first_order_steps=3), trained(3, first_order=True))
-    assert not torch.equal(trained(4, first_order_steps=3), trained(4, first_order=True))
-    assert not torch.equal(trained(4, first_order_steps=3), trained(4))
+    assert torch.equal(trained(3, first_order_meta_steps=3), trained(3, first_order=True))
+    assert not torch.equal(trained(4, first_order_meta_steps=3), trained(4, first_order=True))
+    assert not torch.equal(trained(4, first_order_meta_steps=3), trained(4))
     # With first_order there is nothing to anneal to.
-    assert torch.equal(trained(4, first_order_steps=3, first_order=True), trained(4, first_order=True))
+    assert torch.equal(trained(4, first_order_meta_steps=3, first_order=True), trained(4, first_order=True))
 
 
 def test_annealing_is_logged_and_resumes_exactly(tmp_path: Path) -> None:
@@ -259,13 +259,13 @@ def test_annealing_is_logged_and_resumes_exactly(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: Trainer, *arguments: object) -> None:
             self.seen.append(trainer.callback_metrics["train/first_order"].item())
 
-    whole, orders = make_learner(first_order_steps=3), Orders()
+    whole, orders = make_learner(first_order_meta_steps=3), Orders()
     make_trainer(max_steps=6, callbacks=[orders]).fit(whole, datamodule=data)
     assert orders.seen == [1, 1, 1, 0, 0, 0]
 
     first, resumed, later = (
-        make_learner(first_order_steps=3),
-        make_learner(first_order_steps=3),
+        make_learner(first_order_meta_steps=3),
+        make_learner(first_order_meta_steps=3),
         Orders(),
     )
     lightning = make_trainer(max_steps=2)

@@ -419,7 +419,7 @@ ZOO: dict[str, Entry] = {
         lambda: between(nn.Dropout(0.5), nn.Tanh()),
         {
             "train vectorized": "draws random numbers",
-            "train learn2learn second checkpointed": "set checkpoint_inner_steps to false",
+            "train learn2learn second checkpointed": "set method to unrolled",
         },
         random=True,
     ),
@@ -492,7 +492,7 @@ ZOO: dict[str, Entry] = {
         {
             "train vectorized": MAPPED,
             "eval vectorized": MAPPED,
-            "train learn2learn second checkpointed": "set checkpoint_inner_steps to false",
+            "train learn2learn second checkpointed": "set method to unrolled",
         },
         inputs="tokens",
     ),

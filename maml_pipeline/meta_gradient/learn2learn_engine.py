@@ -46,8 +46,8 @@ class Learn2LearnEngine(Engine):
 
     Weakness: slow for small networks, whose kernels are launched for each task.
 
-    Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
-    since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
+    Two cases call the network with each step's parameters instead of a clone: the methods `checkpointed`
+    and `hessian_free`, since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
     as layers that are also in a plain list.
 
     Raises:
@@ -58,7 +58,7 @@ class Learn2LearnEngine(Engine):
         learn2learn_maml()
 
     def _computation(self, inner: InnerLoop) -> Computation:
-        return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
+        return SWEEP if _is_swept(inner) else META_GRADIENT
 
     def _evaluation(self) -> Computation:
         return EVALUATION
@@ -72,7 +72,7 @@ class Learn2LearnEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
+        is_stateless = _is_swept(inner) or workarounds.bypass_clones
         task_gradient = _stateless_gradient if is_stateless else _clone_gradient
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -166,11 +166,16 @@ def learn2learn_maml() -> "type[MAML]":
     return maml
 
 
+def _is_swept(inner: InnerLoop) -> bool:
+    """Tell whether a reverse sweep computes the meta-gradient."""
+    return not inner.is_first_order and inner.method is not Method.UNROLLED
+
+
 def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     """Return learn2learn's differentiable clone of the network, ready to adapt to one task."""
     # Frozen and unused parameters are allowed and left unchanged.
     return learn2learn_maml()(
-        network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
+        network, lr=inner.lr, first_order=inner.is_first_order, allow_unused=True, allow_nograd=True
     ).clone()
 
 
@@ -180,9 +185,9 @@ def _clone_gradient(
     """Return one task's losses `(k + 1,)`, its query prediction and its gradient, by learn2learn."""
     learner = clone_for_task(network, inner)
     losses: list[Tensor] = []
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-        learner.adapt(support_loss)
+        learner.adapt(support_loss, first_order=t < inner.first_differentiated_step)
         losses.append(support_loss.detach())
 
     query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
@@ -257,9 +262,9 @@ META_GRADIENT = Computation(
     random_remedy=None,
     remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
-CHECKPOINTED = META_GRADIENT._replace(
+SWEEP = META_GRADIENT._replace(
     uses_clones=False,
-    error_remedy="set checkpoint_inner_steps to false",
-    random_remedy="set checkpoint_inner_steps to false",
+    error_remedy="set method to unrolled",
+    random_remedy="set method to unrolled",
 )
 EVALUATION = META_GRADIENT._replace(compute=_query_losses, is_evaluation=True)

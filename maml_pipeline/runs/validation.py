@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import shortened
@@ -13,6 +14,7 @@ MAX_CONFIG_VALUES, MAX_CONFIG_DEPTH = 20_000, 40
 """Limits far above any config; YAML with references to itself would have no end."""
 
 MAX_META_STEPS = 10**12
+MAX_INNER_STEPS = 10**6
 
 
 class UnreadableRunError(ValueError):
@@ -54,6 +56,11 @@ def _check_config(config: Any) -> None:
     for key, (wanted, accepts) in CONFIG_KEYS.items():
         if not accepts(value := get(key)):
             raise UnreadableRunError(f"its config has {key} {shortened(repr(value), 40)}, not {wanted}")
+    steps = get("model").get("differentiated_steps")  # older versions lack it
+    if not (steps is None or _is_whole(steps, 0, MAX_INNER_STEPS)):
+        raise UnreadableRunError(
+            f"its config has model.differentiated_steps {shortened(repr(steps), 40)}, not a number of steps"
+        )
     varied = get("run").get("varied")
     if not (varied is None or (isinstance(varied, list) and all(isinstance(k, str) for k in varied))):
         raise UnreadableRunError(f"its config has run.varied {shortened(repr(varied), 40)}, not keys")
@@ -71,8 +78,8 @@ CONFIG_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "run.mode": ("min or max", lambda value: value in ("min", "max")),
     "seed_everything": ("a seed", lambda value: _is_whole(value, 0, 2**64)),
     "model.first_order": ("true or false", lambda value: isinstance(value, bool)),
-    "model.checkpoint_inner_steps": ("true or false", lambda value: isinstance(value, bool)),
-    "model.inner_steps": ("a number of steps", lambda value: _is_whole(value, 0, 10**6)),
+    "model.method": (f"one of {', '.join(Method)}", lambda value: value in [*Method]),
+    "model.inner_steps": ("a number of steps", lambda value: _is_whole(value, 0, MAX_INNER_STEPS)),
     "trainer.max_steps": ("a number of meta-steps", lambda value: _is_whole(value, -1, MAX_META_STEPS)),
     "data": ("settings", lambda value: isinstance(value, dict)),
 }

@@ -114,7 +114,7 @@ class Comparison:
 
     def second_derivative_is_wrong(self) -> bool:
         """Tell whether Hessian-vector products differ from finite differences at both of two points."""
-        if self.computation.is_evaluation or self.inner.first_order or self.inner.steps == 0:
+        if self.computation.is_evaluation or not self.inner.needs_second_derivatives:
             return False
 
         def slope(theta: Parameters) -> Parameters:
@@ -151,8 +151,11 @@ class Comparison:
         _, slope = self.plain_autograd.gradient(theta, *self.support)
         length, steepness = _norm(theta), _norm(slope)
         lr = min(10 * inner.lr, 0.05 * length / steepness) if steepness > 0 else inner.lr
-        steps = min(inner.steps, _STEPS)
-        return replace(inner, lr=lr if isfinite(lr) and lr > 0 else inner.lr, steps=steps)
+        steps, n = min(inner.steps, _STEPS), inner.differentiated_steps
+        if n is not None:  # one of the two if only some are differentiated
+            n = min(n, steps if n == inner.steps else steps - 1)
+        lr = lr if isfinite(lr) and lr > 0 else inner.lr
+        return replace(inner, lr=lr, steps=steps, differentiated_steps=n)
 
     def _expected(self, theta: Parameters) -> LossesAndGradient:
         self.random_state.restore()

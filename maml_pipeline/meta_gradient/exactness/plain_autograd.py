@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.exactness.preservation import RandomState
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
@@ -86,6 +87,19 @@ class PlainAutograd:
             return {name: torch.zeros_like(v) for name, v in vector.items()}
         return _differentiate(torch.stack(directional).sum(), self.parameters)
 
+    def difference_of_gradients(
+        self, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
+    ) -> Parameters:
+        """Approximate `hessian_vector_product` by the central difference of hessian_free.py."""
+        flat, direction = (torch.cat([p.flatten() for p in v.values()]) for v in (theta, vector))
+        if not direction.any():
+            return {name: torch.zeros_like(v) for name, v in vector.items()}
+        distance = torch.finfo(flat.dtype).eps ** (1 / 3) * (1 + flat.norm())
+        e = float(distance / direction.norm())
+        _, above = self.gradient({name: p + e * vector[name] for name, p in theta.items()}, x, y)
+        _, below = self.gradient({name: p - e * vector[name] for name, p in theta.items()}, x, y)
+        return {name: (above[name] - below[name]) / (2 * e) for name in theta}
+
     def _task_meta_gradient(
         self, theta: Parameters, task: Task, inner: InnerLoop
     ) -> tuple[Tensor, Parameters]:
@@ -99,9 +113,12 @@ class PlainAutograd:
         loss, adjoint = self.gradient(theta, task.query_x, task.query_y)
         losses.append(loss)
         after = RandomState(self.device)
-        for theta_t, random_state in () if inner.first_order else reversed(steps):
+        product = self.hessian_vector_product
+        if inner.method is Method.HESSIAN_FREE:
+            product = self.difference_of_gradients
+        for theta_t, random_state in reversed(steps[inner.first_differentiated_step :]):
             random_state.restore()  # so that dropout draws the same mask
-            curvature = self.hessian_vector_product(theta_t, *support, adjoint)
+            curvature = product(theta_t, *support, adjoint)
             adjoint = {name: a - inner.lr * curvature[name] for name, a in adjoint.items()}
         after.restore()
         return torch.stack(losses), adjoint

@@ -49,7 +49,8 @@ def verified_workarounds(
     key = (
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
-        *(inner.first_order, inner.checkpointed, inner.steps > 0, batch.support_x.device),
+        *(inner.is_first_order, inner.first_differentiated_step > 0, inner.method, inner.steps > 0),
+        batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
     verified = _verified.setdefault(network, {})
@@ -64,7 +65,8 @@ def derivative_error(network: nn.Module, inner: InnerLoop, error: Exception) -> 
     if is_reentrant_checkpoint_error(cause):
         remedy = "call torch.utils.checkpoint with use_reentrant=False, or not at all"
     elif is_missing_derivative_error(cause):
-        remedy = "replace that layer" + ("" if inner.first_order else ", or set first_order to true")
+        other_orders = ", or set method to hessian_free or first_order to true"
+        remedy = "replace that layer" + (other_orders if inner.needs_second_derivatives else "")
     else:
         return None
     return UserError(
@@ -118,8 +120,8 @@ def _verify(
 def _needed_workarounds(
     computation: Computation, network: nn.Module, inner: InnerLoop, traits: NetworkTraits
 ) -> Workarounds:
-    is_second_order = not (computation.is_evaluation or inner.first_order or inner.steps == 0)
-    math_attention = traits.fused_attention and is_second_order
+    is_differentiated_twice = inner.needs_second_derivatives and not computation.is_evaluation
+    math_attention = traits.fused_attention and is_differentiated_twice
     if math_attention:
         logger.info(
             "second order through the attention of network %s: using PyTorch's math kernel, since the "
@@ -212,8 +214,8 @@ def _report_second_derivative(network: nn.Module, traits: NetworkTraits) -> None
         return
     raise UserError(
         f"the second derivative of network {name} or its loss is wrong in PyTorch {torch.__version__}: "
-        "it differs from finite differences of the first; set first_order to true, or write the layer "
-        "with other operations"
+        "it differs from finite differences of the first; set method to hessian_free or first_order to "
+        "true, or write the layer with other operations"
     )
 
 
@@ -238,6 +240,6 @@ def _mismatch_message(
     if recomputes_activations:
         return (
             f"{differs}: torch.utils.checkpoint recomputes its activations after the parameters have "
-            "changed; leave it out (checkpoint_inner_steps saves memory across inner steps)"
+            "changed; leave it out (method checkpointed saves memory across inner steps)"
         )
     return f"{differs}: {computation.remedy}"
