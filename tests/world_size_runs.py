@@ -24,8 +24,7 @@ from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings, order_gap
 from maml_pipeline.networks import MLP, ConvNet
-from maml_pipeline.tasks import SineWaves
-from maml_pipeline.tasks.task import Split, random_generator
+from maml_pipeline.tasks import SineWaves, Split, random_generator
 from tests.helpers import make_trainer
 from tests.ranks import WORLD_SIZE_VARIABLE
 
