@@ -1,4 +1,4 @@
-"""The gradient order: how many inner steps a meta-gradient differentiates through, and by which method."""
+"""The gradient order: how many inner steps a meta-gradient differentiates, and by which method."""
 
 import re
 from dataclasses import dataclass

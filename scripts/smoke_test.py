@@ -59,7 +59,7 @@ def smoke_test() -> bool:
     for order, closed_form in CLOSED_FORMS.items():
         loss, gradient = test_loss(tradeoff / f"{order}-k1-s0"), one_point_gradient(order)
         passed &= loss < limit and gradient == closed_form
-        print(f"{str(order):<16}{loss:>10.4f}{f'< {limit:.4f}':>12}{gradient:>16g}{closed_form:>14g}")
+        print(f"{order!s:<16}{loss:>10.4f}{f'< {limit:.4f}':>12}{gradient:>16g}{closed_form:>14g}")
     return passed
 
 

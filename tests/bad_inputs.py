@@ -89,6 +89,8 @@ KEYS = {
     "model.inner_steps": "-1 10001 1000000000000 null",
     "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
     "model.first_order_meta_steps": "-1",
+    "model.differentiated_steps": "-1 2 1.5 x",
+    "model.method": "null checkpoint hessian-free",
     "model.engine": "higher null ''",
     "model.tasks_per_chunk": "0 -1 x 1.5",
     "model.optimizer": "null torch.optim.SparseAdam torch.optim.Nope torch.nn.Linear",
@@ -201,7 +203,7 @@ Dropout: --model.network torch.nn.Dropout
 no network here: --model.network tests.bad_inputs.FailingNetwork
 no line here: --data.tasks tests.bad_inputs.FailingLines
 num_workers: --data.tasks tests.bad_inputs.UnpicklableLines --data.num_workers 2
-compile: --model.compile true --model.engine learn2learn
+model.compile is no longer needed: --model.compile true
 tasks_per_chunk: --model.tasks_per_chunk 8 --model.engine learn2learn
 tasks_per_chunk: --model.tasks_per_chunk auto --model.engine learn2learn
 dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
@@ -266,6 +268,13 @@ leave one of them out: tradeoff TOY --vary model.inner_lr=0.1,0.2 --model.inner_
 meta_batch_size: tradeoff TOY --vary model.inner_lr=0.1 --vary data.meta_batch_size=4,0
 model: tradeoff TOY --vary model=1
 use --seeds: tradeoff TOY --vary seed_everything=0,1
+orders contains truncated: tradeoff TOY --orders truncated
+orders contains truncated--1: tradeoff TOY --orders truncated--1
+inner_steps has 1; leave one of them out: tradeoff TOY --orders truncated-2 --inner_steps 1,2
+model.method: fit TOY --model.first_order true --model.method checkpointed
+model.differentiated_steps: fit TOY --model.first_order true --model.differentiated_steps 1
+model.method now, with the value checkpointed: fit TOY --model.checkpoint_inner_steps true
+model.first_order_meta_steps now: fit TOY --model.first_order_steps 3
 use --orders: tradeoff TOY --vary model.first_order=true,false
 use --orders: tradeoff TOY --vary model.method=unrolled,checkpointed
 use --orders: tradeoff TOY --vary model.differentiated_steps=0,1
@@ -435,7 +444,6 @@ shots: fit OMNIGLOT --data.tasks.shots 20
 rotated_splits: fit OMNIGLOT --data.tasks.rotated_splits [x]
 filters: fit OMNIGLOT --model.network.filters 0
 downsampling: fit OMNIGLOT --model.network.downsampling nope
-compile: fit OMNIGLOT --model.engine learn2learn
 """
 
 WRONG_TYPES: dict[type, str] = {

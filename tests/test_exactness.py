@@ -34,8 +34,8 @@ INNER_LOOPS = {
     "first": replace(UNROLLED, first_order=True),
     "second": UNROLLED,
     "second checkpointed": replace(UNROLLED, method="checkpointed"),
-    "truncated": replace(UNROLLED, differentiated_steps=1),
-    "hessian_free": replace(UNROLLED, method="hessian_free"),
+    "second truncated": replace(UNROLLED, differentiated_steps=1),
+    "hessian free": replace(UNROLLED, method="hessian_free"),
 }
 # vmap warns about layers that it computes task by task.
 pytestmark = pytest.mark.filterwarnings(

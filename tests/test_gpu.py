@@ -36,9 +36,7 @@ def on_cuda(batch: TaskBatch) -> TaskBatch:
 @pytest.mark.parametrize("engine", [Learn2LearnEngine(), VECTORIZED, CHUNKS])
 @pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed"])
 @pytest.mark.parametrize("name", ["strided", "max_pool", "batch_norm", "relu"])
-def test_the_device_does_not_change_the_meta_gradient(
-    name: str, order: str, engine: Engine
-) -> None:
+def test_the_device_does_not_change_the_meta_gradient(name: str, order: str, engine: Engine) -> None:
     network, loss, batch = case(name, (IMAGE_NETWORKS | VECTOR_NETWORKS)[name], tasks=3)
     inner = inner_loop(order, 0.05, 3)
     unrolled = replace(inner, method="unrolled")

@@ -217,11 +217,13 @@ def test_batches_reach_the_learner_as_task_batches() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"method": "checkpointed"}])
-@pytest.mark.parametrize("first_order", [True, False])
-def test_engines_train_the_same_weights(first_order: bool, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("order", [{"first_order": True}, {"differentiated_steps": 1}, {}])
+def test_engines_train_the_same_weights(order: dict[str, Any], settings: dict[str, Any]) -> None:
+    if "first_order" in order and "method" in settings:
+        return  # refused
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=20)
-    reference = make_learner(first_order=first_order, inner_steps=2)
-    vectorized = make_learner(first_order=first_order, inner_steps=2, engine="vectorized", **settings)
+    reference = make_learner(inner_steps=2, **order)
+    vectorized = make_learner(inner_steps=2, engine="vectorized", **order, **settings)
     for learner in (reference, vectorized):
         make_trainer(max_steps=5).fit(learner, datamodule=data)
     torch.testing.assert_close(
@@ -246,7 +248,8 @@ def test_annealing_trains_first_order_then_second_order(engine: str) -> None:
     assert not torch.equal(trained(4, first_order_meta_steps=3), trained(4, first_order=True))
     assert not torch.equal(trained(4, first_order_meta_steps=3), trained(4))
     # With first_order there is nothing to anneal to.
-    assert torch.equal(trained(4, first_order_meta_steps=3, first_order=True), trained(4, first_order=True))
+    annealed = trained(4, first_order_meta_steps=3, first_order=True)
+    assert torch.equal(annealed, trained(4, first_order=True))
 
 
 def test_annealing_is_logged_and_resumes_exactly(tmp_path: Path) -> None:
@@ -293,11 +296,23 @@ class Bag(nn.Module):
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
 def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
     learner = MetaLearner(Bag(), loss=mse_loss, inner_lr=0.1, engine=engine)
-    message = r"Bag with first_order false: the derivative for .* set first_order to true$"
+    message = r"Bag with first_order false: the derivative for .*or set method to hessian_free or "
     with pytest.raises(UserError, match=message):
         learner.check_task(SineWaves().task(0, "train", 0))
     with pytest.raises(UserError, match=message):
         learner.meta_gradient(sine_batch())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_hessian_free_trains_a_layer_without_a_second_derivative(engine: Any) -> None:
+    network = nn.Sequential(Bag(), nn.Tanh(), nn.Linear(1, 1))
+    learner = MetaLearner(
+        network, loss=mse_loss, inner_lr=0.01, inner_steps=2, method="hessian_free", engine=engine
+    )
+    before = network_weights(learner)
+    make_trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=4))
+    assert not torch.equal(network_weights(learner), before)
 
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])

@@ -353,7 +353,8 @@ def test_plots_join_the_chosen_rows_and_show_the_others_faintly() -> None:
 
 
 def test_where_nothing_is_chosen_a_line_for_each_setting_has_one_label() -> None:
-    rows = rows_of([run(m, rate, None, k=k) for m in DEFAULT_ORDERS for k in (1, 3, 5) for rate in RATES])
+    grid = product(DEFAULT_ORDERS, (1, 3, 5), RATES)
+    rows = rows_of([run(order, rate, None, k=k) for order, k, rate in grid])
     (plot,) = [plot for plot in draw_plots(rows) if plot.name == "tradeoff"]
     (ax,) = plot.figure.axes
     labels = [text.get_text() for text in ax.texts]

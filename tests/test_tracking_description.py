@@ -31,13 +31,12 @@ def test_group_name_and_tags_follow_from_the_config(
     tasks = values["data"]["tasks"]
     named = resolve_name(tasks["class_path"])(**tasks["init_args"])
     values["run"]["experiment"] = named.name  # as in the resolved config
-    defaults = {"compile": False, "method": "unrolled", "engine": "learn2learn"}
+    defaults = {"method": "unrolled", "engine": "learn2learn"}
     model = values["model"] = {**defaults, **values["model"], **changes}
     about = describe_run(values, world_size=2)
     assert (about.group, about.name) == (group, name)
     assert {"world-size-2", model["engine"]} <= set(about.tags)
     assert (model["method"] in about.tags) == (model["method"] != "unrolled")
-    assert ("compiled" in about.tags) == model["compile"]
 
 
 @pytest.mark.integration

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks import TaskBatch
-from tests.networks import relative_difference
+from tests.networks import inner_loop, relative_difference
 
 BATCH = TaskBatch(*(torch.rand(3, 4, n) for n in (2, 1, 2, 1)))
 

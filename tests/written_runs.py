@@ -9,7 +9,6 @@ import yaml
 from maml_pipeline.gradient_order import GradientOrder
 
 
-
 def order_settings(name: str) -> dict[str, Any]:
     """Return the keys of `model` for a gradient order."""
     order = GradientOrder.parse(name)

@@ -25,7 +25,7 @@ class RequestedRun:
     Args:
         parser: The command's parser.
         values: The settings as plain values, without `run.dir` and `ckpt_path`.
-        name: The name of its folder, `<experiment>-<order>-s<seed>`: the methods of second order share it.
+        name: The name of its folder, `<experiment>-<order>-s<seed>`: all methods of an order share it.
         run_dir: The setting `run.dir`.
         config_of: The run whose `config.yaml` was given with `--config`.
         ckpt_path: `best`, `last`, a file, or `None`.

@@ -92,7 +92,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         type=lambda text: text.split(","),
         metavar="ORDER,...",
         help="any of first, truncated-N (only the last N inner steps are differentiated), second, "
-        "checkpointed, hessian-free; also truncated-N-checkpointed and truncated-N-hessian-free (default: "
+        "checkpointed, hessian-free, truncated-N-checkpointed, truncated-N-hessian-free (default: "
         "first,second,checkpointed)",
     )
     add(

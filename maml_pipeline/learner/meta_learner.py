@@ -52,8 +52,6 @@ class MetaLearner(EvaluatedByAdaptation):
             the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
             `"auto"` for as many as fit, `None` for all.
-        compile: For `"vectorized"`: compile the meta-gradient with `torch.compile`, which takes a
-            minute or more in the first meta-step.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimizer from the parameters; default: Adam with 1e-3.
@@ -88,7 +86,6 @@ class MetaLearner(EvaluatedByAdaptation):
         first_order_meta_steps: NonNegativeInt = 0,
         engine: Literal["vectorized", "learn2learn"] = "vectorized",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
-        compile: bool = False,
         metric: Callable[..., Any] | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -104,9 +101,7 @@ class MetaLearner(EvaluatedByAdaptation):
         super().__init__(network, loss, metric)
         self.first_order_meta_steps = first_order_meta_steps
         self.inner = InnerLoop(inner_lr, inner_steps, first_order, differentiated_steps, method)
-        self.engine = build_engine(engine, tasks_per_chunk, compile)
-        self.compiles = compile
-        self.uncompiled_engine = build_engine(engine, tasks_per_chunk) if compile else self.engine
+        self.engine = build_engine(engine, tasks_per_chunk)
         eval_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
         self.eval_inner = InnerLoop(inner_lr, eval_steps)
         self.transductive = transductive

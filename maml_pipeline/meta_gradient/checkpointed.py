@@ -11,11 +11,11 @@ and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse or
 order stops at a_{k-n}. A step needs theta_t alone. Its activations are recomputed, and freed before the
 next step.
 
-Nor is every theta_t kept. The n differentiated steps are divided into segments of L, L - 1, ..., 1 steps, with L the
-smallest integer such that L (L + 1) / 2 >= n. Only the first theta_t of each segment is a checkpoint;
-the sweep recomputes the others of a segment when it reaches it. The earlier a segment, the fewer
-checkpoints remain in front of it, so the longer it may be: at most L - 1, about sqrt(2 n), copies of the
-parameters are held besides the current one. Each inner step is recomputed at most once.
+Nor is every theta_t kept. The n differentiated steps are divided into segments of L, L - 1, ..., 1
+steps, with L the smallest integer such that L (L + 1) / 2 >= n. Only the first theta_t of each segment
+is a checkpoint; the sweep recomputes the others of a segment when it reaches it. The earlier a segment,
+the fewer checkpoints remain in front of it, so the longer it may be: at most L - 1, about sqrt(2 n),
+copies of the parameters are held besides the current one. Each inner step is recomputed at most once.
 
 The Hessian-vector products are reverse-over-reverse. Forward-over-reverse held more memory and took
 longer on each network of this project (PyTorch 2.15): it carries a tangent with every activation.
@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 
 from maml_pipeline.meta_gradient.adaptation import (
-    Call,
     ChunkGradient,
     expand,
     gradient,
@@ -51,7 +50,7 @@ Product = Callable[[Parameters, Parameters], Parameters]
 
 
 def checkpointed(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back step by step from parameter checkpoints.
 
@@ -73,10 +72,9 @@ def checkpointed(
     support = chunk.support_x, chunk.support_y
 
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
-        result: Parameters = call(hessian_vector_product, chunk_loss, theta_t, *support, vector)
-        return result
+        return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
-    return sweep(chunk_loss, theta, chunk, inner, call, product)
+    return sweep(chunk_loss, theta, chunk, inner, product)
 
 
 def sweep(
@@ -84,7 +82,6 @@ def sweep(
     theta: Parameters,
     chunk: TaskBatch,
     inner: InnerLoop,
-    call: Call,
     product: Product,
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back with any Hessian-vector product."""
@@ -92,8 +89,7 @@ def sweep(
     first = inner.first_differentiated_step
 
     def step(theta_t: Parameters) -> tuple[Parameters, Tensor]:
-        result: tuple[Parameters, Tensor] = call(inner_step, chunk_loss, theta_t, *support, inner.lr)
-        return result
+        return inner_step(chunk_loss, theta_t, *support, inner.lr)
 
     adapted, losses = expand(theta, len(chunk.support_x)), []
     checkpoints = ParameterCheckpoints(inner.steps - first)
@@ -103,8 +99,8 @@ def sweep(
         adapted, support_loss = step(adapted)
         losses.append(support_loss)
 
-    query_loss, prediction, adjoint = call(
-        loss_and_gradient, chunk_loss, adapted, chunk.query_x, chunk.query_y
+    query_loss, prediction, adjoint = loss_and_gradient(
+        chunk_loss, adapted, chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     del adapted  # freed before the sweep

@@ -5,21 +5,21 @@ gradient of the support loss, the product of its Hessian and a vector v is the d
 
     H(theta) v = (g(theta + e v) - g(theta - e v)) / (2 e) + O(e^2 |v|^3),
 
-two gradients. The step rule is e |v| = eps^(1/3) (1 + |theta|), for each task: the parameters move by a
-distance in proportion to their own norm, whatever the norm of v, where eps is the precision in which the
-gradients are computed. It balances the truncation error, of the order of (e |v|)^2, against the rounding
-error of the gradients, of the order of eps / (e |v|). Both are then about eps^(2/3): 4e-11 in float64 and
-2e-5 in float32, relative to smooth losses of moderate curvature.
+two gradients. The step rule is e |v| = eps^(1/3) (1 + |theta|), for each task: the parameters move by
+a distance in proportion to their own norm, whatever the norm of v, where eps is the precision in which
+the gradients are computed. It balances the truncation error, of the order of (e |v|)^2, against the
+rounding error of the gradients, of the order of eps / (e |v|): both are about eps^(2/3), 4e-11 in
+float64 and 2e-5 in float32, times constants that depend on the loss.
 
 A ReLU has no derivative at its kink. Where a unit crosses it between theta - e v and theta + e v, the
-difference sees the bend of the loss, which autograd's second derivative leaves out.
-`scripts/measure_hessian_free.py` measures how much that is.
+difference contains the bend of the loss, which autograd's second derivative leaves out.
+`scripts/measure_hessian_free.py` measures all of these errors; docs/engines.md has its table.
 
 References:
-    Fallah, Mokhtari, Ozdaglar, "On the Convergence Theory of Gradient-Based Model-Agnostic Meta-Learning
-    Algorithms", 2020, section 4 (HF-MAML, one inner step); Pearlmutter, "Fast Exact Multiplication by the
-    Hessian", 1994, section 2 (the difference and its rounding error); Nocedal, Wright, "Numerical
-    Optimization", 2006, section 8.1 (central differences and the cube root of eps).
+    Fallah, Mokhtari, Ozdaglar, "On the Convergence Theory of Gradient-Based Model-Agnostic
+    Meta-Learning Algorithms", 2020 (HF-MAML, for one inner step); Pearlmutter, "Fast Exact
+    Multiplication by the Hessian", 1994 (the difference and its rounding error); Nocedal, Wright,
+    "Numerical Optimization", 2006, section 8.1 (central differences and the cube root of eps).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maml_pipeline.meta_gradient.adaptation import Call, ChunkGradient, loss_and_gradient
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient, loss_and_gradient
 from maml_pipeline.meta_gradient.checkpointed import sweep
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
@@ -35,7 +35,7 @@ from maml_pipeline.tasks import TaskBatch
 
 
 def hessian_free(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Carry the adjoint back as `checkpointed` does, with central differences of gradients.
 
@@ -55,15 +55,12 @@ def hessian_free(
     """
 
     def slope(theta_t: Parameters) -> Parameters:
-        result: tuple[Tensor, Tensor, Parameters] = call(
-            loss_and_gradient, chunk_loss, theta_t, chunk.support_x, chunk.support_y
-        )
-        return result[2]
+        return loss_and_gradient(chunk_loss, theta_t, chunk.support_x, chunk.support_y)[2]
 
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
         return difference_of_gradients(slope, theta_t, vector)
 
-    return sweep(chunk_loss, theta, chunk, inner, call, product)
+    return sweep(chunk_loss, theta, chunk, inner, product)
 
 
 def difference_of_gradients(
@@ -79,9 +76,7 @@ def difference_of_gradients(
     e = step_sizes(theta, vector)
 
     def displaced(sign: int) -> Parameters:
-        return {
-            name: p + sign * _aligned(e, p).to(p.dtype) * vector[name] for name, p in theta.items()
-        }
+        return {name: p + sign * _aligned(e, p).to(p.dtype) * vector[name] for name, p in theta.items()}
 
     difference = slope(displaced(1))
     behind = slope(displaced(-1))
@@ -107,7 +102,7 @@ def precision(parameters: Parameters) -> float:
 
 
 def _norms(parameters: Parameters) -> Tensor:
-    squares = [p.flatten(1).square().sum(1) for p in parameters.values()]
+    squares = [p.reshape(len(p), -1).square().sum(1) for p in parameters.values()]
     return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
 
 

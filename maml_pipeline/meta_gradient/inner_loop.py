@@ -81,7 +81,7 @@ class InnerLoop:
 
     @property
     def is_first_order(self) -> bool:
-        """Whether the meta-gradient is the query gradient alone, since no inner step is differentiated."""
+        """Whether no inner step is differentiated: the meta-gradient is the query gradient alone."""
         return self.first_differentiated_step == self.steps
 
     @property

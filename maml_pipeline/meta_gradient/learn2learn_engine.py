@@ -47,8 +47,8 @@ class Learn2LearnEngine(Engine):
     Weakness: slow for small networks, whose kernels are launched for each task.
 
     Two cases call the network with each step's parameters instead of a clone: the methods `checkpointed`
-    and `hessian_free`, since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
-    as layers that are also in a plain list.
+    and `hessian_free`, since a clone keeps its graph, and networks whose layers a clone does not
+    replace everywhere, such as layers that are also in a plain list.
 
     Raises:
         UserError: learn2learn is not installed, or cannot be imported.

@@ -9,8 +9,8 @@ Each returns, summed over the T tasks of a chunk, the derivative of the query lo
 First order replaces d theta_k / d theta_0 by the identity. Truncated second order replaces
 d theta_{k-n} / d theta_0 by it, and differentiates through the last n inner steps alone.
 
-In the costs below, k is the number of inner steps, n the number of differentiated ones, P the size of the
-parameters, A the size of the activations of one forward pass, and a gradient is one forward and one
+In the costs below, k is the number of inner steps, n the number of differentiated ones, P the size of
+the parameters, A the size of the activations of one forward pass, and a gradient is one forward and one
 backward pass. Costs are per task.
 """
 
@@ -18,9 +18,7 @@ import torch
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
-    Call,
     ChunkGradient,
-    call_eagerly,
     expand,
     gradient,
     inner_step,
@@ -35,11 +33,7 @@ from maml_pipeline.tasks import TaskBatch
 
 
 def chunk_gradient(
-    chunk_loss: ChunkLoss,
-    theta: Parameters,
-    chunk: TaskBatch,
-    inner: InnerLoop,
-    call: Call = call_eagerly,
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Compute the meta-gradient of a chunk with the method that `inner` selects.
 
@@ -48,19 +42,18 @@ def chunk_gradient(
         theta: Initial parameters, which all tasks share.
         chunk: T tasks.
         inner: Inner loop and gradient order.
-        call: Calls each part that is a pure function of tensors; `CompiledCalls` compiles it first.
     """
     if inner.is_first_order:
-        return first_order(chunk_loss, theta, chunk, inner, call)
+        return first_order(chunk_loss, theta, chunk, inner)
     if inner.method is Method.CHECKPOINTED:
-        return checkpointed(chunk_loss, theta, chunk, inner, call)
+        return checkpointed(chunk_loss, theta, chunk, inner)
     if inner.method is Method.HESSIAN_FREE:
-        return hessian_free(chunk_loss, theta, chunk, inner, call)
-    return ChunkGradient(*call(unrolled, chunk_loss, theta, chunk, inner))
+        return hessian_free(chunk_loss, theta, chunk, inner)
+    return unrolled(chunk_loss, theta, chunk, inner)
 
 
 def first_order(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Return the query gradient at the adapted parameters, ignoring how they depend on theta.
 
@@ -79,12 +72,12 @@ def first_order(
     """
     adapted, losses = expand(theta, len(chunk.support_x)), []
     for _ in range(inner.steps):
-        adapted, support_loss = call(
-            inner_step, chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
+        adapted, support_loss = inner_step(
+            chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
         )
         losses.append(support_loss)
-    query_loss, prediction, query_gradient = call(
-        loss_and_gradient, chunk_loss, adapted, chunk.query_x, chunk.query_y
+    query_loss, prediction, query_gradient = loss_and_gradient(
+        chunk_loss, adapted, chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     return ChunkGradient(torch.stack(losses, dim=1), prediction, sum_over_tasks(query_gradient))

@@ -66,8 +66,8 @@ def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
             "tradeoff",
             f"{measure.capitalize()} against peak memory",
             f"{result_label(rows)}, with its 95 % confidence interval over tasks, against the most "
-            "memory that a meta-step adds. A line joins the numbers of inner steps k in training, and a thin "
-            "one the truncated orders between first and second order; faint "
+            "memory that a meta-step adds. A line joins the numbers of inner steps k in training, and a "
+            "thin one leads from first over truncated to second order; faint "
             f"marks are single seeds.{_note(rows, 'Small faint marks', label_note(rows))}",
             partial(draw_tradeoff, rows=rows),
         )

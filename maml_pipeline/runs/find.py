@@ -69,9 +69,7 @@ def find_runs(paths: Sequence[Path], unlogged: bool = False) -> FoundRuns:
     for path in paths:
         search.visit(path)
     search.read_logs()
-    runs = sorted(
-        search.runs, key=lambda r: (r.experiment, r.inner_steps, r.order.rank, r.seed)
-    )
+    runs = sorted(search.runs, key=lambda r: (r.experiment, r.inner_steps, r.order.rank, r.seed))
     runs, duplicates = remove_duplicates(runs)
     skipped = [*search.skipped, *duplicates]
     if not runs:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maml_pipeline.config_file import drop_removed_keys, rename_keys
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
@@ -26,13 +27,15 @@ def build_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
 
     Args:
         source: The folder or file that the run was read from.
-        config: The resolved config, from YAML or JSON.
+        config: The resolved config, from YAML or JSON; keys of earlier versions are translated.
         history: The logged rows, by meta-step.
         test: The test result; empty before the test.
 
     Raises:
         UnreadableRunError: A value is missing or invalid.
     """
+    drop_removed_keys(config)
+    rename_keys(config)
     _check_config(config)
     if not isinstance(test, dict):
         raise UnreadableRunError("the test result has no metrics")
@@ -59,7 +62,7 @@ def _check_config(config: Any) -> None:
     steps = get("model").get("differentiated_steps")  # older versions lack it
     if not (steps is None or _is_whole(steps, 0, MAX_INNER_STEPS)):
         raise UnreadableRunError(
-            f"its config has model.differentiated_steps {shortened(repr(steps), 40)}, not a number of steps"
+            f"its config has model.differentiated_steps {shortened(repr(steps), 40)}, not a number"
         )
     varied = get("run").get("varied")
     if not (varied is None or (isinstance(varied, list) and all(isinstance(k, str) for k in varied))):

@@ -107,8 +107,8 @@ def make_grid(
     for order in parsed:
         if (n := order.differentiated_steps) is not None and n > (fewest := min(inner_steps)):
             raise UserError(
-                f"orders has {order}, which differentiates {n} inner steps, but inner_steps has {fewest}; "
-                "give orders and inner_steps that fit, in a trade-off of their own if necessary"
+                f"orders has {order}, which differentiates {n} inner steps, but inner_steps has "
+                f"{fewest}; leave one of them out"
             )
     return [
         Cell(order, k, seed, setting)

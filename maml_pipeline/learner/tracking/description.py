@@ -29,7 +29,7 @@ class Description:
             runs in a group differ only by order and seed.
         job_type: The gradient order with its method, such as `truncated-2`.
         name: Such as `omniglot-5w1s-second-s0`, with the number of inner steps unless it is 1.
-        tags: The engine, the method unless it is `unrolled`, `compiled`, and the number of devices.
+        tags: The engine, the method unless it is `unrolled`, and the number of devices.
     """
 
     group: str
@@ -50,8 +50,8 @@ def describe_run(config: dict[str, Any], world_size: int) -> Description:
     model, order = config["model"], gradient_order(config)
     steps, setting = model["inner_steps"], folder_suffix(varied_settings(config))
     name = f"{experiment_name(config)}-{order}" + ("" if steps == 1 else f"-k{steps}") + setting
-    flags = {str(order.method): order.method is not Method.UNROLLED, "compiled": model["compile"]}
-    tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
+    method = [str(order.method)] if order.method is not Method.UNROLLED else []
+    tags = (model["engine"], *method)
     return Description(
         group=f"{experiment_name(config)}-k{steps}{setting}",
         job_type=str(order),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.exactness.comparison import (
     Comparison,
     Computation,
@@ -156,7 +157,7 @@ def _compare(
                     computation, subject, loss, _cast(tasks, dtype), inner, workarounds
                 )
                 if dtype is not None and comparison.second_derivative_is_wrong():
-                    _report_second_derivative(network, traits)
+                    _report_second_derivative(network, inner, traits)
                 mismatches: list[Mismatch] = []
                 for candidate in candidates:
                     mismatch = comparison.mismatch(candidate)
@@ -203,8 +204,13 @@ def _cast(tasks: TaskBatch, dtype: torch.dtype | None) -> TaskBatch:
     return TaskBatch(*(t.to(dtype) if t.is_floating_point() else t for t in tasks))
 
 
-def _report_second_derivative(network: nn.Module, traits: NetworkTraits) -> None:
+def _report_second_derivative(network: nn.Module, inner: InnerLoop, traits: NetworkTraits) -> None:
     name = type(network).__name__
+    if inner.method is Method.HESSIAN_FREE:
+        raise UserError(
+            f"the gradient of network {name} is not that of its loss values, so method hessian_free "
+            "would compute a wrong meta-gradient: set method to unrolled or first_order to true"
+        )
     if traits.stops_gradients:
         logger.warning(
             "network %s or its loss stops gradients (detach, no_grad or an autograd.Function): second "
@@ -214,8 +220,8 @@ def _report_second_derivative(network: nn.Module, traits: NetworkTraits) -> None
         return
     raise UserError(
         f"the second derivative of network {name} or its loss is wrong in PyTorch {torch.__version__}: "
-        "it differs from finite differences of the first; set method to hessian_free or first_order to "
-        "true, or write the layer with other operations"
+        "it differs from finite differences of the first; set first_order to true, or write the layer "
+        "with other operations"
     )
 
 
