@@ -20,7 +20,7 @@ from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
-from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import adapted_names, check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 
 
@@ -35,6 +35,8 @@ class MetaLearner(EvaluatedByAdaptation):
         inner_lr: Inner learning rate alpha.
         inner_steps: Inner steps k in training.
         eval_inner_steps: Inner steps in validation and test; `None` for `inner_steps`.
+        adapt: Patterns of the names of the parameters that the inner loop moves: `["head.*"]` for the
+            head alone, `["*.bias"]` for every bias; `None` for all. All are meta-learned either way.
         transductive: Predict each query set as one batch in validation and test, so that batch
             normalisation shares statistics among query points, as in the MAML paper; `False` predicts
             each query point separately, normalised with the support set. Training is always
@@ -68,7 +70,9 @@ class MetaLearner(EvaluatedByAdaptation):
         Theory of Gradient-Based Model-Agnostic Meta-Learning Algorithms", 2020 (`hessian_free`);
         Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
         (derivative-order annealing); Nichol, Achiam, Schulman, "On First-Order Meta-Learning
-        Algorithms", 2018, section 6.1 (transduction).
+        Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio, Vinyals, "Rapid Learning
+        or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim, Yun, "BOIL", 2021 (the
+        body alone).
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class MetaLearner(EvaluatedByAdaptation):
         inner_lr: float,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
+        adapt: list[str] | None = None,
         transductive: bool = True,
         first_order: bool = False,
         differentiated_steps: NonNegativeInt | None = None,
@@ -100,10 +105,11 @@ class MetaLearner(EvaluatedByAdaptation):
             check_whole("eval_inner_steps", eval_inner_steps, 0)
         super().__init__(network, loss, metric)
         self.first_order_meta_steps = first_order_meta_steps
-        self.inner = InnerLoop(inner_lr, inner_steps, first_order, differentiated_steps, method)
+        self.inner = InnerLoop(inner_lr, inner_steps, first_order, differentiated_steps, method, adapt)
+        adapted_names(network, self.inner.adapt)  # each pattern matches a parameter
         self.engine = build_engine(engine, tasks_per_chunk)
         eval_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
-        self.eval_inner = InnerLoop(inner_lr, eval_steps)
+        self.eval_inner = InnerLoop(inner_lr, eval_steps, adapt=adapt)
         self.transductive = transductive
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

@@ -22,12 +22,10 @@ References:
     "Numerical Optimization", 2006, section 8.1 (central differences and the cube root of eps).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from maml_pipeline.meta_gradient.adaptation import ChunkGradient, loss_and_gradient
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient, gradient
 from maml_pipeline.meta_gradient.checkpointed import sweep
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
@@ -54,34 +52,43 @@ def hessian_free(
     The step rule, the errors and the references are at the top of this file.
     """
 
-    def slope(theta_t: Parameters) -> Parameters:
-        return loss_and_gradient(chunk_loss, theta_t, chunk.support_x, chunk.support_y)[2]
-
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
-        return difference_of_gradients(slope, theta_t, vector)
+        support = chunk.support_x, chunk.support_y
+        return difference_of_gradients(chunk_loss, theta_t, *support, chunk_loss.of_adapted(vector))
 
     return sweep(chunk_loss, theta, chunk, inner, product)
 
 
 def difference_of_gradients(
-    slope: Callable[[Parameters], Parameters], theta: Parameters, vector: Parameters
+    chunk_loss: ChunkLoss, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
 ) -> Parameters:
     """Multiply the derivative of each task's gradient at theta by the task's vector.
 
     Args:
-        slope: theta `(T, ...)` -> the gradient of each task, `(T, ...)`.
-        theta: Parameters `(T, ...)`.
-        vector: Of the same shapes.
+        chunk_loss: Loss of each task.
+        theta: Parameters of each task.
+        x: Inputs `(T, S, ...)`.
+        y: Targets `(T, S, ...)`.
+        vector: Of the adapted parameters, `(T, ...)`: only they move.
+
+    Returns:
+        The product, of all parameters.
     """
-    e = step_sizes(theta, vector)
+    e = step_sizes(chunk_loss.of_adapted(theta), vector)
+    # The losses are divided by 2 e, and not the gradients: those of shared parameters are summed over
+    # tasks, each of which has an e of its own.
+    weights = 1 / (2 * e)
 
-    def displaced(sign: int) -> Parameters:
-        return {name: p + sign * _aligned(e, p).to(p.dtype) * vector[name] for name, p in theta.items()}
+    def slope(sign: int) -> Parameters:
+        moved = {name: theta[name] + sign * _aligned(e, v) * v for name, v in vector.items()}
+        parameters = {name: p.detach().requires_grad_() for name, p in (theta | moved).items()}
+        del moved
+        losses, _ = chunk_loss(parameters, x, y)
+        return gradient(weights.to(losses.dtype) * losses, parameters)
 
-    difference = slope(displaced(1))
-    behind = slope(displaced(-1))
-    for name, g in difference.items():
-        difference[name] = (g - behind.pop(name)) / (2 * _aligned(e, g).to(g.dtype))
+    difference, behind = slope(1), slope(-1)
+    for name in difference:
+        difference[name] = difference[name] - behind.pop(name)
     return difference
 
 
@@ -103,9 +110,9 @@ def precision(parameters: Parameters) -> float:
 
 def _norms(parameters: Parameters) -> Tensor:
     squares = [p.reshape(len(p), -1).square().sum(1) for p in parameters.values()]
-    return torch.stack([s.to(squares[0].dtype) for s in squares]).sum(0).sqrt()
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def _aligned(per_task: Tensor, like: Tensor) -> Tensor:
-    """Reshape `(T,)` so that it multiplies `(T, ...)`."""
-    return per_task.reshape(-1, *([1] * (like.dim() - 1)))
+    """Reshape `(T,)` so that it multiplies `(T, ...)`, in its type."""
+    return per_task.reshape(-1, *([1] * (like.dim() - 1))).to(like.dtype)

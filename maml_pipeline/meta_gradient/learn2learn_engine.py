@@ -18,7 +18,13 @@ from maml_pipeline.meta_gradient.exactness import (
     LossesAndGradient,
     Workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import Task, TaskBatch
 
@@ -112,7 +118,8 @@ class Learn2LearnEngine(Engine):
             with workarounds.preserved_attributes(network):
                 if workarounds.bypass_clones:
                     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-                    chunk_loss = single_task_loss(network, loss, workarounds)
+                    adapted = adapted_names(network, inner.adapt)
+                    chunk_loss = single_task_loss(network, loss, workarounds, adapted)
                     predict_each = plain_predictions(network, workarounds)
                     curve = chunk_curves(
                         chunk_loss, predict_each, measures, theta, chunk, inner, transductive
@@ -134,7 +141,8 @@ class Learn2LearnEngine(Engine):
     ) -> Parameters:
         if workarounds.bypass_clones:
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-            chunk_loss = single_task_loss(network, loss, workarounds)
+            names = adapted_names(network, inner.adapt)
+            chunk_loss = single_task_loss(network, loss, workarounds, names)
             *_, adapted = inner_steps(chunk_loss, theta, task, inner)
             return {name: p[0].clone() for name, p in adapted.items()}
         *_, learner = _clone_steps(network, loss, task, inner, workarounds)
@@ -179,6 +187,29 @@ def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     ).clone()
 
 
+def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
+    """Take inner step t; learn2learn's own `adapt` moves every parameter."""
+    is_differentiated = t >= inner.first_differentiated_step
+    if inner.adapt is None:
+        learner.adapt(support_loss, first_order=not is_differentiated)
+        return
+    from learn2learn.utils import update_module
+
+    module = learner.module
+    adapted = set(adapted_names(module, inner.adapt))  # a clone's parameters keep their names
+    moving = [p for name, p in module.named_parameters() if name in adapted]
+    gradients = torch.autograd.grad(
+        support_loss,
+        moving,
+        retain_graph=is_differentiated,
+        create_graph=is_differentiated,
+        allow_unused=True,
+    )
+    slope = {id(p): g for p, g in zip(moving, gradients, strict=True) if g is not None}
+    updates = [-inner.lr * slope[id(p)] if id(p) in slope else None for p in module.parameters()]
+    learner.module = update_module(module, updates=updates)
+
+
 def _clone_gradient(
     network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
 ) -> tuple[Tensor, Tensor, Parameters]:
@@ -187,7 +218,7 @@ def _clone_gradient(
     losses: list[Tensor] = []
     for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-        learner.adapt(support_loss, first_order=t < inner.first_differentiated_step)
+        adapt_clone(learner, support_loss, inner, t)
         losses.append(support_loss.detach())
 
     query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
@@ -203,7 +234,8 @@ def _stateless_gradient(
 ) -> tuple[Tensor, Tensor, Parameters]:
     """Compute the same as `_clone_gradient`, as a chunk of one task without a clone."""
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    chunk_loss = single_task_loss(network, loss, workarounds)
+    adapted = adapted_names(network, inner.adapt)
+    chunk_loss = single_task_loss(network, loss, workarounds, adapted)
     result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
     return result.inner_losses[0], result.prediction[0], result.gradient
 
@@ -230,9 +262,9 @@ def _clone_steps(
     """Yield a clone before the first inner step on a chunk of one task, and after each step."""
     learner = clone_for_task(network, inner)
     yield learner
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
-        learner.adapt(support_loss)
+        adapt_clone(learner, support_loss, inner, t)
         yield learner
 
 

@@ -51,6 +51,7 @@ def verified_workarounds(
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
         *(inner.is_first_order, inner.first_differentiated_step > 0, inner.method, inner.steps > 0),
+        inner.adapt,
         batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
