@@ -485,7 +485,9 @@ ZOO: dict[str, Entry] = {
     "hook over a parameter": Entry(lambda: Calling(plain, with_changing_hook), {"": ".*"}),
     "straight-through": Entry(lambda: Calling(straight_through), ASYMMETRIC, stops_gradients=True),
     "no_grad": Entry(lambda: Calling(stopping), ASYMMETRIC, stops_gradients=True),
-    "single precision inside": Entry(lambda: Calling(in_single_precision), stops_gradients=True),
+    "single precision inside": Entry(
+        lambda: Calling(in_single_precision), ASYMMETRIC, stops_gradients=True
+    ),
     "right Function": Entry(lambda: Calling(lambda s, x: s.c(Squared.apply(s.a(x))))),
     "embedding": Entry(Tokens, inputs="tokens"),
     "padding": Entry(lambda: Tokens(padding_idx=0), inputs="tokens"),

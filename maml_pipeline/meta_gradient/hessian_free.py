@@ -5,21 +5,22 @@ gradient of the support loss, the product of its Hessian and a vector v is the d
 
     H(theta) v = (g(theta + e v) - g(theta - e v)) / (2 e) + O(e^2 |v|^3),
 
-two gradients. The step rule is e |v| = eps^(1/3) (1 + |theta|), for each task: the parameters move by
-a distance in proportion to their own norm, whatever the norm of v, where eps is the precision in which
-the gradients are computed. It balances the truncation error, of the order of (e |v|)^2, against the
-rounding error of the gradients, of the order of eps / (e |v|): both are about eps^(2/3), 4e-11 in
-float64 and 2e-5 in float32, times constants that depend on the loss.
+two gradients. The step rule is e |v| = eps^(1/2) (1 + |theta|), for each task: the adapted parameters
+move by a distance in proportion to their own norm, whatever the norm of v, where eps is the precision in
+which the gradients are computed. The rounding error of the gradients, eps / (e |v|), is then about
+eps^(1/2), 1e-8 in float64 and 3e-4 in float32; the truncation error (e |v|)^2 is eps, times constants
+that depend on the loss. eps^(1/3), which balances the two where all constants are 1, was up to a hundred
+times less accurate in float32: v may move a few parameters far, so the constant of truncation is large.
 
 A ReLU has no derivative at its kink. Where a unit crosses it between theta - e v and theta + e v, the
-difference contains the bend of the loss, which autograd's second derivative leaves out.
+difference contains the bend of the loss, divided by 2 e, which autograd's second derivative leaves out.
 `scripts/measure_hessian_free.py` measures all of these errors; docs/engines.md has its table.
 
 References:
     Fallah, Mokhtari, Ozdaglar, "On the Convergence Theory of Gradient-Based Model-Agnostic
     Meta-Learning Algorithms", 2020 (HF-MAML, for one inner step); Pearlmutter, "Fast Exact
     Multiplication by the Hessian", 1994 (the difference and its rounding error); Nocedal, Wright,
-    "Numerical Optimization", 2006, section 8.1 (central differences and the cube root of eps).
+    "Numerical Optimization", 2006, section 8.1 (central differences).
 """
 
 import torch
@@ -43,9 +44,9 @@ def hessian_free(
     When to use: a layer has no second derivative in PyTorch, or a wrong one; or `checkpointed` does not
     fit into memory.
 
-    Weaknesses: not exact. The error of float32 is small for smooth networks, larger with ReLU, and large
-    in reduced precision. Inner steps must repeat exactly, so networks that draw random numbers are
-    rejected.
+    Weaknesses: not exact. The error is small for smooth networks, and may be larger than that of first
+    order for networks with kinks, such as ReLU's: the first use measures it in the network's type, and
+    warns. Inner steps must repeat exactly, so networks that draw random numbers are rejected.
 
     Also known as HF-MAML, and as finite-difference Hessian-vector products.
 
@@ -94,7 +95,7 @@ def difference_of_gradients(
 
 def step_sizes(theta: Parameters, vector: Parameters) -> Tensor:
     """Return e of each task `(T,)`; 1 for a vector of zeros, whose product is zero for any e."""
-    root = precision(theta) ** (1 / 3)
+    root = precision(theta) ** (1 / 2)
     length = _norms(vector)
     return torch.where(length > 0, root * (1 + _norms(theta)) / length, torch.ones_like(length))
 

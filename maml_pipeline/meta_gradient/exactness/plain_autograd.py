@@ -113,7 +113,7 @@ class PlainAutograd:
         at, along = (torch.cat([v[name].flatten() for name in self.adapted]) for v in (theta, vector))
         if not along.any():
             return {name: torch.zeros_like(v) for name, v in vector.items()}
-        e = float(torch.finfo(at.dtype).eps ** (1 / 3) * (1 + at.norm()) / along.norm())
+        e = float(torch.finfo(at.dtype).eps ** (1 / 2) * (1 + at.norm()) / along.norm())
         above, below = (
             theta | {name: theta[name] + sign * e * vector[name] for name in self.adapted}
             for sign in (1, -1)

@@ -18,6 +18,7 @@ from maml_pipeline.meta_gradient.exactness.comparison import (
     Mismatch,
     first_sentence,
 )
+from maml_pipeline.meta_gradient.exactness.hessian_free_error import warn_if_inexact
 from maml_pipeline.meta_gradient.exactness.inspection import NetworkTraits, inspect_network
 from maml_pipeline.meta_gradient.exactness.layers import check_initialised, check_twice_differentiable
 from maml_pipeline.meta_gradient.exactness.preservation import preserve_random_state, preserve_state
@@ -104,7 +105,10 @@ def _verify(
                 )
             check_storage(network, loss, task)
             workarounds = _needed_workarounds(computation, network, inner, traits)
-            return _compare(computation, network, loss, tasks, inner, workarounds, traits)
+            workarounds = _compare(computation, network, loss, tasks, inner, workarounds, traits)
+            if inner.method is Method.HESSIAN_FREE and not computation.is_evaluation:
+                warn_if_inexact(network, loss, tasks, inner)
+            return workarounds
         except UserError:
             raise
         except torch.OutOfMemoryError:
@@ -209,8 +213,9 @@ def _report_second_derivative(network: nn.Module, inner: InnerLoop, traits: Netw
     name = type(network).__name__
     if inner.method is Method.HESSIAN_FREE:
         raise UserError(
-            f"the gradient of network {name} is not that of its loss values, so method hessian_free "
-            "would compute a wrong meta-gradient: set method to unrolled or first_order to true"
+            f"the gradient of network {name} is not that of its loss values, or is rounded more coarsely "
+            "than its type, so method hessian_free would compute a wrong meta-gradient: set method to "
+            "unrolled or first_order to true"
         )
     if traits.stops_gradients:
         logger.warning(
