@@ -1,0 +1,163 @@
+"""Recognise the networks that the compiled functions can run, and order their parameters for them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
+from maml_pipeline.networks.convolution import Convolution2d
+from maml_pipeline.meta_gradient.torch_internals import has_hooks
+
+
+@dataclass(frozen=True)
+class Block:
+    """A convolution without groups, normalisation by the statistics of the set, and ReLU.
+
+    Args:
+        channels: Channels of the input.
+        filters: Channels of the output.
+        kernel: Height and width of the kernel.
+        stride: Stride in both directions.
+        padding: Zeros added on each side.
+        eps: Added to the variance.
+    """
+
+    channels: int
+    filters: int
+    kernel: int
+    stride: int
+    padding: int
+    eps: float
+
+    def output_size(self, size: int) -> int:
+        """Return the height or width of the convolution's output."""
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A network of convolutional blocks, perhaps none, and fully connected layers with ReLUs in between.
+
+    Args:
+        blocks: The blocks.
+        averages: Average the blocks' output over pixels, instead of flattening it.
+        dense: Number of inputs and outputs of each fully connected layer.
+        shapes: Name and shape of each parameter, in the order of the layers: weight, gain and bias of a
+            block, weight and bias of a fully connected layer. The second dimension is the channels',
+            which are last in the compiled functions. The biases of convolutions are missing: the
+            normalisation cancels them.
+    """
+
+    blocks: tuple[Block, ...]
+    averages: bool
+    dense: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+    def pack(self, theta: dict[str, Tensor]) -> Tensor:
+        """Concatenate parameters, with channels last: by name -> `(P,)`."""
+        return torch.cat(
+            [theta[name].reshape(shape).movedim(1, -1).reshape(-1) for name, shape in self.shapes]
+        )
+
+    def unpack(self, packed: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `pack`: `(..., P)` -> by name, in the order of `theta`; zeros where it has no values."""
+        lead, start, values = packed.shape[:-1], 0, {}
+        for name, (first, second, *rest) in self.shapes:
+            size = theta[name].numel()
+            part = packed[..., start : start + size].reshape(*lead, first, *rest, second)
+            values[name] = part.movedim(-1, len(lead) + 1).reshape(*lead, *theta[name].shape)
+            start += size
+        return {
+            name: values[name] if name in values else p.new_zeros(*lead, *p.shape)
+            for name, p in theta.items()
+        }
+
+
+def feed_forward(network: nn.Module) -> FeedForward | None:
+    """Describe a network; `None` if the compiled functions cannot run it.
+
+    They run `ConvNet` with strides, `MLP`, and sequences of fully connected layers with ReLUs in between:
+    these classes themselves, without hooks, whose parameters all adapt, on the CPU and in one type.
+    """
+    modules = list(network.modules())
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    is_plain = (
+        all(p.requires_grad and p.device.type == "cpu" and p.is_contiguous() for p in parameters)
+        and len({p.dtype for p in parameters}) == 1
+        and parameters[0].dtype in (torch.float32, torch.float64)
+        and len({id(p) for p in parameters}) == len(parameters)
+        and not any(has_hooks(module) or "forward" in vars(module) for module in modules)
+    )
+    if not is_plain:
+        return None
+    if type(network) is ConvNet:
+        return _convolutional(network)
+    if type(network) in (MLP, nn.Sequential, nn.Linear):
+        return _fully_connected(network)
+    return None
+
+
+def _convolutional(network: ConvNet) -> FeedForward | None:
+    blocks, shapes = [], []
+    layers = dict(network.features.named_children())
+    for first in range(0, len(layers), 3):
+        names = [*layers][first : first + 3]
+        convolution, norm, relu = (layers[name] for name in names)
+        if not (
+            type(convolution) is Convolution2d
+            and type(norm) is BatchStatisticsNorm2d
+            and type(relu) is nn.ReLU
+        ):
+            return None
+        kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
+        blocks.append(
+            Block(
+                channels=convolution.in_channels,
+                filters=convolution.out_channels,
+                kernel=kernel[0],
+                stride=stride[0],
+                padding=int(padding[0]),
+                eps=norm.eps,
+            )
+        )
+        shapes += [
+            (f"features.{names[0]}.weight", tuple(convolution.weight.shape)),
+            (f"features.{names[1]}.weight", (len(norm.weight), 1)),
+            (f"features.{names[1]}.bias", (len(norm.bias), 1)),
+        ]
+    head, filters = network.head, blocks[-1].filters
+    if type(head) is not nn.Linear:
+        return None
+    shapes += [
+        ("head.weight", (head.out_features, filters, head.in_features // filters)),
+        ("head.bias", (head.out_features, 1)),
+    ]
+    return FeedForward(
+        blocks=tuple(blocks),
+        averages=network.image_size is None,
+        dense=((head.in_features, head.out_features),),
+        shapes=tuple(shapes),
+    )
+
+
+def _fully_connected(network: nn.Module) -> FeedForward | None:
+    layers = dict(network.named_children()) or {"": network}
+    linear = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
+    alternates = all(
+        type(layer) is (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(layers.values())
+    )
+    if not alternates or len(layers) % 2 == 0 or any(layer.bias is None for layer in linear.values()):
+        return None
+    return FeedForward(
+        blocks=(),
+        averages=True,
+        dense=tuple((layer.in_features, layer.out_features) for layer in linear.values()),
+        shapes=tuple(
+            (f"{name}.{parameter}" if name else parameter, (layer.out_features, inputs))
+            for name, layer in linear.items()
+            for parameter, inputs in (("weight", layer.in_features), ("bias", 1))
+        ),
+    )

@@ -1,0 +1,89 @@
+"""A meta-gradient as a list of instructions: which gradients are taken, where, and what is kept.
+
+Instructions name parameters by slot: slot 0 holds theta_0, slot 1 those of the current step, and the others
+those that the backward sweep needs again. The methods differ in nothing but their instructions.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.meta_gradient.checkpointed import segment_starts
+
+STEP, QUERY, RECORD, CURVATURE = range(4)
+"""Operations: take an inner step; add the query gradient to the adjoint; compute the record of a step that
+was not kept; multiply the adjoint by I - alpha H."""
+
+COLUMNS = 5
+OPERATION, SOURCE, TARGET, KEPT, LOSS = range(COLUMNS)
+"""Columns: the operation; the slots of theta and of the parameters after an inner step; the row of the
+record among those that are kept, or -1; where the loss is stored, or -1."""
+
+THETA, CURRENT = 0, 1
+SLOTS = 2
+"""Slots without the checkpoints."""
+
+
+class Schedule(NamedTuple):
+    """The instructions of a method.
+
+    Args:
+        instructions: `(instructions, COLUMNS)`.
+        checkpoints: Number of slots besides theta_0 and the current step.
+        kept: Number of records that are kept.
+    """
+
+    instructions: Any
+    checkpoints: int
+    kept: int
+
+    @property
+    def is_first_order(self) -> bool:
+        """Whether the query gradient is the result."""
+        return not (self.instructions[:, OPERATION] == CURVATURE).any()
+
+
+@lru_cache
+def schedule(method: Method, steps: int) -> Schedule:
+    """Return the instructions of a method for a number of inner steps k.
+
+    Unrolled, the parameters and the record of each step are kept. Checkpointed, only the parameters that
+    start a segment, and those of the last segment, which is swept first; see `checkpointed.py`.
+    """
+    differentiated = [] if method is Method.FIRST_ORDER else list(range(steps))
+    keeps_records = method is not Method.CHECKPOINTED
+    if keeps_records:
+        saved = set(differentiated)
+    else:
+        starts = segment_starts(len(differentiated))
+        saved = {t for t in differentiated if t in starts or t > starts[-1]}
+
+    rows: list[tuple[int, int, int, int, int]] = []
+    slots, used = {0: THETA}, {THETA, CURRENT}
+
+    def take_slot() -> int:
+        slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+        used.add(slot)
+        return slot
+
+    most = SLOTS
+    for t in range(steps):
+        slots[t + 1] = take_slot() if t + 1 in saved else CURRENT
+        kept = t if keeps_records and t in saved else -1
+        rows.append((STEP, slots[t], slots[t + 1], kept, t))
+    most = len(used)
+    rows.append((QUERY, slots[steps], -1, -1, steps))
+    held = {t: slots[t] for t in saved}
+    for t in reversed(differentiated):
+        for s in range(max(s for s in held if s <= t), t):
+            held[s + 1] = take_slot()
+            rows.append((STEP, held[s], held[s + 1], -1, -1))
+        most = max(most, len(used))
+        if not keeps_records:
+            rows.append((RECORD, held[t], -1, -1, -1))
+        rows.append((CURVATURE, held[t], -1, t if keeps_records else -1, -1))
+        used -= {held.pop(t)} - {THETA}
+    instructions = np.array(rows, np.int64).reshape(-1, COLUMNS)
+    return Schedule(instructions, most - SLOTS, len(saved) if keeps_records else 0)
