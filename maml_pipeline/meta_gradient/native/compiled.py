@@ -9,16 +9,22 @@ import numba
 # keep their meaning: a loss that is not finite must be seen.
 VECTORISED = {"reassoc", "contract", "nsz", "arcp"}
 
+OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": VECTORISED,
+    "nogil": True,
+}
 
-def compiled(function: Callable[..., Any], entry=False) -> Any:
-    """Compile a function of arrays and numbers at its first call, and keep the result on disk.
 
-    Other threads run while it does. It raises nothing, not even for an index out of range.
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function that only compiled functions call, once; the machine code is kept on disk.
+
+    It raises nothing, not even for an index out of range.
     """
-    return numba.njit(
-        nogil=True, cache=True, fastmath=VECTORISED, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=not entry
-    )(function)
+    return numba.njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
-def entry(function):
-    return compiled(function, entry=True)
+def entry_point(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls; other threads run while it does."""
+    return numba.njit(**OPTIONS, no_cfunc_wrapper=True)(function)

@@ -96,13 +96,13 @@ def gather_input_tangents(
 
 
 @compiled
-def block_values(layout: Any, level: int, theta: Any, images: Any, record: Any, columns: Any) -> None:
+def block_values(layout: Any, level: int, theta: Any, images: Any, record: Any, work: Any) -> None:
     """Compute z and the statistics of a block."""
     block = layout.blocks[level]
     weights, z = weights_of(block, theta), pixels_of(block, record, block[Z])
     for first in range(0, block[PIXELS], block[ROWS]):
         end = min(first + block[ROWS], block[PIXELS])
-        part = matrix(columns, 0, end - first, weights.shape[1])
+        part = matrix(work.columns, 0, end - first, weights.shape[1])
         gather_input(layout.blocks, level, images, record, first, part)
         product(part, weights, z[first:end])
     gain, bias = channels_of(block, theta, block[GAIN]), channels_of(block, theta, block[BIAS])
@@ -110,29 +110,27 @@ def block_values(layout: Any, level: int, theta: Any, images: Any, record: Any, 
 
 
 @compiled
-def block_gradient(
+def add_block_gradient(
     layout: Any,
     level: int,
     theta: Any,
     images: Any,
     record: Any,
-    z_gradient: Any,
-    columns: Any,
-    sums: Any,
+    keeps_u: bool,
+    work: Any,
     factor: float,
     target: Any,
 ) -> None:
     """Add `factor` times the gradient by a block's parameters to `target`, and fill u of the block before.
 
-    u of this block holds the gradient by its output. The gradient by z is written to `z_gradient`, or over
-    u if that has no elements. `target` may be theta, or have no elements: then only u of the block before is
-    computed. `sums` has room for two weights.
+    u of this block holds the gradient by its output. The gradient by z overwrites it unless it is kept.
+    `target` may be theta, or have no elements: then only u of the block before is computed.
     """
     block = layout.blocks[level]
     z, u = pixels_of(block, record, block[Z]), pixels_of(block, record, block[U])
     norm = norm_of(block, record, block[NORM])
     mask_and_sum(z, u, norm)
-    delta = u if z_gradient.size == 0 else matrix(z_gradient, 0, block[PIXELS], block[FILTERS])
+    delta = pixels_of(block, work.u_dot, 0) if keeps_u else u
     gradient_by_input(z, u, norm, delta)
     has_target = target.size > 0
     if has_target:
@@ -143,7 +141,7 @@ def block_gradient(
 
     weights = weights_of(block, theta)
     filters, width = weights.shape
-    total, part_total = matrix(sums, 0, filters, width), matrix(sums, weights.size, filters, width)
+    total, part_total = matrix(work.sums, 0, filters, width), matrix(work.sums, weights.size, filters, width)
     fill(total.ravel(), 0)
     before = layout.blocks[max(level - 1, 0)]
     u_before = pixels_of(before, record, before[U])
@@ -151,7 +149,7 @@ def block_gradient(
         fill(u_before.ravel(), 0)
     for first in range(0, block[PIXELS], block[ROWS]):
         end = min(first + block[ROWS], block[PIXELS])
-        part = matrix(columns, 0, end - first, width)
+        part = matrix(work.columns, 0, end - first, width)
         if has_target:
             gather_input(layout.blocks, level, images, record, first, part)
             product_by_weights(delta[first:end], part, part_total)
@@ -172,28 +170,23 @@ def block_tangents(
     images: Any,
     record: Any,
     tangents: Any,
-    columns: Any,
-    columns_dot: Any,
-    z_part: Any,
+    work: Any,
 ) -> None:
-    """Compute the tangents of z and the statistics of a block, as theta moves in a direction.
-
-    `z_part` has room for z of as many pixels as columns are made of at once.
-    """
+    """Compute the tangents of z and the statistics of a block, as theta moves in a direction."""
     block = layout.blocks[level]
     weights, weights_dot = weights_of(block, theta), weights_of(block, direction)
     z, z_dot = pixels_of(block, record, block[Z]), pixels_of(block, tangents, block[Z_DOT])
     for first in range(0, block[PIXELS], block[ROWS]):
         end = min(first + block[ROWS], block[PIXELS])
-        part = matrix(columns, 0, end - first, weights.shape[1])
+        part = matrix(work.columns, 0, end - first, weights.shape[1])
         if level == 0:
             gather_images(block, images, first, part)
             product(part, weights_dot, z_dot[first:end])
             continue
-        part_dot = matrix(columns_dot, 0, end - first, weights.shape[1])
+        part_dot = matrix(work.columns_dot, 0, end - first, weights.shape[1])
         gather_input_tangents(layout.blocks, level, record, tangents, first, part, part_dot)
         product(part, weights_dot, z_dot[first:end])
-        from_input = matrix(z_part, 0, end - first, block[FILTERS])
+        from_input = matrix(work.part, 0, end - first, block[FILTERS])
         product(part_dot, weights, from_input)
         add(from_input, z_dot[first:end])
     tangent_statistics(
@@ -208,7 +201,7 @@ def block_tangents(
 
 
 @compiled
-def block_curvature(
+def add_block_curvature(
     layout: Any,
     level: int,
     theta: Any,
@@ -216,21 +209,18 @@ def block_curvature(
     images: Any,
     record: Any,
     tangents: Any,
-    u_dot: Any,
-    columns: Any,
-    columns_dot: Any,
-    sums: Any,
+    work: Any,
     factor: float,
     target: Any,
 ) -> None:
     """Add `factor` times the tangent of the gradient by a block's parameters to `target`.
 
-    `u_dot` holds the tangent of the gradient by the block's output, and receives that of the block before.
-    u and the tangent of z are overwritten. `target` may be the direction. `sums` has room for two weights.
+    `work.u_dot` holds the tangent of the gradient by the block's output, and receives that of the block
+    before. u and the tangent of z are overwritten. `target` may be the direction.
     """
     block = layout.blocks[level]
     z, u = pixels_of(block, record, block[Z]), pixels_of(block, record, block[U])
-    z_dot, own_u_dot = pixels_of(block, tangents, block[Z_DOT]), pixels_of(block, u_dot, 0)
+    z_dot, own_u_dot = pixels_of(block, tangents, block[Z_DOT]), pixels_of(block, work.u_dot, 0)
     norm, norm_dot = norm_of(block, record, block[NORM]), norm_of(block, tangents, block[NORM_DOT])
     mask_and_sum_tangents(z, z_dot, u, own_u_dot, norm, norm_dot)
     delta, delta_dot = u, z_dot
@@ -245,21 +235,21 @@ def block_curvature(
 
     weights, weights_dot = weights_of(block, theta), weights_of(block, direction)
     filters, width = weights.shape
-    total, part_total = matrix(sums, 0, filters, width), matrix(sums, weights.size, filters, width)
+    total, part_total = matrix(work.sums, 0, filters, width), matrix(work.sums, weights.size, filters, width)
     fill(total.ravel(), 0)
     before = layout.blocks[max(level - 1, 0)]
-    u_dot_before = pixels_of(before, u_dot, 0)
+    u_dot_before = pixels_of(before, work.u_dot, 0)
     if level > 0:
         fill(u_dot_before.ravel(), 0)
     for first in range(0, block[PIXELS], block[ROWS]):
         end = min(first + block[ROWS], block[PIXELS])
-        part = matrix(columns, 0, end - first, width)
+        part = matrix(work.columns, 0, end - first, width)
         if level == 0:
             gather_images(block, images, first, part)
             product_by_weights(delta_dot[first:end], part, part_total)
             add(part_total, total)
             continue
-        part_dot = matrix(columns_dot, 0, end - first, width)
+        part_dot = matrix(work.columns_dot, 0, end - first, width)
         gather_input_tangents(layout.blocks, level, record, tangents, first, part, part_dot)
         product_by_weights(delta_dot[first:end], part, part_total)
         add(part_total, total)

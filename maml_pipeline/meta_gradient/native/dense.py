@@ -36,6 +36,13 @@ def dense_bias(layer: Any, parameters: Any) -> Any:
 
 
 @compiled
+def input_of(layout: Any, record: Any) -> Any:
+    """View the input of the first layer in a record."""
+    layer = layout.dense[0]
+    return matrix(record, layer[X], layout.examples, layer[INPUTS])
+
+
+@compiled
 def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
     """Compute the inputs of each layer but the first, whose input is in the record, and the prediction."""
     last, zero = len(layout.dense) - 1, record.dtype.type(0)
@@ -55,13 +62,13 @@ def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
 
 
 @compiled
-def dense_gradient(
-    layout: Any, theta: Any, record: Any, x_gradient: Any, sums: Any, factor: float, target: Any
+def add_dense_gradient(
+    layout: Any, theta: Any, record: Any, work: Any, factor: float, target: Any
 ) -> None:
     """Add `factor` times the gradient by the layers' parameters to `target`.
 
-    The record holds the gradient by the prediction. `x_gradient` receives the gradient by the input of the
-    first layer, unless it has no elements. `target` may be theta, or have no elements.
+    The record holds the gradient by the prediction. `work.features` receives the gradient by the input of
+    the first layer, if it has room. `target` may be theta, or have no elements.
     """
     zero, scale = record.dtype.type(0), record.dtype.type(factor)
     for level in range(len(layout.dense) - 1, -1, -1):
@@ -75,11 +82,12 @@ def dense_gradient(
             for i in range(len(x)):
                 for j in range(x.shape[1]):
                     before[i, j] = before[i, j] if x[i, j] > zero else zero
-        elif x_gradient.size > 0:
-            product_by_input(delta, weights, x_gradient)
+        elif len(work.features) > 0:
+            features = matrix(work.features, 0, layout.examples, layer[INPUTS])
+            product_by_input(delta, weights, features)
         if target.size == 0:
             continue
-        total = matrix(sums, 0, layer[OUTPUTS], layer[INPUTS])
+        total = matrix(work.sums, 0, layer[OUTPUTS], layer[INPUTS])
         product_by_weights(delta, x, total)
         add_scaled(factor, total, dense_weights(layer, target))
         bias = dense_bias(layer, target)
@@ -90,9 +98,9 @@ def dense_gradient(
 
 @compiled
 def dense_tangents(
-    layout: Any, theta: Any, direction: Any, record: Any, tangents: Any, part: Any, prediction_dot: Any
+    layout: Any, theta: Any, direction: Any, record: Any, tangents: Any, work: Any
 ) -> None:
-    """Compute the tangents of what `dense_values` computes; `part` has room for the outputs of a layer.
+    """Compute the tangents of what `dense_values` computes.
 
     The tangent of the first layer's input is in `tangents` if there are blocks; otherwise it is zero.
     """
@@ -105,11 +113,11 @@ def dense_tangents(
             out = matrix(tangents, following[X_DOT], layout.examples, layer[OUTPUTS])
             values = matrix(record, following[X], layout.examples, layer[OUTPUTS])
         else:
-            out = values = prediction_dot
+            out = values = matrix(work.prediction_dot, 0, layout.examples, layer[OUTPUTS])
         product(x, dense_weights(layer, direction), out)
         if level > 0 or len(layout.blocks) > 0:
             x_dot = matrix(tangents, layer[X_DOT], layout.examples, layer[INPUTS])
-            from_input = matrix(part, 0, layout.examples, layer[OUTPUTS])
+            from_input = matrix(work.part, 0, layout.examples, layer[OUTPUTS])
             product(x_dot, dense_weights(layer, theta), from_input)
             add(from_input, out)
         bias_dot = dense_bias(layer, direction)
@@ -120,41 +128,38 @@ def dense_tangents(
 
 
 @compiled
-def dense_curvature(
+def add_dense_curvature(
     layout: Any,
     theta: Any,
     direction: Any,
     record: Any,
     tangents: Any,
-    delta_dot: Any,
-    part: Any,
-    x_gradient_dot: Any,
-    sums: Any,
+    work: Any,
     factor: float,
     target: Any,
 ) -> None:
     """Add `factor` times the tangent of the gradient by the layers' parameters to `target`.
 
-    `delta_dot` holds the tangent of the gradient by the prediction and is overwritten; `part` has room for
-    the inputs of a layer. `x_gradient_dot` receives the tangent of the gradient by the input of the first
-    layer, unless it has no elements. `target` may be the direction.
+    `work.delta_dot` holds the tangent of the gradient by the prediction and is overwritten.
+    `work.features` receives the tangent of the gradient by the input of the first layer, if it has room.
+    `target` may be the direction.
     """
     zero, scale = record.dtype.type(0), record.dtype.type(factor)
     for level in range(len(layout.dense) - 1, -1, -1):
         layer = layout.dense[level]
         x = matrix(record, layer[X], layout.examples, layer[INPUTS])
         delta = matrix(record, layer[DELTA], layout.examples, layer[OUTPUTS])
-        own_dot = matrix(delta_dot, 0, layout.examples, layer[OUTPUTS])
+        own_dot = matrix(work.delta_dot, 0, layout.examples, layer[OUTPUTS])
         weights, weights_dot = dense_weights(layer, theta), dense_weights(layer, direction)
-        total = matrix(sums, 0, layer[OUTPUTS], layer[INPUTS])
+        total = matrix(work.sums, 0, layer[OUTPUTS], layer[INPUTS])
         product_by_weights(own_dot, x, total)
         if level > 0 or len(layout.blocks) > 0:
             x_dot = matrix(tangents, layer[X_DOT], layout.examples, layer[INPUTS])
-            more = matrix(sums, weights.size, layer[OUTPUTS], layer[INPUTS])
+            more = matrix(work.sums, weights.size, layer[OUTPUTS], layer[INPUTS])
             product_by_weights(delta, x_dot, more)
             add(more, total)
-            gradient_dot = matrix(part, 0, layout.examples, layer[INPUTS])
-            from_delta = matrix(part, gradient_dot.size, layout.examples, layer[INPUTS])
+            gradient_dot = matrix(work.part, 0, layout.examples, layer[INPUTS])
+            from_delta = matrix(work.part, gradient_dot.size, layout.examples, layer[INPUTS])
             product_by_input(own_dot, weights, gradient_dot)
             product_by_input(delta, weights_dot, from_delta)
             add(from_delta, gradient_dot)
@@ -164,9 +169,9 @@ def dense_curvature(
             for j in range(own_dot.shape[1]):
                 bias[j] += scale * own_dot[i, j]
         if level > 0:
-            before_dot = matrix(delta_dot, 0, layout.examples, layer[INPUTS])
+            before_dot = matrix(work.delta_dot, 0, layout.examples, layer[INPUTS])
             for i in range(len(x)):
                 for j in range(x.shape[1]):
                     before_dot[i, j] = gradient_dot[i, j] if x[i, j] > zero else zero
-        elif x_gradient_dot.size > 0:
-            copy(gradient_dot.ravel(), x_gradient_dot.ravel())
+        elif len(work.features) > 0:
+            copy(gradient_dot.ravel(), work.features[: gradient_dot.size])

@@ -1,7 +1,8 @@
-"""The gradient of a set's loss, and the product of its Hessian with a vector.
+"""The gradient of a set's loss, and the product of its Hessian with a vector, for several tasks.
 
 The Hessian-vector product is forward over reverse: the tangents of all intermediate values as theta moves
-along the vector, then the tangents of all gradients.
+along the vector, then the tangents of all gradients. Networks without blocks have functions of their own,
+which compile faster.
 
 References:
     Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994.
@@ -9,20 +10,21 @@ References:
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
+from maml_pipeline.meta_gradient.native.compiled import compiled, entry_point
 from maml_pipeline.meta_gradient.native.convolution import (
-    block_curvature,
-    block_gradient,
+    add_block_curvature,
+    add_block_gradient,
     block_tangents,
     block_values,
     norm_of,
     pixels_of,
 )
 from maml_pipeline.meta_gradient.native.dense import (
-    dense_curvature,
-    dense_gradient,
+    add_dense_curvature,
+    add_dense_gradient,
     dense_tangents,
     dense_values,
+    input_of,
 )
 from maml_pipeline.meta_gradient.native.features import feature_gradient, feature_tangents, feature_values
 from maml_pipeline.meta_gradient.native.layout import (
@@ -42,88 +44,164 @@ from maml_pipeline.meta_gradient.native.products import copy, matrix
 
 
 @compiled
-def predict(layout: Any, theta: Any, inputs: Any, record: Any, work: Any, prediction: Any) -> None:
-    """Compute the prediction `(S, outputs)`; the record keeps what the gradient needs."""
-    x = matrix(record, layout.dense[0, X], layout.examples, layout.dense[0, INPUTS])
-    if len(layout.blocks) == 0:
-        copy(inputs.ravel(), x.ravel())
-    else:
-        for level in range(len(layout.blocks)):
-            block_values(layout, level, theta, inputs, record, work.columns)
-        block = layout.blocks[-1]
-        feature_values(
-            layout, pixels_of(block, record, block[Z]), norm_of(block, record, block[NORM]), x
-        )
-    dense_values(layout, theta, record, prediction)
+def row_of(rows: Any, task: int) -> Any:
+    """Return a task's row, or the only one, which all tasks share."""
+    return rows[task if len(rows) > 1 else 0]
 
 
-@compiled
-def add_gradient(
+# Networks of fully connected layers ------------------------------------------------------------------
+
+
+@entry_point
+def dense_predictions(layout: Any, parameters: Any, inputs: Any, records: Any, predictions: Any) -> None:
+    """Compute `predictions` of a network without blocks."""
+    for task in range(len(predictions)):
+        record = row_of(records, task)
+        copy(inputs[task].ravel(), input_of(layout, record).ravel())
+        dense_values(layout, row_of(parameters, task), record, predictions[task])
+
+
+@entry_point
+def add_dense_gradients(
     layout: Any,
-    theta: Any,
-    examples: Any,
-    record: Any,
+    parameters: Any,
+    inputs: Any,
+    labels: Any,
+    values: Any,
+    records: Any,
+    keeps_u: bool,
     work: Any,
-    z_gradient: Any,
-    prediction: Any,
+    predictions: Any,
+    losses: Any,
     factor: float,
-    target: Any,
-) -> float:
-    """Add `factor` times the gradient of the loss at theta to `target`, and return the loss.
-
-    Args:
-        layout: Layout of the set.
-        theta: Parameters.
-        examples: Inputs, labels and targets.
-        record: Receives the intermediate values.
-        work: Working memory.
-        z_gradient: Working memory for the gradient by z; without elements, it overwrites u in the record.
-        prediction: Receives the prediction.
-        factor: A number.
-        target: Where the gradient is added; may be theta, which then takes a gradient step, or without
-            elements: then only the record is wanted.
-    """
-    predict(layout, theta, examples.inputs, record, work, prediction)
-    last = layout.dense[-1]
-    delta = matrix(record, last[DELTA], layout.examples, last[OUTPUTS])
-    loss = loss_and_gradient(layout.classifies, prediction, examples.labels, examples.targets, delta)
-    has_blocks = len(layout.blocks) > 0
-    inputs = layout.dense[0, INPUTS] if has_blocks else 0
-    x_gradient = matrix(work.features, 0, layout.examples, inputs)
-    dense_gradient(layout, theta, record, x_gradient, work.sums, factor, target)
-    if has_blocks:
-        block = layout.blocks[-1]
-        feature_gradient(layout, x_gradient, pixels_of(block, record, block[U]))
-    for level in range(len(layout.blocks) - 1, -1, -1):
-        block_gradient(
-            layout, level, theta, examples.inputs, record, z_gradient, work.columns, work.sums, factor, target,
-        )
-    return loss  # type: ignore[no-any-return]
-
-
-@compiled
-def add_hessian_vector_product(
-    layout: Any, theta: Any, vector: Any, examples: Any, record: Any, work: Any, factor: float, target: Any
+    targets: Any,
 ) -> None:
-    """Add `factor` times the product of the loss's Hessian at theta with a vector to `target`.
+    """Compute `add_gradients` of a network without blocks."""
+    for task in range(len(predictions)):
+        theta, record = row_of(parameters, task), row_of(records, task)
+        copy(inputs[task].ravel(), input_of(layout, record).ravel())
+        dense_values(layout, theta, record, predictions[task])
+        losses[task] = loss_and_delta(layout, record, predictions[task], labels[task], values[task])
+        add_dense_gradient(layout, theta, record, work, factor, row_of(targets, task))
+
+
+@entry_point
+def add_dense_curvatures(
+    layout: Any,
+    parameters: Any,
+    vectors: Any,
+    inputs: Any,
+    labels: Any,
+    records: Any,
+    tangents: Any,
+    work: Any,
+    factor: float,
+    targets: Any,
+) -> None:
+    """Compute `add_curvatures` of a network without blocks."""
+    for task in range(len(vectors)):
+        theta, record, vector = row_of(parameters, task), row_of(records, task), vectors[task]
+        dense_tangents(layout, theta, vector, record, tangents, work)
+        delta_tangent(layout, record, labels[task], work)
+        add_dense_curvature(layout, theta, vector, record, tangents, work, factor, targets[task])
+
+
+# Networks of blocks and fully connected layers -------------------------------------------------------
+
+
+@entry_point
+def predictions(
+    layout: Any, parameters: Any, inputs: Any, records: Any, work: Any, predictions: Any
+) -> None:
+    """Predict each task's inputs with its parameters.
 
     Args:
         layout: Layout of the set.
-        theta: Parameters.
-        vector: A vector of the same size.
-        examples: Inputs, labels and targets.
-        record: The record of `add_gradient` at theta, with u. Overwritten.
+        parameters: `(T, P)`, or `(1, P)` if the tasks share them.
+        inputs: `(T, S, features)`, or images as `(T, pixels, channels)`.
+        records: Receive the intermediate values: `(T, size)`, or `(1, size)` if none is kept.
+        work: Working memory.
+        predictions: Receive the predictions `(T, S, outputs)`.
+    """
+    for task in range(len(predictions)):
+        record = row_of(records, task)
+        network_values(layout, row_of(parameters, task), inputs[task], record, work, predictions[task])
+
+
+@entry_point
+def add_gradients(
+    layout: Any,
+    parameters: Any,
+    inputs: Any,
+    labels: Any,
+    values: Any,
+    records: Any,
+    keeps_u: bool,
+    work: Any,
+    predictions: Any,
+    losses: Any,
+    factor: float,
+    targets: Any,
+) -> None:
+    """Add `factor` times the gradient of each task's loss to the task's target.
+
+    Args:
+        layout: Layout of the set.
+        parameters: `(T, P)`, or `(1, P)` if the tasks share them.
+        inputs: `(T, S, features)`, or images as `(T, pixels, channels)`.
+        labels: `(T, S)` for the cross-entropy, otherwise `(T, 0)`.
+        values: `(T, S, outputs)` for the mean squared error, otherwise `(T, 0, 0)`.
+        records: Receive the intermediate values: `(T, size)`, or `(1, size)` if none is kept.
+        keeps_u: Keep u in the record, for `add_curvatures`.
+        work: Working memory.
+        predictions: Receive the predictions `(T, S, outputs)`.
+        losses: Receive the losses `(T,)`.
+        factor: A number.
+        targets: `(T, P)`; `(1, P)` to sum over tasks; `(1, 0)` if only the records are wanted. Parameters
+            that are their own target take a gradient step.
+    """
+    for task in range(len(predictions)):
+        theta, record, target = row_of(parameters, task), row_of(records, task), row_of(targets, task)
+        network_values(layout, theta, inputs[task], record, work, predictions[task])
+        losses[task] = loss_and_delta(layout, record, predictions[task], labels[task], values[task])
+        add_dense_gradient(layout, theta, record, work, factor, target)
+        block = layout.blocks[-1]
+        feature_gradient(layout, work.features, pixels_of(block, record, block[U]))
+        for level in range(len(layout.blocks) - 1, -1, -1):
+            add_block_gradient(layout, level, theta, inputs[task], record, keeps_u, work, factor, target)
+
+
+@entry_point
+def add_curvatures(
+    layout: Any,
+    parameters: Any,
+    vectors: Any,
+    inputs: Any,
+    labels: Any,
+    records: Any,
+    tangents: Any,
+    work: Any,
+    factor: float,
+    targets: Any,
+) -> None:
+    """Add `factor` times the product of each task's Hessian with its vector to the task's target.
+
+    Args:
+        layout: Layout of the set.
+        parameters: `(T, P)`, or `(1, P)` if the tasks share them.
+        vectors: `(T, P)`.
+        inputs: As for `add_gradients`.
+        labels: As for `add_gradients`.
+        records: The records of `add_gradients` at the parameters, with u. Overwritten.
+        tangents: Working memory for a record of tangents.
         work: Working memory.
         factor: A number.
-        target: Where the product is added; may be the vector.
+        targets: `(T, P)`; may be the vectors.
     """
-    tangents, last = work.tangents, layout.dense[-1]
-    for level in range(len(layout.blocks)):
-        block_tangents(
-            layout, level, theta, vector, examples.inputs, record, tangents, work.columns, work.columns_dot, work.part,
-        )
-    x_dot = matrix(tangents, layout.dense[0, X_DOT], layout.examples, layout.dense[0, INPUTS])
-    if len(layout.blocks) > 0:
+    for task in range(len(vectors)):
+        theta, record, vector = row_of(parameters, task), row_of(records, task), vectors[task]
+        for level in range(len(layout.blocks)):
+            block_tangents(layout, level, theta, vector, inputs[task], record, tangents, work)
         block = layout.blocks[-1]
         feature_tangents(
             layout,
@@ -131,22 +209,42 @@ def add_hessian_vector_product(
             pixels_of(block, tangents, block[Z_DOT]),
             norm_of(block, record, block[NORM]),
             norm_of(block, tangents, block[NORM_DOT]),
-            x_dot,
+            matrix(tangents, layout.dense[0, X_DOT], layout.examples, layout.dense[0, INPUTS]),
         )
-    prediction_dot = matrix(work.prediction_dot, 0, layout.examples, last[OUTPUTS])
-    dense_tangents(layout, theta, vector, record, tangents, work.part, prediction_dot)
+        dense_tangents(layout, theta, vector, record, tangents, work)
+        delta_tangent(layout, record, labels[task], work)
+        add_dense_curvature(layout, theta, vector, record, tangents, work, factor, targets[task])
+        feature_gradient(layout, work.features, pixels_of(block, work.u_dot, 0))
+        for level in range(len(layout.blocks) - 1, -1, -1):
+            add_block_curvature(
+                layout, level, theta, vector, inputs[task], record, tangents, work, factor, targets[task]
+            )
+
+
+@compiled
+def network_values(layout: Any, theta: Any, images: Any, record: Any, work: Any, prediction: Any) -> None:
+    """Compute the intermediate values and the prediction of a network with blocks."""
+    for level in range(len(layout.blocks)):
+        block_values(layout, level, theta, images, record, work)
+    block = layout.blocks[-1]
+    z, norm = pixels_of(block, record, block[Z]), norm_of(block, record, block[NORM])
+    feature_values(layout, z, norm, input_of(layout, record))
+    dense_values(layout, theta, record, prediction)
+
+
+@compiled
+def loss_and_delta(layout: Any, record: Any, prediction: Any, labels: Any, values: Any) -> float:
+    """Compute the loss, and its gradient by the prediction in the record."""
+    last = layout.dense[-1]
     delta = matrix(record, last[DELTA], layout.examples, last[OUTPUTS])
+    return loss_and_gradient(layout.classifies, prediction, labels, values, delta)  # type: ignore[no-any-return]
+
+
+@compiled
+def delta_tangent(layout: Any, record: Any, labels: Any, work: Any) -> None:
+    """Compute the tangent of the gradient by the prediction."""
+    last = layout.dense[-1]
+    delta = matrix(record, last[DELTA], layout.examples, last[OUTPUTS])
+    prediction_dot = matrix(work.prediction_dot, 0, layout.examples, last[OUTPUTS])
     delta_dot = matrix(work.delta_dot, 0, layout.examples, last[OUTPUTS])
-    gradient_tangent(layout.classifies, delta, examples.labels, prediction_dot, delta_dot)
-    inputs = layout.dense[0, INPUTS] if len(layout.blocks) > 0 else 0
-    x_gradient_dot = matrix(work.features, 0, layout.examples, inputs)
-    dense_curvature(
-            layout, theta, vector, record, tangents, work.delta_dot, work.part, x_gradient_dot, work.sums, factor, target,
-    )
-    if len(layout.blocks) > 0:
-        block = layout.blocks[-1]
-        feature_gradient(layout, x_gradient_dot, pixels_of(block, work.u_dot, 0))
-    for level in range(len(layout.blocks) - 1, -1, -1):
-        block_curvature(
-            layout, level, theta, vector, examples.inputs, record, tangents, work.u_dot, work.columns, work.columns_dot, work.sums, factor, target,
-        )
+    gradient_tangent(layout.classifies, delta, labels, prediction_dot, delta_dot)
