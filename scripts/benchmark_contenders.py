@@ -114,13 +114,10 @@ def meta_step_flops(case: Case) -> int:
     return int(counter.get_total_flops())
 
 
-def _bare(
-    step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting, check: bool
-) -> TimeSteps:
+def _bare(step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting) -> TimeSteps:
     """Time meta-steps without Lightning: drawing tasks, meta-gradient and Adam step."""
     network = network.to(setting.device)
-    if check:
-        _check(step, case, network, draw(case, 0, setting.device))
+    _check(step, case, network, draw(case, 0, setting.device))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     taken = 0
 
@@ -173,7 +170,7 @@ def _compare(actual: torch.Tensor, expected: torch.Tensor, case: Case) -> None:
 def _peer(step: peers.MetaStep, convolutions: bool = True) -> Callable[[Case, Setting], TimeSteps]:
     def build(case: Case, setting: Setting) -> TimeSteps:
         network = peers.with_native_layers(case.network, convolutions)
-        return _bare(step, case, network, setting, check=True)
+        return _bare(step, case, network, setting)
 
     return build
 
@@ -190,8 +187,7 @@ def _jax(case: Case, setting: Setting) -> TimeSteps:
 def _engine_settings(name: str, case: Case) -> dict[str, Any]:
     if name == "learn2learn":
         return {"engine": "learn2learn"}
-    settings = {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
-    return settings | {"compile": True} if name == "compiled" else settings
+    return {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
 
 
 def _engine_step(engine: Engine) -> peers.MetaStep:
@@ -207,8 +203,7 @@ def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], 
     def build(case: Case, setting: Setting) -> TimeSteps:
         case = replace(case, inner=replace(case.inner, checkpointed=checkpointed))
         step = _engine_step(build_engine(*_engine_settings(name, case).values()))
-        # Compiling again for float64 takes minutes; tests/test_compilation.py checks it.
-        return _bare(step, case, copy.deepcopy(case.network), setting, check=name != "compiled")
+        return _bare(step, case, copy.deepcopy(case.network), setting)
 
     return build
 
@@ -306,10 +301,6 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "vectorized": Contender("engine vectorized", _engine("vectorized")),
     "vectorized-trainer": Contender("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
-    "compiled": Contender("engine vectorized, compiled", _engine("compiled")),
-    "compiled-trainer": Contender(
-        "engine vectorized, compiled, Trainer", _engine_under_trainer("compiled")
-    ),
     "checkpointed": Contender(
         "engine vectorized, checkpointed", _engine("vectorized", checkpointed=True), _is_second_order
     ),

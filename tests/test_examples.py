@@ -42,7 +42,7 @@ def test_the_adapt_example_adapts_a_trained_learner_and_a_run(
 
     run = tmp_path_factory.mktemp("runs") / "sine"
     short = ("--trainer.max_steps", "1000", "--data.test_tasks", "2", "--data.val_tasks", "2")
-    main(["fit", "--config", "sine", *short, "--model.compile", "false", "--run.dir", str(run)])
+    main(["fit", "--config", "sine", *short, "--run.dir", str(run)])
     for arguments in (("--max_steps", 1000), ("--run", run)):
         _, *lines = run_example("adapt.py", tmp_path, *arguments)
         errors = {int(line.split()[2]): float(line.split()[3]) for line in lines}

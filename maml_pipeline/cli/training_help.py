@@ -57,7 +57,6 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         ),
         Key("model.engine", "vectorized", "vectorized: all tasks at once; or learn2learn: one by one"),
         Key("model.tasks_per_chunk", "null: all", "vectorized: tasks at once, or auto"),
-        Key("model.compile", "false", "vectorized: use torch.compile"),
         Key("model.optimizer", "Adam", "class of the outer optimizer", True),
         Key("model.optimizer.lr", "", "outer learning rate", True),
         Key("model.lr_scheduler", "null", "class of the outer schedule", True),

@@ -50,8 +50,6 @@ class MetaLearner(EvaluatedByAdaptation):
             `"auto"` for as many as fit, `None` for all.
         checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
             to save memory. First order keeps no graphs.
-        compile: For `"vectorized"`: compile the meta-gradient with `torch.compile`, which takes a
-            minute or more in the first meta-step.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimizer from the parameters; default: Adam with 1e-3.
@@ -82,7 +80,6 @@ class MetaLearner(EvaluatedByAdaptation):
         engine: Literal["vectorized", "learn2learn"] = "vectorized",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
-        compile: bool = False,
         metric: Callable[..., Any] | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -98,9 +95,7 @@ class MetaLearner(EvaluatedByAdaptation):
         super().__init__(network, loss, metric)
         self.first_order_steps = first_order_steps
         self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps)
-        self.engine = build_engine(engine, tasks_per_chunk, compile)
-        self.compiles = compile
-        self.uncompiled_engine = build_engine(engine, tasks_per_chunk) if compile else self.engine
+        self.engine = build_engine(engine, tasks_per_chunk)
         eval_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
         self.eval_inner = InnerLoop(inner_lr, eval_steps)
         self.transductive = transductive

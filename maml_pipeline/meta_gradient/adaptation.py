@@ -1,16 +1,12 @@
 """What the methods of computing a meta-gradient share: inner steps and gradients of a chunk of tasks."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import Parameters
-
-Call = Callable[..., Any]
-"""(function, *arguments) -> the function's result."""
 
 
 class ChunkGradient(NamedTuple):
@@ -19,11 +15,6 @@ class ChunkGradient(NamedTuple):
     inner_losses: Tensor
     prediction: Tensor
     gradient: Parameters
-
-
-def call_eagerly(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function without compiling it."""
-    return function(*arguments)
 
 
 def expand(theta: Parameters, tasks: int) -> Parameters:

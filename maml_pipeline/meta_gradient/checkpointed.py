@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 
 from maml_pipeline.meta_gradient.adaptation import (
-    Call,
     ChunkGradient,
     expand,
     gradient,
@@ -47,7 +46,7 @@ from maml_pipeline.tasks import TaskBatch
 
 
 def checkpointed(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back step by step from parameter checkpoints.
 
@@ -69,12 +68,10 @@ def checkpointed(
     support = chunk.support_x, chunk.support_y
 
     def step(theta_t: Parameters) -> tuple[Parameters, Tensor]:
-        result: tuple[Parameters, Tensor] = call(inner_step, chunk_loss, theta_t, *support, inner.lr)
-        return result
+        return inner_step(chunk_loss, theta_t, *support, inner.lr)
 
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
-        result: Parameters = call(hessian_vector_product, chunk_loss, theta_t, *support, vector)
-        return result
+        return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
     adapted, losses = expand(theta, len(chunk.support_x)), []
     checkpoints = ParameterCheckpoints(inner.steps)
@@ -83,8 +80,8 @@ def checkpointed(
         adapted, support_loss = step(adapted)
         losses.append(support_loss)
 
-    query_loss, prediction, adjoint = call(
-        loss_and_gradient, chunk_loss, adapted, chunk.query_x, chunk.query_y
+    query_loss, prediction, adjoint = loss_and_gradient(
+        chunk_loss, adapted, chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     del adapted  # freed before the sweep

@@ -14,9 +14,7 @@ import torch
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
-    Call,
     ChunkGradient,
-    call_eagerly,
     expand,
     gradient,
     inner_step,
@@ -30,11 +28,7 @@ from maml_pipeline.tasks import TaskBatch
 
 
 def chunk_gradient(
-    chunk_loss: ChunkLoss,
-    theta: Parameters,
-    chunk: TaskBatch,
-    inner: InnerLoop,
-    call: Call = call_eagerly,
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Compute the meta-gradient of a chunk with the method that `inner` selects.
 
@@ -43,17 +37,16 @@ def chunk_gradient(
         theta: Initial parameters, which all tasks share.
         chunk: T tasks.
         inner: Inner loop and gradient order.
-        call: Calls each part that is a pure function of tensors; `CompiledCalls` compiles it first.
     """
     if inner.method is Method.FIRST_ORDER:
-        return first_order(chunk_loss, theta, chunk, inner, call)
+        return first_order(chunk_loss, theta, chunk, inner)
     if inner.method is Method.CHECKPOINTED:
-        return checkpointed(chunk_loss, theta, chunk, inner, call)
-    return ChunkGradient(*call(unrolled, chunk_loss, theta, chunk, inner))
+        return checkpointed(chunk_loss, theta, chunk, inner)
+    return unrolled(chunk_loss, theta, chunk, inner)
 
 
 def first_order(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Return the query gradient at the adapted parameters, ignoring how they depend on theta.
 
@@ -72,12 +65,12 @@ def first_order(
     """
     adapted, losses = expand(theta, len(chunk.support_x)), []
     for _ in range(inner.steps):
-        adapted, support_loss = call(
-            inner_step, chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
+        adapted, support_loss = inner_step(
+            chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
         )
         losses.append(support_loss)
-    query_loss, prediction, query_gradient = call(
-        loss_and_gradient, chunk_loss, adapted, chunk.query_x, chunk.query_y
+    query_loss, prediction, query_gradient = loss_and_gradient(
+        chunk_loss, adapted, chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     return ChunkGradient(torch.stack(losses, dim=1), prediction, sum_over_tasks(query_gradient))

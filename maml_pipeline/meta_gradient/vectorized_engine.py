@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
-from maml_pipeline.meta_gradient.adaptation import ChunkGradient, call_eagerly
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
-from maml_pipeline.meta_gradient.compilation import CompiledCalls
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import chunk_curves, inner_steps, measure_each_task
 from maml_pipeline.meta_gradient.exactness import (
@@ -48,26 +47,21 @@ class VectorizedEngine(Engine):
         tasks_per_chunk: Number of tasks that adapt at once; memory is proportional to it. `None` for
             all tasks, `"auto"` for as many as fit into 80 % of the memory that is free at the first
             meta-gradient. The result does not depend on it. An evaluation takes at least two.
-        compile: Compile the meta-gradient with `torch.compile`; see `CompiledCalls`.
 
     Raises:
         UserError: `tasks_per_chunk` is below 1.
     """
 
-    def __init__(
-        self, tasks_per_chunk: int | Literal["auto"] | None = None, compile: bool = False
-    ) -> None:
+    def __init__(self, tasks_per_chunk: int | Literal["auto"] | None = None) -> None:
         if isinstance(tasks_per_chunk, int):
             check_at_least("tasks_per_chunk", tasks_per_chunk, 1)
         self.tasks_per_chunk = tasks_per_chunk
-        self.compile = compile
-        self._call = CompiledCalls() if compile else call_eagerly
         self._auto_chunks: dict[Hashable, int] = {}
         self._chunk_losses: dict[Hashable, tuple[ChunkLoss, list[Tensor]]] = {}
 
     def __reduce__(self) -> tuple[type["VectorizedEngine"], tuple[object, ...]]:
         """Copy and pickle the settings only: the caches belong to the current network."""
-        return VectorizedEngine, (self.tasks_per_chunk, self.compile)
+        return VectorizedEngine, (self.tasks_per_chunk,)
 
     def _computation(self, inner: InnerLoop) -> Computation:
         return META_GRADIENT
@@ -88,7 +82,7 @@ class VectorizedEngine(Engine):
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         with workarounds.preserved_attributes(network):
             results = [
-                chunk_gradient(chunk_loss, theta, chunk, inner, self._call)
+                chunk_gradient(chunk_loss, theta, chunk, inner)
                 for chunk in self._chunks(chunk_loss, theta, batch, inner)
             ]
         inner_losses = torch.cat([result.inner_losses for result in results])
@@ -138,7 +132,7 @@ class VectorizedEngine(Engine):
         return {name: p[0].clone() for name, p in adapted.items()}
 
     def _chunk_loss(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
-        """Return the loss of a chunk; the same function each time, so that it is compiled once."""
+        """Return the loss of a chunk; the same function each time for the same network and loss."""
         trainable = trainable_parameters(network)
         # A tensor that is replaced, frozen or unfrozen requires a new function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]

@@ -14,10 +14,10 @@ from maml_pipeline.meta_gradient import InnerLoop, MetaGradient
 from maml_pipeline.tasks import TaskBatch
 
 FIRST_PROBE_STEP = 10
-"""By then, compilation is over, caches are filled and the optimizer has its state."""
+"""By then, caches are filled and the optimizer has its state."""
 
 WARM_UP_STEPS = 3
-"""Meta-steps that compile and fill caches. A run does not measure its first ones; a process that resumes
+"""Meta-steps that fill caches. A run does not measure its first ones; a process that resumes
 a run computes as many meta-gradients and discards them."""
 
 
@@ -72,8 +72,8 @@ def discard_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: TaskBat
         learner.meta_gradient(batch)
 
 
-def uncompiled_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
-    """Compute a meta-gradient of either order with the run's engine, but uncompiled.
+def probe_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
+    """Compute a meta-gradient of either order with the run's engine.
 
     Args:
         learner: Gives the network, the loss and the engine.
@@ -84,8 +84,7 @@ def uncompiled_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: Inne
         UserError: The network does not support this order.
     """
     learner.check_first_batch(batch)
-    engine = learner.uncompiled_engine
-    return engine.meta_gradient(learner.network, learner.loss, batch, inner, learner.metric)
+    return learner.engine.meta_gradient(learner.network, learner.loss, batch, inner, learner.metric)
 
 
 @contextlib.contextmanager

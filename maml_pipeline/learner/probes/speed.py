@@ -15,7 +15,7 @@ from maml_pipeline.learner.probes.probe import (
     Probe,
     discard_meta_gradient,
     preserve_training_state,
-    uncompiled_meta_gradient,
+    probe_meta_gradient,
 )
 from maml_pipeline.tasks import TaskBatch
 
@@ -29,7 +29,7 @@ class SpeedProbe(Probe):
     the clock on the CPU, and with CUDA events on a GPU, which need no synchronisation until they are
     read. If no meta-step was timed, because the process has just resumed the run or every meta-step is
     a probe step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of
-    matrix products and convolutions, counted uncompiled, once per gradient order.
+    matrix products and convolutions, counted once per gradient order.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,5 +113,5 @@ def _seconds(start: Instant, end: Instant) -> float:
 def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
     counter = FlopCounterMode(display=False)
     with preserve_training_state(learner.network, learner.device), counter:
-        uncompiled_meta_gradient(learner, batch, learner.inner_loop())
+        probe_meta_gradient(learner, batch, learner.inner_loop())
     return counter.get_total_flops()

@@ -25,7 +25,7 @@ class Computation(NamedTuple):
 
     Args:
         engine: Name of the engine.
-        compute: (network, loss, batch, inner, workarounds) -> losses and meta-gradient, uncompiled.
+        compute: (network, loss, batch, inner, workarounds) -> losses and meta-gradient.
         is_evaluation: It computes the query losses after each inner step and no meta-gradient.
         uses_vmap: It maps the network over tasks with vmap.
         uses_clones: It calls learn2learn's clones unless `Workarounds.bypass_clones` is set.
