@@ -1,30 +1,51 @@
-"""How the functions of this package are compiled: once, to machine code that runs without Python's lock."""
+"""How the functions of this package are compiled: once on a machine, to code that runs without Python's lock."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
+from platformdirs import user_cache_path
 
 # Sums may be reordered and multiplications fused, so that loops use vector instructions. NaN and infinity
 # keep their meaning: a loss that is not finite must be seen.
 VECTORISED = {"reassoc", "contract", "nsz", "arcp"}
 
-OPTIONS: dict[str, Any] = {
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": VECTORISED,
-    "nogil": True,
-}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": VECTORISED, "nogil": True}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function that only compiled functions call, once; the machine code is kept on disk.
+    """Compile a function that only compiled functions call.
 
     It raises nothing, not even for an index out of range.
     """
-    return numba.njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return _jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls; other threads run while it does."""
-    return numba.njit(**OPTIONS, no_cfunc_wrapper=True)(function)
+    return _jit(function, no_cfunc_wrapper=True)
+
+
+def _jit(function: Callable[..., Any], **options: bool) -> Any:
+    # numba reads the folder when a function is decorated. It would otherwise write beside this file, and
+    # keep code that calls functions of other files after these have changed.
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER)
+    try:
+        return numba.njit(cache=True, **OPTIONS, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        return numba.njit(**OPTIONS, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _folder() -> Path:
+    """Return where machine code of these sources is kept."""
+    sources = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(file.read_bytes())
+    return user_cache_path("maml_pipeline") / f"compiled-{sources.hexdigest()[:16]}"
+
+
+_FOLDER = _folder()

@@ -12,17 +12,23 @@ from maml_pipeline.meta_gradient.native.layout import (
     KERNEL,
     NORM,
     NORM_DOT,
+    OUTPUT_PIXELS,
+    PEAKS,
+    PEAKS_DOT,
     PIXELS,
+    POOLS,
     ROWS,
-    U,
     WEIGHT,
+    WINNERS,
     Z_DOT,
+    U,
     Z,
 )
 from maml_pipeline.meta_gradient.native.normalisation import (
     DEVIATION,
     DOT,
     NORM_ROWS,
+    SCALE,
     SUM,
     gradient_by_input,
     mask_and_sum,
@@ -31,10 +37,11 @@ from maml_pipeline.meta_gradient.native.normalisation import (
     tangent_of_gradient_by_input,
     tangent_statistics,
 )
+from maml_pipeline.meta_gradient.native.pooling import add_to_winners, find_peaks, of_winners
 from maml_pipeline.meta_gradient.native.products import (
-    fill,
     add,
     add_scaled,
+    fill,
     matrix,
     product,
     product_by_input,
@@ -61,6 +68,12 @@ def pixels_of(block: Any, array: Any, offset: int) -> Any:
 
 
 @compiled
+def outputs_of(block: Any, array: Any, offset: int) -> Any:
+    """View a matrix with a row for each pixel of a block's output after pooling."""
+    return matrix(array, offset, block[OUTPUT_PIXELS], block[FILTERS])
+
+
+@compiled
 def norm_of(block: Any, array: Any, offset: int) -> Any:
     """View the statistics of a block's normalisation."""
     return matrix(array, offset, NORM_ROWS, block[FILTERS])
@@ -73,8 +86,8 @@ def gather_input(blocks: Any, level: int, images: Any, record: Any, first: int, 
         gather_images(blocks[0], images, first, columns)
     else:
         before = blocks[level - 1]
-        z, norm = pixels_of(before, record, before[Z]), norm_of(before, record, before[NORM])
-        gather(blocks[level], z, norm, first, columns)
+        peaks, norm = outputs_of(before, record, before[PEAKS]), norm_of(before, record, before[NORM])
+        gather(blocks[level], peaks, norm, first, columns)
 
 
 @compiled
@@ -85,8 +98,8 @@ def gather_input_tangents(
     before = blocks[level - 1]
     gather_tangents(
         blocks[level],
-        pixels_of(before, record, before[Z]),
-        pixels_of(before, tangents, before[Z_DOT]),
+        outputs_of(before, record, before[PEAKS]),
+        outputs_of(before, tangents, before[PEAKS_DOT]),
         norm_of(before, record, before[NORM]),
         norm_of(before, tangents, before[NORM_DOT]),
         first,
@@ -106,7 +119,14 @@ def block_values(layout: Any, level: int, theta: Any, images: Any, record: Any, 
         gather_input(layout.blocks, level, images, record, first, part)
         product(part, weights, z[first:end])
     gain, bias = channels_of(block, theta, block[GAIN]), channels_of(block, theta, block[BIAS])
-    statistics(z, gain, bias, layout.eps[level], norm_of(block, record, block[NORM]))
+    norm = norm_of(block, record, block[NORM])
+    statistics(z, gain, bias, layout.eps[level], norm)
+    if block[POOLS]:
+        winners, peaks = (
+            outputs_of(block, record, block[WINNERS]),
+            outputs_of(block, record, block[PEAKS]),
+        )
+        find_peaks(block, z, norm, winners, peaks)
 
 
 @compiled
@@ -127,11 +147,13 @@ def add_block_gradient(
     `target` may be theta, or have no elements: then only u of the block before is computed.
     """
     block = layout.blocks[level]
-    z, u = pixels_of(block, record, block[Z]), pixels_of(block, record, block[U])
+    z, u = pixels_of(block, record, block[Z]), outputs_of(block, record, block[U])
     norm = norm_of(block, record, block[NORM])
-    mask_and_sum(z, u, norm)
-    delta = pixels_of(block, work.u_dot, 0) if keeps_u else u
-    gradient_by_input(z, u, norm, delta)
+    mask_and_sum(outputs_of(block, record, block[PEAKS]), u, norm)
+    delta = pixels_of(block, work.delta, 0) if keeps_u or block[POOLS] else u
+    gradient_by_input(z, u, block[POOLS], norm, delta)
+    if block[POOLS]:
+        add_to_winners(block, norm[SCALE], u, outputs_of(block, record, block[WINNERS]), delta)
     has_target = target.size > 0
     if has_target:
         gain, bias = channels_of(block, target, block[GAIN]), channels_of(block, target, block[BIAS])
@@ -141,10 +163,13 @@ def add_block_gradient(
 
     weights = weights_of(block, theta)
     filters, width = weights.shape
-    total, part_total = matrix(work.sums, 0, filters, width), matrix(work.sums, weights.size, filters, width)
+    total, part_total = (
+        matrix(work.sums, 0, filters, width),
+        matrix(work.sums, weights.size, filters, width),
+    )
     fill(total.ravel(), 0)
     before = layout.blocks[max(level - 1, 0)]
-    u_before = pixels_of(before, record, before[U])
+    u_before = outputs_of(before, record, before[U])
     if level > 0:
         fill(u_before.ravel(), 0)
     for first in range(0, block[PIXELS], block[ROWS]):
@@ -198,6 +223,9 @@ def block_tangents(
         norm_of(block, record, block[NORM]),
         norm_of(block, tangents, block[NORM_DOT]),
     )
+    if block[POOLS]:
+        winners = outputs_of(block, record, block[WINNERS])
+        of_winners(block, z_dot, winners, outputs_of(block, tangents, block[PEAKS_DOT]))
 
 
 @compiled
@@ -219,13 +247,21 @@ def add_block_curvature(
     before. u and the tangent of z are overwritten. `target` may be the direction.
     """
     block = layout.blocks[level]
-    z, u = pixels_of(block, record, block[Z]), pixels_of(block, record, block[U])
-    z_dot, own_u_dot = pixels_of(block, tangents, block[Z_DOT]), pixels_of(block, work.u_dot, 0)
+    pools = block[POOLS]
+    z, u = pixels_of(block, record, block[Z]), outputs_of(block, record, block[U])
+    z_dot, u_dot = pixels_of(block, tangents, block[Z_DOT]), outputs_of(block, work.u_dot, 0)
     norm, norm_dot = norm_of(block, record, block[NORM]), norm_of(block, tangents, block[NORM_DOT])
-    mask_and_sum_tangents(z, z_dot, u, own_u_dot, norm, norm_dot)
-    delta, delta_dot = u, z_dot
-    tangent_of_gradient_by_input(z, z_dot, u, own_u_dot, norm, norm_dot, delta_dot)
-    gradient_by_input(z, u, norm, delta)
+    peaks = outputs_of(block, record, block[PEAKS])
+    peaks_dot = outputs_of(block, tangents, block[PEAKS_DOT])
+    mask_and_sum_tangents(peaks, peaks_dot, u, u_dot, norm, norm_dot)
+    delta, delta_dot = pixels_of(block, work.delta, 0) if pools else u, z_dot
+    tangent_of_gradient_by_input(z, z_dot, u, u_dot, pools, norm, norm_dot, delta_dot)
+    gradient_by_input(z, u, pools, norm, delta)
+    if pools:
+        winners = outputs_of(block, record, block[WINNERS])
+        add_to_winners(block, norm_dot[SCALE], u, winners, delta_dot)
+        add_to_winners(block, norm[SCALE], u_dot, winners, delta_dot)
+        add_to_winners(block, norm[SCALE], u, winners, delta)
     gain, bias = channels_of(block, target, block[GAIN]), channels_of(block, target, block[BIAS])
     for c in range(block[FILTERS]):
         gain[c] += factor * (
@@ -235,10 +271,13 @@ def add_block_curvature(
 
     weights, weights_dot = weights_of(block, theta), weights_of(block, direction)
     filters, width = weights.shape
-    total, part_total = matrix(work.sums, 0, filters, width), matrix(work.sums, weights.size, filters, width)
+    total, part_total = (
+        matrix(work.sums, 0, filters, width),
+        matrix(work.sums, weights.size, filters, width),
+    )
     fill(total.ravel(), 0)
     before = layout.blocks[max(level - 1, 0)]
-    u_dot_before = pixels_of(before, work.u_dot, 0)
+    u_dot_before = outputs_of(before, work.u_dot, 0)
     if level > 0:
         fill(u_dot_before.ravel(), 0)
     for first in range(0, block[PIXELS], block[ROWS]):

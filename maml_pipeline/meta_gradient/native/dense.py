@@ -9,13 +9,13 @@ from maml_pipeline.meta_gradient.native.layout import (
     DENSE_WEIGHT,
     INPUTS,
     OUTPUTS,
-    X,
     X_DOT,
+    X,
 )
 from maml_pipeline.meta_gradient.native.products import (
-    copy,
     add,
     add_scaled,
+    copy,
     matrix,
     product,
     product_by_input,

@@ -3,9 +3,9 @@
 from typing import Any
 
 from maml_pipeline.meta_gradient.native.compiled import compiled
-from maml_pipeline.meta_gradient.native.products import fill
-from maml_pipeline.meta_gradient.native.layout import FILTERS
+from maml_pipeline.meta_gradient.native.layout import FILTERS, INPUTS
 from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.products import fill
 
 
 @compiled
@@ -43,11 +43,12 @@ def feature_tangents(layout: Any, z: Any, z_dot: Any, norm: Any, norm_dot: Any, 
 
 @compiled
 def feature_gradient(layout: Any, x_gradient: Any, u: Any) -> None:
-    """Compute the gradient by the last block's output from that by the features."""
+    """Compute the gradient by the last block's output from that by the features, a flat array."""
+    inputs = layout.dense[0, INPUTS]
     filters = layout.blocks[-1, FILTERS]
     for row in range(len(u)):
         image, position = row // layout.positions, row % layout.positions
         start = 0 if layout.averages else position * filters
         share = 1 / layout.positions if layout.averages else 1.0
         for c in range(filters):
-            u[row, c] = x_gradient[image, start + c] * share
+            u[row, c] = x_gradient[image * inputs + start + c] * share

@@ -17,7 +17,7 @@ from maml_pipeline.meta_gradient.native.convolution import (
     block_tangents,
     block_values,
     norm_of,
-    pixels_of,
+    outputs_of,
 )
 from maml_pipeline.meta_gradient.native.dense import (
     add_dense_curvature,
@@ -26,18 +26,21 @@ from maml_pipeline.meta_gradient.native.dense import (
     dense_values,
     input_of,
 )
-from maml_pipeline.meta_gradient.native.features import feature_gradient, feature_tangents, feature_values
+from maml_pipeline.meta_gradient.native.features import (
+    feature_gradient,
+    feature_tangents,
+    feature_values,
+)
 from maml_pipeline.meta_gradient.native.layout import (
     DELTA,
     INPUTS,
     NORM,
     NORM_DOT,
     OUTPUTS,
-    U,
-    X,
+    PEAKS,
+    PEAKS_DOT,
     X_DOT,
-    Z,
-    Z_DOT,
+    U,
 )
 from maml_pipeline.meta_gradient.native.losses import gradient_tangent, loss_and_gradient
 from maml_pipeline.meta_gradient.native.products import copy, matrix
@@ -53,7 +56,9 @@ def row_of(rows: Any, task: int) -> Any:
 
 
 @entry_point
-def dense_predictions(layout: Any, parameters: Any, inputs: Any, records: Any, predictions: Any) -> None:
+def dense_predictions(
+    layout: Any, parameters: Any, inputs: Any, records: Any, work: Any, predictions: Any
+) -> None:
     """Compute `predictions` of a network without blocks."""
     for task in range(len(predictions)):
         record = row_of(records, task)
@@ -166,7 +171,7 @@ def add_gradients(
         losses[task] = loss_and_delta(layout, record, predictions[task], labels[task], values[task])
         add_dense_gradient(layout, theta, record, work, factor, target)
         block = layout.blocks[-1]
-        feature_gradient(layout, work.features, pixels_of(block, record, block[U]))
+        feature_gradient(layout, work.features, outputs_of(block, record, block[U]))
         for level in range(len(layout.blocks) - 1, -1, -1):
             add_block_gradient(layout, level, theta, inputs[task], record, keeps_u, work, factor, target)
 
@@ -205,8 +210,8 @@ def add_curvatures(
         block = layout.blocks[-1]
         feature_tangents(
             layout,
-            pixels_of(block, record, block[Z]),
-            pixels_of(block, tangents, block[Z_DOT]),
+            outputs_of(block, record, block[PEAKS]),
+            outputs_of(block, tangents, block[PEAKS_DOT]),
             norm_of(block, record, block[NORM]),
             norm_of(block, tangents, block[NORM_DOT]),
             matrix(tangents, layout.dense[0, X_DOT], layout.examples, layout.dense[0, INPUTS]),
@@ -214,7 +219,7 @@ def add_curvatures(
         dense_tangents(layout, theta, vector, record, tangents, work)
         delta_tangent(layout, record, labels[task], work)
         add_dense_curvature(layout, theta, vector, record, tangents, work, factor, targets[task])
-        feature_gradient(layout, work.features, pixels_of(block, work.u_dot, 0))
+        feature_gradient(layout, work.features, outputs_of(block, work.u_dot, 0))
         for level in range(len(layout.blocks) - 1, -1, -1):
             add_block_curvature(
                 layout, level, theta, vector, inputs[task], record, tangents, work, factor, targets[task]
@@ -222,13 +227,15 @@ def add_curvatures(
 
 
 @compiled
-def network_values(layout: Any, theta: Any, images: Any, record: Any, work: Any, prediction: Any) -> None:
+def network_values(
+    layout: Any, theta: Any, images: Any, record: Any, work: Any, prediction: Any
+) -> None:
     """Compute the intermediate values and the prediction of a network with blocks."""
     for level in range(len(layout.blocks)):
         block_values(layout, level, theta, images, record, work)
     block = layout.blocks[-1]
-    z, norm = pixels_of(block, record, block[Z]), norm_of(block, record, block[NORM])
-    feature_values(layout, z, norm, input_of(layout, record))
+    peaks, norm = outputs_of(block, record, block[PEAKS]), norm_of(block, record, block[NORM])
+    feature_values(layout, peaks, norm, input_of(layout, record))
     dense_values(layout, theta, record, prediction)
 
 

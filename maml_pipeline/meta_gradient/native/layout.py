@@ -14,7 +14,7 @@ import numpy as np
 from maml_pipeline.meta_gradient.native.network import FeedForward
 from maml_pipeline.meta_gradient.native.normalisation import NORM_ROWS
 
-BLOCK_COLUMNS = 19
+BLOCK_COLUMNS = 24
 (
     CHANNELS,  # of the input
     FILTERS,  # channels of the output
@@ -26,14 +26,19 @@ BLOCK_COLUMNS = 19
     OUT_HEIGHT,  # of the convolution's output
     OUT_WIDTH,
     PIXELS,  # of the convolution's output, over all images of a set
+    POOLS,  # whether the output is pooled
+    OUTPUT_PIXELS,  # of the block's output, after pooling
     ROWS,  # of the columns that are made at once
     WEIGHT,  # offset among the parameters, as are GAIN and BIAS
     GAIN,
     BIAS,
-    Z,  # offset in the record, as are NORM and U
+    Z,  # offset in the record, as are PEAKS (which is Z if nothing is pooled), WINNERS, NORM and U
+    PEAKS,
+    WINNERS,
     NORM,
     U,
-    Z_DOT,  # offset in the record of tangents, as is NORM_DOT
+    Z_DOT,  # offset in the record of tangents, as are PEAKS_DOT and NORM_DOT
+    PEAKS_DOT,
     NORM_DOT,
 ) = range(BLOCK_COLUMNS)
 
@@ -67,6 +72,7 @@ class Layout(NamedTuple):
         record: Size of a record.
         tangents: Size of the record of tangents.
         largest_u: Size of the largest u.
+        largest_pooled: Size of the largest z that is pooled.
         columns: Size of the largest part of columns.
         largest_weight: Size of the largest weight.
     """
@@ -82,6 +88,7 @@ class Layout(NamedTuple):
     record: int
     tangents: int
     largest_u: int
+    largest_pooled: int
     columns: int
     largest_weight: int
 
@@ -98,9 +105,7 @@ class _Offsets:
         return start
 
 
-def layout(
-    network: FeedForward, shape: tuple[int, ...], bytes_each: int, classifies: bool
-) -> Layout:
+def layout(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classifies: bool) -> Layout:
     """Lay out a set of examples.
 
     Args:
@@ -118,16 +123,30 @@ def layout(
             *(block.channels, block.filters, block.kernel),
             *(block.stride, block.padding),
         )
-        row[[HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, PIXELS]] = height, width, out_height, out_width, pixels
+        row[[HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, PIXELS]] = (
+            height,
+            width,
+            out_height,
+            out_width,
+            pixels,
+        )
         parts = -(-pixels * inputs * bytes_each // BYTES_OF_COLUMNS)
         row[ROWS] = -(-pixels // parts)
         row[WEIGHT] = parameters.take(block.filters * inputs)
         row[GAIN], row[BIAS] = parameters.take(block.filters), parameters.take(block.filters)
-        row[Z], row[U] = record.take(pixels * block.filters), record.take(pixels * block.filters)
+        row[Z] = row[PEAKS] = record.take(pixels * block.filters)
         row[NORM] = record.take(NORM_ROWS * block.filters)
-        row[Z_DOT] = tangents.take(pixels * block.filters)
+        row[Z_DOT] = row[PEAKS_DOT] = tangents.take(pixels * block.filters)
         row[NORM_DOT] = tangents.take(NORM_ROWS * block.filters)
         height, width = out_height, out_width
+        if block.pools:
+            height, width = height // 2, width // 2
+            row[POOLS] = True
+            row[PEAKS] = record.take(examples * height * width * block.filters)
+            row[WINNERS] = record.take(examples * height * width * block.filters)
+            row[PEAKS_DOT] = tangents.take(examples * height * width * block.filters)
+        row[OUTPUT_PIXELS] = examples * height * width
+        row[U] = record.take(row[OUTPUT_PIXELS] * block.filters)
     dense = np.zeros((len(network.dense), DENSE_COLUMNS), np.int64)
     for row, (inputs, outputs) in zip(dense, network.dense, strict=True):
         row[[INPUTS, OUTPUTS]] = inputs, outputs
@@ -146,7 +165,8 @@ def layout(
         parameters=parameters.size,
         record=record.size,
         tangents=tangents.size,
-        largest_u=max(blocks[:, PIXELS] * blocks[:, FILTERS], default=0),
+        largest_u=max(blocks[:, OUTPUT_PIXELS] * blocks[:, FILTERS], default=0),
+        largest_pooled=max(blocks[:, POOLS] * blocks[:, PIXELS] * blocks[:, FILTERS], default=0),
         columns=max(blocks[:, ROWS] * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS], default=0),
         largest_weight=max(*block_weights, *(dense[:, INPUTS] * dense[:, OUTPUTS])),
     )

@@ -1,14 +1,15 @@
 """Recognise the networks that the compiled functions can run, and order their parameters for them."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.meta_gradient.torch_internals import has_hooks
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 from maml_pipeline.networks.convolution import Convolution2d
-from maml_pipeline.meta_gradient.torch_internals import has_hooks
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Block:
         stride: Stride in both directions.
         padding: Zeros added on each side.
         eps: Added to the variance.
+        pools: Take the largest output of each square of two by two pixels.
     """
 
     channels: int
@@ -30,10 +32,15 @@ class Block:
     stride: int
     padding: int
     eps: float
+    pools: bool
 
     def output_size(self, size: int) -> int:
         """Return the height or width of the convolution's output."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def pooled_size(self, size: int) -> int:
+        """Return the height or width of the block's output."""
+        return self.output_size(size) // (2 if self.pools else 1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,18 @@ class FeedForward:
     dense: tuple[tuple[int, int], ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether the network can predict an example of a shape, `(features,)` or `(C, H, W)`."""
+        inputs = self.dense[0][0]
+        if not self.blocks:
+            return shape == (inputs,)
+        if len(shape) != 3 or shape[0] != self.blocks[0].channels:
+            return False
+        height, width = shape[1:]
+        for block in self.blocks:
+            height, width = block.pooled_size(height), block.pooled_size(width)
+        positions = 1 if self.averages else height * width
+        return height > 0 and width > 0 and self.blocks[-1].filters * positions == inputs
 
     def pack(self, theta: dict[str, Tensor]) -> Tensor:
         """Concatenate parameters, with channels last: by name -> `(P,)`."""
@@ -62,24 +81,29 @@ class FeedForward:
             [theta[name].reshape(shape).movedim(1, -1).reshape(-1) for name, shape in self.shapes]
         )
 
-    def unpack(self, packed: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undo `pack`: `(..., P)` -> by name, in the order of `theta`; zeros where it has no values."""
-        lead, start, values = packed.shape[:-1], 0, {}
+    def unpack(self, packed: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `pack`: `(..., P)` -> by name.
+
+        Args:
+            packed: Values of the parameters.
+            others: By name, in the order of the result: the values of parameters that `packed` does not
+                have, such as the bias of a convolution.
+        """
+        lead, start, values = packed.shape[:-1], 0, dict(others)
         for name, (first, second, *rest) in self.shapes:
-            size = theta[name].numel()
+            size = prod((first, second, *rest))
             part = packed[..., start : start + size].reshape(*lead, first, *rest, second)
-            values[name] = part.movedim(-1, len(lead) + 1).reshape(*lead, *theta[name].shape)
+            values[name] = part.movedim(-1, len(lead) + 1).reshape(*lead, *others[name].shape)
             start += size
         return {
-            name: values[name] if name in values else p.new_zeros(*lead, *p.shape)
-            for name, p in theta.items()
+            name: v.expand(*lead, *v.shape) if v is others[name] else v for name, v in values.items()
         }
 
 
 def feed_forward(network: nn.Module) -> FeedForward | None:
     """Describe a network; `None` if the compiled functions cannot run it.
 
-    They run `ConvNet` with strides, `MLP`, and sequences of fully connected layers with ReLUs in between:
+    They run `ConvNet`, `MLP`, and sequences of fully connected layers with ReLUs in between:
     these classes themselves, without hooks, whose parameters all adapt, on the CPU and in one type.
     """
     modules = list(network.modules())
@@ -103,13 +127,15 @@ def feed_forward(network: nn.Module) -> FeedForward | None:
 def _convolutional(network: ConvNet) -> FeedForward | None:
     blocks, shapes = [], []
     layers = dict(network.features.named_children())
-    for first in range(0, len(layers), 3):
-        names = [*layers][first : first + 3]
-        convolution, norm, relu = (layers[name] for name in names)
+    each = len(layers) // ConvNet.BLOCKS
+    for first in range(0, len(layers), each):
+        names = [*layers][first : first + each]
+        convolution, norm, relu, *pool = (layers[name] for name in names)
         if not (
             type(convolution) is Convolution2d
             and type(norm) is BatchStatisticsNorm2d
             and type(relu) is nn.ReLU
+            and all(type(layer) is nn.MaxPool2d and layer.kernel_size == 2 for layer in pool)
         ):
             return None
         kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
@@ -121,6 +147,7 @@ def _convolutional(network: ConvNet) -> FeedForward | None:
                 stride=stride[0],
                 padding=int(padding[0]),
                 eps=norm.eps,
+                pools=bool(pool),
             )
         )
         shapes += [

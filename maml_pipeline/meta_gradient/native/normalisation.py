@@ -15,8 +15,9 @@ make up a Hessian-vector product, follow from the rules of calculus:
     t' = sum (u' c + u c'),   (d/dg)' = r' t + r t',   p' = (2 r r' t + r^2 t') / M,
     (d/dz)' = s' (u - (sum u) / M - p c) + s (u' - (sum u') / M - p c' - p' c).
 
-Row by row, `norm` holds mean, s, b, r, sum u, t, and `norm_dot` the tangents of the same. After max-pooling,
-u is nonzero only at the pixels that were the largest of their square; it is kept for these alone.
+Row by row, `norm` holds the mean, s, b, r, sum u and t, and `norm_dot` their tangents. If the block pools, u
+is nonzero only at the winners (`pooling.py`): it is kept for these alone, and its terms of d/dz are added
+there.
 
 References:
     Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 1 and section 3; Pearlmutter, "Fast Exact
@@ -94,8 +95,8 @@ def mask_and_sum(z: Any, u: Any, norm: Any) -> None:
 
 
 @compiled
-def gradient_by_input(z: Any, u: Any, norm: Any, out: Any) -> None:
-    """Compute d/dz, where u is given for every pixel; `out` may be u itself."""
+def gradient_by_input(z: Any, u: Any, pools: bool, norm: Any, out: Any) -> None:
+    """Compute d/dz, without its term s u if the block pools; `out` may be u itself."""
     pixels, channels = z.shape
     mean, scale = norm[MEAN], norm[SCALE]
     constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
@@ -103,13 +104,16 @@ def gradient_by_input(z: Any, u: Any, norm: Any, out: Any) -> None:
         p = norm[DEVIATION, c] * norm[DEVIATION, c] * norm[DOT, c] / pixels
         constant[c] = scale[c] * (p * mean[c] - norm[SUM, c] / pixels)
         slope[c] = -scale[c] * p
+    zero = z.dtype.type(0)
     for row in range(pixels):
         for c in range(channels):
-            out[row, c] = scale[c] * u[row, c] + slope[c] * z[row, c] + constant[c]
+            out[row, c] = slope[c] * z[row, c] + constant[c] + (zero if pools else scale[c] * u[row, c])
 
 
 @compiled
-def tangent_statistics(z: Any, z_dot: Any, gain: Any, gain_dot: Any, bias_dot: Any, norm: Any, norm_dot: Any) -> None:
+def tangent_statistics(
+    z: Any, z_dot: Any, gain: Any, gain_dot: Any, bias_dot: Any, norm: Any, norm_dot: Any
+) -> None:
     """Compute the tangents of the mean, s, b and r."""
     pixels, channels = z.shape
     totals, dots = np.zeros(channels), np.zeros(channels)
@@ -162,9 +166,9 @@ def mask_and_sum_tangents(z: Any, z_dot: Any, u: Any, u_dot: Any, norm: Any, nor
 
 @compiled
 def tangent_of_gradient_by_input(
-    z: Any, z_dot: Any, u: Any, u_dot: Any, norm: Any, norm_dot: Any, out: Any
+    z: Any, z_dot: Any, u: Any, u_dot: Any, pools: bool, norm: Any, norm_dot: Any, out: Any
 ) -> None:
-    """Compute the tangent of d/dz; `out` may be `z_dot` itself."""
+    """Compute the tangent of d/dz, without those of s u if the block pools; `out` may be `z_dot` itself."""
     pixels, channels = z.shape
     mean, scale, scale_dot, mean_dot = norm[MEAN], norm[SCALE], norm_dot[SCALE], norm_dot[MEAN]
     constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
@@ -181,12 +185,8 @@ def tangent_of_gradient_by_input(
             - slope[c] * mean[c]
             - slope_dot[c] * mean_dot[c]
         )
+    zero = z.dtype.type(0)
     for row in range(pixels):
         for c in range(channels):
-            out[row, c] = (
-                scale_dot[c] * u[row, c]
-                + scale[c] * u_dot[row, c]
-                + slope[c] * z[row, c]
-                + slope_dot[c] * z_dot[row, c]
-                + constant[c]
-            )
+            of_u = zero if pools else scale_dot[c] * u[row, c] + scale[c] * u_dot[row, c]
+            out[row, c] = slope[c] * z[row, c] + slope_dot[c] * z_dot[row, c] + constant[c] + of_u

@@ -5,9 +5,7 @@ those that the backward sweep needs again. The methods differ in nothing but the
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.checkpointed import segment_starts
@@ -16,33 +14,51 @@ STEP, QUERY, RECORD, CURVATURE = range(4)
 """Operations: take an inner step; add the query gradient to the adjoint; compute the record of a step that
 was not kept; multiply the adjoint by I - alpha H."""
 
-COLUMNS = 5
-OPERATION, SOURCE, TARGET, KEPT, LOSS = range(COLUMNS)
-"""Columns: the operation; the slots of theta and of the parameters after an inner step; the row of the
-record among those that are kept, or -1; where the loss is stored, or -1."""
-
 THETA, CURRENT = 0, 1
 SLOTS = 2
 """Slots without the checkpoints."""
+
+
+class Instruction(NamedTuple):
+    """One operation on all tasks of a chunk.
+
+    Args:
+        operation: One of the above.
+        source: Slot of the parameters at which the gradient or the Hessian is taken.
+        target: Slot of the parameters after an inner step.
+        kept: Which of the kept records it writes or reads; -1 for none of them.
+        loss: Where the loss is stored; -1 for nowhere.
+    """
+
+    operation: int
+    source: int
+    target: int = -1
+    kept: int = -1
+    loss: int = -1
 
 
 class Schedule(NamedTuple):
     """The instructions of a method.
 
     Args:
-        instructions: `(instructions, COLUMNS)`.
+        instructions: In order.
         checkpoints: Number of slots besides theta_0 and the current step.
         kept: Number of records that are kept.
     """
 
-    instructions: Any
+    instructions: tuple[Instruction, ...]
     checkpoints: int
     kept: int
 
     @property
     def is_first_order(self) -> bool:
         """Whether the query gradient is the result."""
-        return not (self.instructions[:, OPERATION] == CURVATURE).any()
+        return all(row.operation != CURVATURE for row in self.instructions)
+
+    @property
+    def rereads_records(self) -> bool:
+        """Whether an instruction reads a record that another one wrote and that is not kept."""
+        return any(row.operation == RECORD for row in self.instructions)
 
 
 @lru_cache
@@ -60,7 +76,7 @@ def schedule(method: Method, steps: int) -> Schedule:
         starts = segment_starts(len(differentiated))
         saved = {t for t in differentiated if t in starts or t > starts[-1]}
 
-    rows: list[tuple[int, int, int, int, int]] = []
+    instructions: list[Instruction] = []
     slots, used = {0: THETA}, {THETA, CURRENT}
 
     def take_slot() -> int:
@@ -68,22 +84,20 @@ def schedule(method: Method, steps: int) -> Schedule:
         used.add(slot)
         return slot
 
-    most = SLOTS
     for t in range(steps):
         slots[t + 1] = take_slot() if t + 1 in saved else CURRENT
         kept = t if keeps_records and t in saved else -1
-        rows.append((STEP, slots[t], slots[t + 1], kept, t))
+        instructions.append(Instruction(STEP, slots[t], slots[t + 1], kept, loss=t))
     most = len(used)
-    rows.append((QUERY, slots[steps], -1, -1, steps))
+    instructions.append(Instruction(QUERY, slots[steps], loss=steps))
     held = {t: slots[t] for t in saved}
     for t in reversed(differentiated):
         for s in range(max(s for s in held if s <= t), t):
             held[s + 1] = take_slot()
-            rows.append((STEP, held[s], held[s + 1], -1, -1))
+            instructions.append(Instruction(STEP, held[s], held[s + 1]))
         most = max(most, len(used))
         if not keeps_records:
-            rows.append((RECORD, held[t], -1, -1, -1))
-        rows.append((CURVATURE, held[t], -1, t if keeps_records else -1, -1))
+            instructions.append(Instruction(RECORD, held[t]))
+        instructions.append(Instruction(CURVATURE, held[t], kept=t if keeps_records else -1))
         used -= {held.pop(t)} - {THETA}
-    instructions = np.array(rows, np.int64).reshape(-1, COLUMNS)
-    return Schedule(instructions, most - SLOTS, len(saved) if keeps_records else 0)
+    return Schedule(tuple(instructions), most - SLOTS, len(saved) if keeps_records else 0)
