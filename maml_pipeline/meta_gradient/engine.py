@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
@@ -168,6 +169,20 @@ class Engine(ABC):
             workarounds = verified_workarounds(self._evaluation(), network, loss, task, inner)
             with workarounds.preserved_attributes(network):
                 return self._adapted(network, loss, task, inner, workarounds)
+
+    def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
+        """Count the floating-point operations of a meta-gradient, in matrix products and convolutions.
+
+        Args:
+            network: Holds the initial parameters.
+            loss: (prediction, target) -> scalar.
+            batch: T tasks.
+            inner: Inner loop and gradient order.
+        """
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self.meta_gradient(network, loss, batch, inner)
+        return counter.get_total_flops()
 
     # What each engine implements -----------------------------------------------------------------
 

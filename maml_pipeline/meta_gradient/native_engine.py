@@ -1,6 +1,6 @@
-"""The fastest engine on a CPU: machine code for this project's networks, a task at a time on each thread."""
+"""The fastest engine on a CPU: machine code for this project's networks, one task on each thread."""
 
-import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +15,21 @@ from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 from maml_pipeline.tasks import TaskBatch
 
-logger = logging.getLogger(__name__)
-
 
 class NativeEngine(VectorizedEngine):
     """Run networks that it knows as machine code on a CPU; any other as `VectorizedEngine` does.
 
-    It knows `ConvNet` with strides, `MLP`, and sequences of fully connected layers with ReLUs in between,
-    with the cross-entropy or the mean squared error, in float32 or float64. Their gradients and
-    Hessian-vector products are written out in closed form (`native/`) and compiled by numba: once on a
-    machine, which takes seconds, and kept on disk.
+    It knows `ConvNet`, `MLP`, and sequences of fully connected layers with ReLUs in between, with the
+    cross-entropy or the mean squared error, in float32 or float64. Their gradients and Hessian-vector
+    products are written out in closed form (`native/`) and compiled by numba: once on a machine, which
+    takes seconds, and kept on disk.
 
-    Time: that of the matrix products, with little beside. Memory: that of the method for one task on
-    each of PyTorch's threads, and one gradient for each task.
+    Time: little more than that of the matrix products. Memory: that of the method for one task on each
+    of PyTorch's threads, and one gradient for each task.
 
-    When to use: always; what it does not know is not slower.
+    When to use: always; another network is as fast as with `VectorizedEngine`.
 
-    Weakness: nothing of another network, loss or device gets faster.
+    Weakness: no other network, loss or device gets faster.
 
     Args:
         tasks_per_chunk: As for `VectorizedEngine`, for networks that it does not know.
@@ -43,6 +41,14 @@ class NativeEngine(VectorizedEngine):
     def __reduce__(self) -> tuple[type["NativeEngine"], tuple[object, ...]]:
         return NativeEngine, (self.tasks_per_chunk,)
 
+    def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
+        """See `Engine.flops`; machine code is counted from its layers."""
+        known = known_network(network, loss, batch, inner)
+        if known is None:
+            return super().flops(network, loss, batch, inner)
+        operations: int = _compiled().batch_flops(known, batch, inner)
+        return operations
+
     def _meta_gradient(
         self,
         network: nn.Module,
@@ -52,13 +58,11 @@ class NativeEngine(VectorizedEngine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        known = known_network(network, loss, batch)
+        known = known_network(network, loss, batch, inner)
         if known is None:
             return super()._meta_gradient(network, loss, batch, inner, workarounds, metric)
-        from maml_pipeline.meta_gradient.native.batch import batch_meta_gradient
-
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-        result = batch_meta_gradient(known, theta, batch, inner)
+        result = _compiled().batch_meta_gradient(known, theta, batch, inner)
         measured = None
         if metric is not None:
             measured = measure_each_task(metric, result.prediction, batch.query_y)
@@ -76,14 +80,12 @@ class NativeEngine(VectorizedEngine):
         workarounds: Workarounds,
         transductive: bool,
     ) -> dict[str, Tensor]:
-        known = known_network(network, loss, batch)
+        known = known_network(network, loss, batch, inner)
         if known is None:
             return super()._curves(network, measures, loss, batch, inner, workarounds, transductive)
-        from maml_pipeline.meta_gradient.native.batch import batch_curves
-
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         sets = query_sets(batch, transductive)
-        adapted, predictions = batch_curves(known, theta, batch, inner, sets)
+        adapted, predictions = _compiled().batch_curves(known, theta, batch, inner, sets)
         predict = plain_predictions(network, workarounds)
         with torch.no_grad():
             last = torch.stack([predict(adapted, x) for x in sets])
@@ -102,14 +104,19 @@ class NativeEngine(VectorizedEngine):
         inner: InnerLoop,
         workarounds: Workarounds,
     ) -> Parameters:
-        known = known_network(network, loss, task)
+        known = known_network(network, loss, task, inner)
         if known is None:
             return super()._adapted(network, loss, task, inner, workarounds)
-        from maml_pipeline.meta_gradient.native.batch import batch_curves
-
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-        adapted = batch_curves(known, theta, task, inner, []).adapted
+        adapted = _compiled().batch_curves(known, theta, task, inner, []).adapted
         return {name: p[0] for name, p in adapted.items()}
+
+
+def _compiled() -> Any:
+    """Import what runs the compiled functions: late, since importing numba takes 0.2 s."""
+    from maml_pipeline.meta_gradient.native import batch
+
+    return batch
 
 
 def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:
@@ -122,10 +129,12 @@ def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:
     ]
 
 
-def known_network(network: nn.Module, loss: Loss, batch: TaskBatch) -> FeedForward | None:
+def known_network(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+) -> FeedForward | None:
     """Describe a network if it can run as machine code with a loss and tasks, otherwise `None`."""
     known = feed_forward(network)
-    if known is None or torch.is_autocast_enabled("cpu"):
+    if known is None or inner.adapt is not None or torch.is_autocast_enabled("cpu"):
         return None
     dtype = next(network.parameters()).dtype
     outputs = known.dense[-1][1]

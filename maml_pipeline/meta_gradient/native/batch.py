@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.meta_gradient.native.chunk import ChunkResult, Examples, curves, meta_gradient
+from maml_pipeline.meta_gradient.native.flops import flops
 from maml_pipeline.meta_gradient.native.layout import Layout, layout
 from maml_pipeline.meta_gradient.native.memory import allocate
 from maml_pipeline.meta_gradient.native.network import FeedForward
@@ -59,8 +60,14 @@ def batch_meta_gradient(
         part = chunks[chunk]
         result = ChunkResult(gradients[chunk].numpy(), prediction[part].numpy(), losses[:, part].numpy())
         meta_gradient(
-            *(layouts, packed[None].numpy(), support.tasks(part), query.tasks(part)),
-            *(inner.lr, plan, memory, result),
+            layouts,
+            packed[None].numpy(),
+            support.tasks(part),
+            query.tasks(part),
+            inner.lr,
+            plan,
+            memory,
+            result,
         )
 
     _run_chunks(run, len(chunks), lambda: allocate(packed, layouts, _size(chunks[0]), plan))
@@ -72,8 +79,19 @@ def batch_meta_gradient(
     )
 
 
+def batch_flops(network: FeedForward, batch: TaskBatch, inner: InnerLoop) -> int:
+    """Count the floating-point operations of the matrix products of `batch_meta_gradient`."""
+    layouts = _layouts(network, batch.support_x, batch.query_x, batch.support_y)
+    return len(batch.support_x) * flops(layouts, schedule(inner.method, inner.steps))
+
+
 class BatchCurves(NamedTuple):
-    """The parameters after adaptation `(T, ...)`, and predictions before each step `(k, sets, T, Q, outputs)`."""
+    """Adapted parameters and predictions of T tasks.
+
+    Args:
+        adapted: Parameters after the last inner step, each `(T, ...)`.
+        predictions: Predictions before each step `(k, sets, T, Q, outputs)`.
+    """
 
     adapted: Parameters
     predictions: Tensor
@@ -108,8 +126,15 @@ def batch_curves(
     def run(chunk: int, memory: Any) -> None:
         part = chunks[chunk]
         curves(
-            *(layouts, packed[None].numpy(), support.tasks(part), [x[part] for x in inputs]),
-            *(inner.lr, inner.steps, memory, adapted[part].numpy(), predictions[:, :, part].numpy()),
+            layouts,
+            packed[None].numpy(),
+            support.tasks(part),
+            [x[part] for x in inputs],
+            inner.lr,
+            inner.steps,
+            memory,
+            adapted[part].numpy(),
+            predictions[:, :, part].numpy(),
         )
 
     _run_chunks(run, len(chunks), lambda: allocate(packed, layouts, _size(chunks[0]), plan))

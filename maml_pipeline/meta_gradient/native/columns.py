@@ -8,7 +8,6 @@ not kept: it is computed from z while columns are gathered.
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
 from maml_pipeline.meta_gradient.native.layout import (
     CHANNELS,
     HEIGHT,
@@ -20,6 +19,7 @@ from maml_pipeline.meta_gradient.native.layout import (
     WIDTH,
 )
 from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 from maml_pipeline.meta_gradient.native.products import fill
 
 

@@ -1,9 +1,8 @@
-"""A convolutional block: convolution, batch normalisation and ReLU, and its derivatives of both orders."""
+"""A convolutional block: convolution, batch normalisation, ReLU and pooling, and their derivatives."""
 
 from typing import Any
 
 from maml_pipeline.meta_gradient.native.columns import gather, gather_images, gather_tangents, scatter
-from maml_pipeline.meta_gradient.native.compiled import compiled
 from maml_pipeline.meta_gradient.native.layout import (
     BIAS,
     CHANNELS,
@@ -37,6 +36,7 @@ from maml_pipeline.meta_gradient.native.normalisation import (
     tangent_of_gradient_by_input,
     tangent_statistics,
 )
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 from maml_pipeline.meta_gradient.native.pooling import add_to_winners, find_peaks, of_winners
 from maml_pipeline.meta_gradient.native.products import (
     add,
@@ -141,7 +141,7 @@ def add_block_gradient(
     factor: float,
     target: Any,
 ) -> None:
-    """Add `factor` times the gradient by a block's parameters to `target`, and fill u of the block before.
+    """Add `factor` times the gradient by a block's parameters to `target`; fill u of the block before.
 
     u of this block holds the gradient by its output. The gradient by z overwrites it unless it is kept.
     `target` may be theta, or have no elements: then only u of the block before is computed.

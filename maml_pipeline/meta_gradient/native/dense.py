@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
 from maml_pipeline.meta_gradient.native.layout import (
     DELTA,
     DENSE_BIAS,
@@ -12,6 +11,7 @@ from maml_pipeline.meta_gradient.native.layout import (
     X_DOT,
     X,
 )
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 from maml_pipeline.meta_gradient.native.products import (
     add,
     add_scaled,
@@ -44,7 +44,7 @@ def input_of(layout: Any, record: Any) -> Any:
 
 @compiled
 def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
-    """Compute the inputs of each layer but the first, whose input is in the record, and the prediction."""
+    """Compute the prediction and the input of each layer; the first one's is in the record."""
     last, zero = len(layout.dense) - 1, record.dtype.type(0)
     for level in range(last + 1):
         layer = layout.dense[level]
@@ -67,8 +67,8 @@ def add_dense_gradient(
 ) -> None:
     """Add `factor` times the gradient by the layers' parameters to `target`.
 
-    The record holds the gradient by the prediction. `work.features` receives the gradient by the input of
-    the first layer, if it has room. `target` may be theta, or have no elements.
+    The record holds the gradient by the prediction. `work.features` receives the gradient by the input
+    of the first layer, if it has room. `target` may be theta, or have no elements.
     """
     zero, scale = record.dtype.type(0), record.dtype.type(factor)
     for level in range(len(layout.dense) - 1, -1, -1):

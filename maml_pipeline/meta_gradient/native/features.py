@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
 from maml_pipeline.meta_gradient.native.layout import FILTERS, INPUTS
 from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 from maml_pipeline.meta_gradient.native.products import fill
 
 

@@ -1,8 +1,8 @@
 """The gradient of a set's loss, and the product of its Hessian with a vector, for several tasks.
 
-The Hessian-vector product is forward over reverse: the tangents of all intermediate values as theta moves
-along the vector, then the tangents of all gradients. Networks without blocks have functions of their own,
-which compile faster.
+The Hessian-vector product is forward over reverse: the tangents of all intermediate values as theta
+moves along the vector, then the tangents of all gradients. Networks without blocks have functions of
+their own, which compile faster.
 
 References:
     Pearlmutter, "Fast Exact Multiplication by the Hessian", 1994.
@@ -10,7 +10,6 @@ References:
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.compiled import compiled, entry_point
 from maml_pipeline.meta_gradient.native.convolution import (
     add_block_curvature,
     add_block_gradient,
@@ -43,6 +42,7 @@ from maml_pipeline.meta_gradient.native.layout import (
     U,
 )
 from maml_pipeline.meta_gradient.native.losses import gradient_tangent, loss_and_gradient
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, entry_point
 from maml_pipeline.meta_gradient.native.products import copy, matrix
 
 
@@ -162,8 +162,8 @@ def add_gradients(
         predictions: Receive the predictions `(T, S, outputs)`.
         losses: Receive the losses `(T,)`.
         factor: A number.
-        targets: `(T, P)`; `(1, P)` to sum over tasks; `(1, 0)` if only the records are wanted. Parameters
-            that are their own target take a gradient step.
+        targets: `(T, P)`; `(1, P)` to sum over tasks; `(1, 0)` if only the records are wanted.
+            Parameters that are their own target take a gradient step.
     """
     for task in range(len(predictions)):
         theta, record, target = row_of(parameters, task), row_of(records, task), row_of(targets, task)

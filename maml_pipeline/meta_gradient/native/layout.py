@@ -1,10 +1,10 @@
 """Where a network's parameters and a task's intermediate values lie in flat arrays.
 
-A network is convolutional blocks, perhaps none, and then fully connected layers. The tables `blocks` and
-`dense` have a row of integers for each; the columns are named below. The intermediate values of a forward
-and a backward pass form a *record*: for each block its convolution's output z, the statistics of its
-normalisation and the gradient u by its output; for each fully connected layer its input x and the
-gradient by its output. The tangents of z, the statistics and x form a record of their own.
+A network is convolutional blocks, perhaps none, and then fully connected layers. The tables `blocks`
+and `dense` have a row of integers for each; the columns are named below. The intermediate values of a
+forward and a backward pass form a *record*: for each block its convolution's output z, the statistics
+of its normalisation and the gradient u by its output; for each fully connected layer its input x and
+the gradient by its output. The tangents of z, the statistics and x form a record of their own.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ BLOCK_COLUMNS = 24
     WEIGHT,  # offset among the parameters, as are GAIN and BIAS
     GAIN,
     BIAS,
-    Z,  # offset in the record, as are PEAKS (which is Z if nothing is pooled), WINNERS, NORM and U
+    Z,  # offset in the record, as are the next four; PEAKS is Z if nothing is pooled
     PEAKS,
     WINNERS,
     NORM,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 
 
 @compiled
@@ -27,7 +27,7 @@ def loss_and_gradient(classifies: bool, prediction: Any, labels: Any, targets: A
                 difference = prediction[i, j] - targets[i, j]
                 total += difference * difference
                 delta[i, j] = 2 * difference / (examples * outputs)
-        return total / (examples * outputs)
+        return total / (examples * outputs)  # type: ignore[no-any-return]
     for i in range(examples):
         largest = prediction[i].max()
         normaliser = 0.0
@@ -38,7 +38,7 @@ def loss_and_gradient(classifies: bool, prediction: Any, labels: Any, targets: A
         for j in range(outputs):
             delta[i, j] /= normaliser * examples
         delta[i, labels[i]] -= 1 / examples
-    return total / examples
+    return total / examples  # type: ignore[no-any-return]
 
 
 @compiled

@@ -8,16 +8,16 @@ where g and b are the normalisation's parameters. Let u be the gradient by y whe
 
     d/db = sum u,   d/dg = r t with t = sum u c,   d/dz = s (u - (sum u) / M - p c) with p = r^2 t / M.
 
-A dot marks the tangent of a quantity: its derivative in a given direction. Tangents of the gradients, which
-make up a Hessian-vector product, follow from the rules of calculus:
+A prime marks the tangent of a quantity: its derivative in a given direction. Tangents of the gradients,
+which make up a Hessian-vector product, follow from the rules of calculus:
 
     r' = -r^3 mean(c z'),   s' = g' r + g r',   y' = s' c + s c' + b' where y > 0,
     t' = sum (u' c + u c'),   (d/dg)' = r' t + r t',   p' = (2 r r' t + r^2 t') / M,
     (d/dz)' = s' (u - (sum u) / M - p c) + s (u' - (sum u') / M - p c' - p' c).
 
-Row by row, `norm` holds the mean, s, b, r, sum u and t, and `norm_dot` their tangents. If the block pools, u
-is nonzero only at the winners (`pooling.py`): it is kept for these alone, and its terms of d/dz are added
-there.
+Row by row, `norm` holds the mean, s, b, r, sum u and t, and `norm_dot` their tangents. If the block
+pools, u is nonzero only at the winners (`pooling.py`): it is kept for these alone, and its terms of d/dz
+are added there.
 
 References:
     Ioffe, Szegedy, "Batch Normalization", 2015, algorithm 1 and section 3; Pearlmutter, "Fast Exact
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 from maml_pipeline.meta_gradient.native.products import fill
 
 MEAN, SCALE, SHIFT, DEVIATION, SUM, DOT = range(6)
@@ -168,7 +168,7 @@ def mask_and_sum_tangents(z: Any, z_dot: Any, u: Any, u_dot: Any, norm: Any, nor
 def tangent_of_gradient_by_input(
     z: Any, z_dot: Any, u: Any, u_dot: Any, pools: bool, norm: Any, norm_dot: Any, out: Any
 ) -> None:
-    """Compute the tangent of d/dz, without those of s u if the block pools; `out` may be `z_dot` itself."""
+    """Compute the tangent of d/dz, without that of s u if the block pools; `out` may be `z_dot`."""
     pixels, channels = z.shape
     mean, scale, scale_dot, mean_dot = norm[MEAN], norm[SCALE], norm_dot[SCALE], norm_dot[MEAN]
     constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)

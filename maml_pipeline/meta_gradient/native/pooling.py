@@ -1,14 +1,14 @@
 """Max-pooling of a block's output over squares of two by two pixels.
 
-A square's largest output is that of one pixel, the *winner*. Of its z, the normalisation and the ReLU compute
-the same output again, so that z of the winners, the *peaks*, take the place of z beyond the block.
+A square's largest output is that of one pixel, the *winner*. From its z, the normalisation and the ReLU
+compute the same output again. So z of the winners, the *peaks*, take the place of z beyond the block.
 """
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
 from maml_pipeline.meta_gradient.native.layout import OUT_HEIGHT, OUT_WIDTH
 from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 
 
 @compiled

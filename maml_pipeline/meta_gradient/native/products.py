@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.compiled import compiled
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
 
 
 @compiled

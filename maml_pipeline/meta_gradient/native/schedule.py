@@ -1,7 +1,7 @@
 """A meta-gradient as a list of instructions: which gradients are taken, where, and what is kept.
 
-Instructions name parameters by slot: slot 0 holds theta_0, slot 1 those of the current step, and the others
-those that the backward sweep needs again. The methods differ in nothing but their instructions.
+Instructions name parameters by slot: slot 0 holds theta_0, slot 1 those of the current step, and the
+others those that the backward sweep needs again. The methods differ in nothing but their instructions.
 """
 
 from functools import lru_cache
@@ -11,8 +11,8 @@ from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.checkpointed import segment_starts
 
 STEP, QUERY, RECORD, CURVATURE = range(4)
-"""Operations: take an inner step; add the query gradient to the adjoint; compute the record of a step that
-was not kept; multiply the adjoint by I - alpha H."""
+"""Operations: take an inner step; add the query gradient to the adjoint; compute the record of a step
+that was not kept; multiply the adjoint by I - alpha H."""
 
 THETA, CURRENT = 0, 1
 SLOTS = 2

@@ -1,4 +1,8 @@
-"""How the functions of this package are compiled: once on a machine, to code that runs without Python's lock."""
+"""How the functions of this package become machine code: once on a machine, kept on disk.
+
+The folder of numba's cache and two of its compiler's options are not documented.
+`tests/test_internals_numba.py` fails when an upgrade changes them.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -8,8 +12,8 @@ from typing import Any
 import numba
 from platformdirs import user_cache_path
 
-# Sums may be reordered and multiplications fused, so that loops use vector instructions. NaN and infinity
-# keep their meaning: a loss that is not finite must be seen.
+# Sums may be reordered and multiplications fused, so that loops use vector instructions. NaN and
+# infinity keep their meaning: a loss that is not finite must be seen.
 VECTORISED = {"reassoc", "contract", "nsz", "arcp"}
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": VECTORISED, "nogil": True}
@@ -31,13 +35,15 @@ def entry_point(function: Callable[..., Any]) -> Any:
 def _jit(function: Callable[..., Any], **options: bool) -> Any:
     # numba reads the folder when a function is decorated. It would otherwise write beside this file, and
     # keep code that calls functions of other files after these have changed.
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_FOLDER)
+    njit: Any = numba.njit
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, str(FOLDER)
     try:
-        return numba.njit(cache=True, **OPTIONS, **options)(function)
-    except RuntimeError:  # no folder can be written to
-        return numba.njit(**OPTIONS, **options)(function)
+        return njit(cache=True, **OPTIONS, **options)(function)
+    except RuntimeError:  # the folder cannot be written to
+        return njit(**OPTIONS, **options)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 def _folder() -> Path:
@@ -48,4 +54,5 @@ def _folder() -> Path:
     return user_cache_path("maml_pipeline") / f"compiled-{sources.hexdigest()[:16]}"
 
 
-_FOLDER = _folder()
+FOLDER = _folder()
+"""Where numba keeps machine code; another folder after a change of these sources."""
