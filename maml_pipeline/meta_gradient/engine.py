@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
     Workarounds,
@@ -14,7 +15,13 @@ from maml_pipeline.meta_gradient.exactness import (
     evaluation_mode,
     verified_workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    trainable_parameters,
+)
+from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
 
@@ -173,16 +180,22 @@ class Engine(ABC):
     def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
         """Count the floating-point operations of a meta-gradient, in matrix products and convolutions.
 
+        They are counted for one task without vmap, and are those of the method, whichever engine: PyTorch
+        miscounts the derivatives of grouped convolutions, and sees nothing of machine code.
+
         Args:
             network: Holds the initial parameters.
             loss: (prediction, target) -> scalar.
             batch: T tasks.
             inner: Inner loop and gradient order.
         """
+        task = TaskBatch(*(tensor[:1] for tensor in batch))
+        workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         counter = FlopCounterMode(display=False)
-        with counter:
-            self.meta_gradient(network, loss, batch, inner)
-        return counter.get_total_flops()
+        with workarounds.preserved_attributes(network), counter:
+            chunk_gradient(single_task_loss(network, loss, workarounds), theta, task, inner)
+        return counter.get_total_flops() * len(batch.support_x)
 
     # What each engine implements -----------------------------------------------------------------
 

@@ -41,14 +41,6 @@ class NativeEngine(VectorizedEngine):
     def __reduce__(self) -> tuple[type["NativeEngine"], tuple[object, ...]]:
         return NativeEngine, (self.tasks_per_chunk,)
 
-    def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
-        """See `Engine.flops`; machine code is counted from its layers."""
-        known = known_network(network, loss, batch, inner)
-        if known is None:
-            return super().flops(network, loss, batch, inner)
-        operations: int = _compiled().batch_flops(known, batch, inner)
-        return operations
-
     def _meta_gradient(
         self,
         network: nn.Module,

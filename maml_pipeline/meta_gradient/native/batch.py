@@ -12,7 +12,6 @@ from torch import Tensor
 
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.meta_gradient.native.chunk import ChunkResult, Examples, curves, meta_gradient
-from maml_pipeline.meta_gradient.native.flops import flops
 from maml_pipeline.meta_gradient.native.layout import Layout, layout
 from maml_pipeline.meta_gradient.native.memory import allocate
 from maml_pipeline.meta_gradient.native.network import FeedForward
@@ -77,12 +76,6 @@ def batch_meta_gradient(
         prediction,
         network.unpack(gradient, {name: torch.zeros_like(p) for name, p in theta.items()}),
     )
-
-
-def batch_flops(network: FeedForward, batch: TaskBatch, inner: InnerLoop) -> int:
-    """Count the floating-point operations of the matrix products of `batch_meta_gradient`."""
-    layouts = _layouts(network, batch.support_x, batch.query_x, batch.support_y)
-    return len(batch.support_x) * flops(layouts, schedule(inner.method, inner.steps))
 
 
 class BatchCurves(NamedTuple):

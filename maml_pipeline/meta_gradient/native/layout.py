@@ -168,5 +168,5 @@ def layout(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classi
         largest_u=max(blocks[:, OUTPUT_PIXELS] * blocks[:, FILTERS], default=0),
         largest_pooled=max(blocks[:, POOLS] * blocks[:, PIXELS] * blocks[:, FILTERS], default=0),
         columns=max(blocks[:, ROWS] * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS], default=0),
-        largest_weight=max(*block_weights, *(dense[:, INPUTS] * dense[:, OUTPUTS])),
+        largest_weight=max([*block_weights, *(dense[:, INPUTS] * dense[:, OUTPUTS])]),
     )

@@ -119,7 +119,7 @@ def feed_forward(network: nn.Module) -> FeedForward | None:
         return None
     if type(network) is ConvNet:
         return _convolutional(network)
-    if type(network) in (MLP, nn.Sequential, nn.Linear):
+    if type(network) in (MLP, nn.Sequential):
         return _fully_connected(network)
     return None
 
@@ -171,7 +171,7 @@ def _convolutional(network: ConvNet) -> FeedForward | None:
 
 
 def _fully_connected(network: nn.Module) -> FeedForward | None:
-    layers = dict(network.named_children()) or {"": network}
+    layers = dict(network.named_children())
     linear = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
     alternates = all(
         type(layer) is (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(layers.values())
@@ -183,7 +183,7 @@ def _fully_connected(network: nn.Module) -> FeedForward | None:
         averages=True,
         dense=tuple((layer.in_features, layer.out_features) for layer in linear.values()),
         shapes=tuple(
-            (f"{name}.{parameter}" if name else parameter, (layer.out_features, inputs))
+            (f"{name}.{parameter}", (layer.out_features, inputs))
             for name, layer in linear.items()
             for parameter, inputs in (("weight", layer.in_features), ("bias", 1))
         ),
