@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numba
 import numpy as np
+import pytest
 
 from maml_pipeline.meta_gradient.native import numba_internals
 from maml_pipeline.meta_gradient.native.products import fill
@@ -24,6 +25,7 @@ def test_functions_of_functions_have_no_wrapper_for_python() -> None:
     assert fill.targetoptions["no_cpython_wrapper"], changed("the options of its compiler")
 
 
+@pytest.mark.integration
 def test_machine_code_is_kept_in_the_folder_of_these_sources(tmp_path: Path) -> None:
     program = """
 import numpy as np

@@ -19,6 +19,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
     InnerLoop,
     Loss,
     Parameters,
+    adapted_names,
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.methods import chunk_gradient
@@ -180,8 +181,8 @@ class Engine(ABC):
     def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
         """Count the floating-point operations of a meta-gradient, in matrix products and convolutions.
 
-        They are counted for one task without vmap, and are those of the method, whichever engine: PyTorch
-        miscounts the derivatives of grouped convolutions, and sees nothing of machine code.
+        They are counted for one task without vmap, and are those of the method, whichever engine:
+        PyTorch miscounts the derivatives of grouped convolutions, and sees nothing of machine code.
 
         Args:
             network: Holds the initial parameters.
@@ -192,9 +193,11 @@ class Engine(ABC):
         task = TaskBatch(*(tensor[:1] for tensor in batch))
         workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        adapted = adapted_names(network, inner.adapt)
+        chunk_loss = single_task_loss(network, loss, workarounds, adapted)
         counter = FlopCounterMode(display=False)
         with workarounds.preserved_attributes(network), counter:
-            chunk_gradient(single_task_loss(network, loss, workarounds), theta, task, inner)
+            chunk_gradient(chunk_loss, theta, task, inner)
         return counter.get_total_flops() * len(batch.support_x)
 
     # What each engine implements -----------------------------------------------------------------
