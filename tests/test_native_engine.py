@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -121,10 +122,13 @@ def test_a_linear_network_agrees_with_the_closed_form(first_order: bool, steps: 
 def test_evaluations_are_those_of_autograd(name: str, transductive: bool) -> None:
     network, batch = case(name, cross_entropy)
     network.eval()
-    inner, measures = InnerLoop(0.1, 3), {"loss": cross_entropy, "accuracy": accuracy}
-    call = (network, measures, cross_entropy, batch, inner, transductive)
+    inner = InnerLoop(0.1, 3)
+    measures: dict[str, Loss] = {"loss": cross_entropy, "accuracy": accuracy}
     with torch.inference_mode():
-        expected, actual = REFERENCE.adaptation_curves(*call), ENGINE.adaptation_curves(*call)
+        expected, actual = (
+            engine.adaptation_curves(network, measures, cross_entropy, batch, inner, transductive)
+            for engine in (REFERENCE, ENGINE)
+        )
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
     support = batch.support_x[0], batch.support_y[0]
     adapted = ENGINE.adapted_parameters(network, cross_entropy, *support, inner)
@@ -191,7 +195,8 @@ def frozen() -> nn.Module:
 
 class Doubled(MLP):
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
+        doubled: Tensor = 2 * super().forward(x)  # type: ignore[no-untyped-call]
+        return doubled
 
 
 UNKNOWN: dict[str, Callable[[], nn.Module]] = {
@@ -263,9 +268,8 @@ def test_memory_grows_by_one_gradient_a_task_and_by_one_task_a_thread() -> None:
             part = TaskBatch(*(tensor[:tasks] for tensor in batch))
             with threads(number):
                 ENGINE.meta_gradient(network, cross_entropy, part, inner)
-                peaks[number, tasks] = peak_bytes(
-                    lambda part=part: ENGINE.meta_gradient(network, cross_entropy, part, inner)
-                )
+                call = partial(ENGINE.meta_gradient, network, cross_entropy, part, inner)
+                peaks[number, tasks] = peak_bytes(call)
     for number in (1, 2, 3):
         assert peaks[number, 12] - peaks[number, 8] == peaks[number, 8] - peaks[number, 4]
     assert peaks[3, 4] - peaks[2, 4] == peaks[2, 4] - peaks[1, 4] > 0
