@@ -214,7 +214,7 @@ def test_an_inner_loop_refuses_what_contradicts_itself(settings: dict[str, Any],
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "vectorised"}, "engine is vectorised; it must be vectorized or learn2learn"),
+        ({"name": "vectorised"}, "engine is vectorised; it must be native, vectorized or learn2learn"),
         ({"name": "learn2learn", "tasks_per_chunk": 8}, "tasks_per_chunk is 8, but engine learn2learn"),
         ({"name": "vectorized", "tasks_per_chunk": 0}, "tasks_per_chunk is 0; it must be at least 1"),
     ],

@@ -52,7 +52,11 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("model.differentiated_steps", "null: all", "last inner steps that are differentiated", True),
         Key("model.method", "unrolled", "or checkpointed, hessian_free: for less memory", True),
         Key("model.first_order_meta_steps", "0", "initial meta-steps that use first order", True),
-        Key("model.engine", "vectorized", "vectorized: all tasks at once; or learn2learn: one by one"),
+        Key(
+            "model.engine",
+            "native",
+            "native: the fastest; vectorized: all tasks at once; or learn2learn",
+        ),
         Key("model.tasks_per_chunk", "null: all", "vectorized: tasks at once, or auto"),
         Key("model.optimizer", "Adam", "class of the outer optimizer", True),
         Key("model.optimizer.lr", "", "outer learning rate", True),

@@ -1,5 +1,6 @@
 """MetaLearner: MAML of either gradient order as a LightningModule."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,10 +14,11 @@ from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
+from maml_pipeline.learner.lightning_internals import remember_signature
 from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
-from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
+from maml_pipeline.learner.outer_optimizer import adam, release_gradients, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
@@ -49,11 +51,12 @@ class MetaLearner(EvaluatedByAdaptation):
             gradients in place of second derivatives, which is not exact.
         first_order_meta_steps: Number of initial meta-steps that take first-order meta-gradients,
             before the order of the other keys (derivative-order annealing).
-        engine: `"vectorized"` adapts all tasks at once; `"learn2learn"`, an optional dependency, one
-            after another, which is slower for small networks but supports more modules. Both compute
+        engine: `"native"` runs this project's networks as machine code on a CPU, and anything else like
+            `"vectorized"`, which adapts all tasks at once; `"learn2learn"`, an optional dependency, one
+            after another, which is slower for small networks but supports more modules. All compute
             the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
-            `"auto"` for as many as fit, `None` for all.
+            `"auto"` for as many as fit, `None` for all. Machine code runs one task on each thread.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimizer from the parameters; default: Adam with 1e-3.
@@ -89,7 +92,7 @@ class MetaLearner(EvaluatedByAdaptation):
         differentiated_steps: NonNegativeInt | None = None,
         method: Literal["unrolled", "checkpointed", "hessian_free"] = "unrolled",
         first_order_meta_steps: NonNegativeInt = 0,
-        engine: Literal["vectorized", "learn2learn"] = "vectorized",
+        engine: Literal["native", "vectorized", "learn2learn"] = "native",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         metric: Callable[..., Any] | None = None,
         optimizer: OptimizerCallable = adam,
@@ -118,6 +121,7 @@ class MetaLearner(EvaluatedByAdaptation):
 
     # One meta-step ------------------------------------------------------------------------------
 
+    @remember_signature
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
         self.check_first_batch(batch)
@@ -141,10 +145,12 @@ class MetaLearner(EvaluatedByAdaptation):
 
     def takes_first_order(self) -> bool:
         """Tell whether the current meta-step takes the first-order meta-gradient."""
-        return self.inner.is_first_order or self.global_step < self.first_order_meta_steps
+        return self.inner.is_first_order or 0 < self.first_order_meta_steps > self.global_step
 
     def _check_finite(self, result: MetaGradient) -> None:
-        check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
+        # If the sum is finite, so is every loss: one operation in all but the last meta-step.
+        if not math.isfinite(result.inner_losses.sum().item()):
+            check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
 
     def _is_logged(self) -> bool:
         """Log at the logger's interval, and in the first ten meta-steps for the progress bar.
@@ -170,6 +176,10 @@ class MetaLearner(EvaluatedByAdaptation):
             return optimizer
         schedule = scheduler_config(self.lr_scheduler(optimizer))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Release the gradients of the previous meta-step."""
+        release_gradients(optimizer)
 
     # Outside training ---------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ d theta_{k-n} / d theta_0 by it, and differentiates through the last n inner ste
 
 Inner steps move the adapted parameters phi of theta = (phi, psi); psi is fixed in the inner loop. The
 derivative with respect to psi is the query loss's own at (phi_k, psi) and, except in first order, what
-reaches it through the differentiated support gradients.
+reaches it through the differentiated support gradients. What the network computes before any of phi
+takes part, its fixed prefix, is computed once for the support set.
 
 In the costs below, k is the number of inner steps, n the number of differentiated ones, P the size of
 the parameters, A the size of the activations of one forward pass, and a gradient is one forward and one
@@ -72,14 +73,14 @@ def first_order(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, section 5.2; Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
     """
-    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     for _ in range(inner.steps):
         adapted, support_loss = inner_step(
             chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
         )
         losses.append(support_loss)
     query_loss, prediction, query_gradient = loss_and_gradient(
-        chunk_loss, adapted, chunk.query_x, chunk.query_y
+        chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     gradient = chunk_loss.sum_over_tasks(query_gradient)
@@ -109,26 +110,29 @@ def unrolled(
         Optimization", 2019, section 3.
     """
     support = chunk.support_x, chunk.support_y
-    first = inner.first_differentiated_step
-    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
-    for _ in range(first):
-        adapted, support_loss = inner_step(chunk_loss, adapted, *support, inner.lr)
-        losses.append(support_loss)
-
-    # Of the gradient with respect to theta itself, autograd sums that of the tasks without a copy each.
-    start = {name: p.detach().requires_grad_() for name, p in (adapted if first else theta).items()}
-    adapted = start if first else chunk_loss.expand(start, len(chunk.support_x))
+    theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
+    first, starts = inner.first_differentiated_step, {}
+    if first:
+        moved = adapted
+        for _ in range(first):
+            moved, support_loss = inner_step(chunk_loss, moved, *support, inner.lr)
+            losses.append(support_loss)
+        starts = {n: p.detach().requires_grad_() for n, p in chunk_loss.of_adapted(moved).items()}
+        adapted = adapted | starts
+        del moved
     for _ in range(first, inner.steps):
         support_loss, _ = chunk_loss(adapted, *support)
         slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
         adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
         losses.append(support_loss.detach())
 
+    adapted = chunk_loss.without_features(adapted)
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)
     losses.append(query_loss.detach())
-    meta_gradient = gradient(query_loss, start)
-    return ChunkGradient(
-        torch.stack(losses, dim=1),
-        prediction.detach(),
-        chunk_loss.sum_over_tasks(meta_gradient) if first else meta_gradient,
-    )
+    # With respect to theta, autograd sums the gradients of the tasks; each has a start of its own.
+    meta_gradient = {
+        name: g.sum(0) if name in starts else g
+        for name, g in gradient(query_loss, theta | starts).items()
+    }
+    return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), meta_gradient)
