@@ -14,8 +14,8 @@ from maml_pipeline.meta_gradient.exactness import (
     verified_workarounds,
 )
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
-from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.torch_internals import without_attention_fast_path
 
 
 class MetaGradient(NamedTuple):

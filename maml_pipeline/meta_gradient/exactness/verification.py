@@ -23,13 +23,13 @@ from maml_pipeline.meta_gradient.exactness.preservation import preserve_random_s
 from maml_pipeline.meta_gradient.exactness.storage import check_copy, check_storage
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, trainable_parameters
-from maml_pipeline.meta_gradient.torch_internals import (
+from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.torch_internals import (
     REENTRANT_CHECKPOINT_WARNING,
     is_missing_derivative_error,
     is_reentrant_checkpoint_error,
     uses_activation_checkpointing,
 )
-from maml_pipeline.tasks import TaskBatch
 
 logger = logging.getLogger(__name__)
 
