@@ -46,6 +46,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("model.inner_lr", "", "inner learning rate alpha"),
         Key("model.inner_steps", "1", "inner steps in training"),
         Key("model.eval_inner_steps", "null: inner_steps", "inner steps in evaluation"),
+        Key("model.adapt", "null: all", "parameters that inner steps move: [head.*], ..."),
         Key("model.transductive", "true", "evaluate a query set as one batch"),
         Key("model.first_order", "false", "use first-order meta-gradients", True),
         Key("model.first_order_steps", "0", "initial meta-steps that use first order", True),

@@ -1,5 +1,7 @@
 """Validation and test: adapt to each task and average its query measures over tasks and devices."""
 
+from dataclasses import replace
+
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -81,9 +83,10 @@ class EvaluatedByAdaptation(LightningModule):
         """
         if steps is not None:
             check_whole("steps", steps, 0)
-        inner = InnerLoop(
-            self.eval_inner.lr if inner_lr is None else inner_lr,
-            self.eval_inner.steps if steps is None else steps,
+        inner = replace(
+            self.eval_inner,
+            lr=self.eval_inner.lr if inner_lr is None else inner_lr,
+            steps=self.eval_inner.steps if steps is None else steps,
         )
         return adapted_network(
             self.network, self.engine, self.loss, support_x, support_y, inner, self.transductive

@@ -21,7 +21,7 @@ from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
-from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import adapted_names, check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 
 
@@ -36,6 +36,8 @@ class MetaLearner(EvaluatedByAdaptation):
         inner_lr: Inner learning rate alpha.
         inner_steps: Inner steps k in training.
         eval_inner_steps: Inner steps in validation and test; `None` for `inner_steps`.
+        adapt: Patterns of the names of the parameters that the inner loop moves: `["head.*"]` for the
+            head alone, `["*.bias"]` for every bias; `None` for all. All are meta-learned either way.
         transductive: Predict each query set as one batch in validation and test, so that batch
             normalisation shares statistics among query points, as in the MAML paper; `False` predicts
             each query point separately, normalised with the support set. Training is always
@@ -63,7 +65,9 @@ class MetaLearner(EvaluatedByAdaptation):
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, algorithm 1; Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
         (derivative-order annealing); Nichol, Achiam, Schulman, "On First-Order Meta-Learning
-        Algorithms", 2018, section 6.1 (transduction).
+        Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio, Vinyals, "Rapid Learning
+        or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim, Yun, "BOIL", 2021 (the
+        body alone).
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class MetaLearner(EvaluatedByAdaptation):
         inner_lr: float,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
+        adapt: list[str] | None = None,
         transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
@@ -94,10 +99,11 @@ class MetaLearner(EvaluatedByAdaptation):
             check_whole("eval_inner_steps", eval_inner_steps, 0)
         super().__init__(network, loss, metric)
         self.first_order_steps = first_order_steps
-        self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps)
+        self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps, adapt)
+        adapted_names(network, self.inner.adapt)  # each pattern matches a parameter
         self.engine = build_engine(engine, tasks_per_chunk)
         eval_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
-        self.eval_inner = InnerLoop(inner_lr, eval_steps)
+        self.eval_inner = InnerLoop(inner_lr, eval_steps, adapt=adapt)
         self.transductive = transductive
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler

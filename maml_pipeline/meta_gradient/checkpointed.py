@@ -10,6 +10,12 @@ since H is symmetric,
 and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse order. A step needs
 theta_t alone. Its activations are recomputed, and freed before the next step.
 
+If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and the same adjoint is
+
+    a_t = a_{t+1} - alpha (d^2 L_support / (d theta d phi))(theta_t) a^phi_{t+1}:
+
+its part of psi accumulates mixed derivatives.
+
 Nor is every theta_t kept. The k steps are divided into segments of L, L - 1, ..., 1 steps, with L the
 smallest integer such that L (L + 1) / 2 >= k. Only the first theta_t of each segment is a checkpoint;
 the sweep recomputes the others of a segment when it reaches it. The earlier a segment, the fewer
@@ -34,11 +40,9 @@ from torch import Tensor
 
 from maml_pipeline.meta_gradient.adaptation import (
     ChunkGradient,
-    expand,
     gradient,
     inner_step,
     loss_and_gradient,
-    sum_over_tasks,
 )
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
@@ -73,7 +77,7 @@ def checkpointed(
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
         return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
-    adapted, losses = expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
     checkpoints = ParameterCheckpoints(inner.steps)
     for t in range(inner.steps):
         checkpoints.save(t, adapted)
@@ -86,16 +90,21 @@ def checkpointed(
     losses.append(query_loss)
     del adapted  # freed before the sweep
     adjoint = reverse_sweep(adjoint, checkpoints, lambda theta_t: step(theta_t)[0], product, inner.lr)
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, sum_over_tasks(adjoint))
+    meta_gradient = chunk_loss.sum_over_tasks(adjoint)
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient)
 
 
 def hessian_vector_product(
     chunk_loss: ChunkLoss, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
 ) -> Parameters:
-    """Multiply the Hessian of each task's loss at theta by the task's vector."""
+    """Multiply the Hessian of each task's loss at theta by the task's vector.
+
+    Only the vector's adapted parameters phi count, since only they move: the product is that of the
+    columns d^2 L / (d theta d phi) with them.
+    """
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
     losses, _ = chunk_loss(theta, x, y)
-    slopes = gradient(losses, theta, create_graph=True)
+    slopes = gradient(losses, chunk_loss.of_adapted(theta), create_graph=True)
     # A slope without a graph is constant: its curvature is zero. Once they are multiplied, the graph
     # refers to the vector and no longer to the slopes.
     directional = [(slope * vector[name]).sum() for name, slope in slopes.items() if slope.requires_grad]
@@ -113,6 +122,8 @@ def reverse_sweep(
     lr: float,
 ) -> Parameters:
     """Compute a_0 from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
+
+    Those of shared parameters are `(...)`, summed over tasks.
 
     Args:
         adjoint: a_k, the query gradient at theta_k. Overwritten.

@@ -1,11 +1,14 @@
 """The loss of a chunk of tasks as a pure function of the tasks' parameters.
 
-A chunk is a number of tasks that adapt at once. Each parameter has a leading dimension T, one slice
-per task, and task i's loss depends on slice i alone. The gradient of the summed losses therefore holds
-every task's gradient, and PyTorch's autograd differentiates it to any order.
+A chunk is a number of tasks that adapt at once. Each adapted parameter has a leading dimension T, one
+slice per task, and task i's loss depends on slice i alone. The gradient of the summed losses therefore
+holds every task's gradient, and PyTorch's autograd differentiates it to any order. Parameters that are
+fixed in the inner loop are shared by all tasks and have no such dimension: they are not copied, and
+their gradient is the sum over tasks.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,40 +18,81 @@ from torch.func import functional_call, vmap
 from maml_pipeline.meta_gradient.exactness import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters, trainable_parameters
 
-ChunkLoss = Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(parameters `(T, ...)`, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions `(T, S, ...)`."""
-
 PredictEach = Callable[[Parameters, Tensor], Tensor]
 """(parameters `(T, ...)`, inputs `(T, Q, ...)`) -> predictions `(T, Q, ...)`."""
 
 
-def vectorized_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+@dataclass(frozen=True, eq=False)
+class ChunkLoss:
+    """The loss of each task of a chunk.
+
+    Args:
+        evaluate: (parameters, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions
+            `(T, S, ...)`. Parameters are `(T, ...)`, except the shared ones.
+        adapted: Names of the parameters that the inner steps move.
+        shared: Names of the parameters without a task dimension; none of them is adapted.
+    """
+
+    evaluate: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
+    adapted: tuple[str, ...]
+    shared: frozenset[str] = frozenset()
+
+    def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return losses `(T,)` and predictions `(T, S, ...)`."""
+        return self.evaluate(parameters, x, y)
+
+    def of_adapted(self, parameters: Parameters) -> Parameters:
+        """Return the adapted ones of the parameters."""
+        return {name: parameters[name] for name in self.adapted}
+
+    def expand(self, theta: Parameters, tasks: int) -> Parameters:
+        """Give each task the same parameters without copying them: `(...)` -> `(T, ...)`."""
+        return {
+            name: p if name in self.shared else p.expand(tasks, *p.shape) for name, p in theta.items()
+        }
+
+    def sum_over_tasks(self, gradient: Parameters) -> Parameters:
+        """Sum the gradients of the tasks: `(T, ...)` -> `(...)`."""
+        return {name: g if name in self.shared else g.sum(0) for name, g in gradient.items()}
+
+
+def vectorized_loss(
+    network: nn.Module,
+    loss: Loss,
+    workarounds: Workarounds,
+    adapted: tuple[str, ...],
+    shared: frozenset[str],
+) -> ChunkLoss:
     """Map a network and its loss over the tasks of a chunk with `torch.func.vmap`."""
     call = stateless(network)
 
     def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return workarounds.evaluate(partial(call, parameters), loss, x, y)
 
-    mapped: ChunkLoss = vmap(task_loss)
+    task_dimension = {name: None if name in shared else 0 for name in trainable_parameters(network)}
+    mapped = vmap(task_loss, in_dims=(task_dimension, 0, 0))
 
-    def chunk_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         # A tensor that a call keeps as an attribute is useless outside vmap.
         with workarounds.preserved_attributes(network):
-            return mapped(parameters, x, y)
+            result: tuple[Tensor, Tensor] = mapped(parameters, x, y)
+            return result
 
-    return chunk_loss
+    return ChunkLoss(evaluate, adapted, shared)
 
 
-def single_task_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+def single_task_loss(
+    network: nn.Module, loss: Loss, workarounds: Workarounds, adapted: tuple[str, ...]
+) -> ChunkLoss:
     """Evaluate a chunk of one task without vmap, so that any module works."""
     call = stateless(network)
 
-    def chunk_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         task_parameters = {name: p[0] for name, p in parameters.items()}
         value, prediction = workarounds.evaluate(partial(call, task_parameters), loss, x[0], y[0])
         return value[None], prediction[None]
 
-    return chunk_loss
+    return ChunkLoss(evaluate, adapted)
 
 
 def plain_predictions(network: nn.Module, workarounds: Workarounds) -> PredictEach:

@@ -6,6 +6,10 @@ Each returns, summed over the T tasks of a chunk, the derivative of the query lo
 
 `first_order` replaces d theta_k / d theta_0 by the identity; the other two are exact.
 
+Inner steps move the adapted parameters phi of theta = (phi, psi); psi is fixed in the inner loop. The
+derivative with respect to psi is the query loss's own at (phi_k, psi) and, except in first order, what
+reaches it through the support gradients.
+
 In the costs below, k is the number of inner steps, P the size of the parameters, A the size of the
 activations of one forward pass, and a gradient is one forward and one backward pass. Costs are per task.
 """
@@ -15,11 +19,9 @@ import torch
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
     ChunkGradient,
-    expand,
     gradient,
     inner_step,
     loss_and_gradient,
-    sum_over_tasks,
 )
 from maml_pipeline.meta_gradient.checkpointed import checkpointed
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
@@ -63,7 +65,7 @@ def first_order(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, section 5.2; Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
     """
-    adapted, losses = expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
     for _ in range(inner.steps):
         adapted, support_loss = inner_step(
             chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
@@ -73,7 +75,8 @@ def first_order(
         chunk_loss, adapted, chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, sum_over_tasks(query_gradient))
+    gradient = chunk_loss.sum_over_tasks(query_gradient)
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, gradient)
 
 
 def unrolled(
@@ -95,11 +98,11 @@ def unrolled(
         2017, equation 1.
     """
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
-    adapted, losses = expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
     for _ in range(inner.steps):
         support_loss, _ = chunk_loss(adapted, chunk.support_x, chunk.support_y)
-        slope = gradient(support_loss, adapted, create_graph=True)
-        adapted = {name: p - inner.lr * slope[name] for name, p in adapted.items()}
+        slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
+        adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
         losses.append(support_loss.detach())
 
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)

@@ -17,7 +17,13 @@ from maml_pipeline.meta_gradient.exactness import (
     LossesAndGradient,
     Workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import TaskBatch
@@ -78,7 +84,7 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        chunk_loss = self._chunk_loss(network, loss, workarounds, inner)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         with workarounds.preserved_attributes(network):
             results = [
@@ -104,7 +110,7 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         transductive: bool,
     ) -> dict[str, Tensor]:
-        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        chunk_loss = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         predict_each = plain_predictions(network, workarounds)
         chunks: list[dict[str, Tensor]] = []
@@ -126,12 +132,19 @@ class VectorizedEngine(Engine):
         inner: InnerLoop,
         workarounds: Workarounds,
     ) -> Parameters:
-        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        chunk_loss = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         *_, adapted = inner_steps(chunk_loss, theta, at_least_two_tasks(task), inner)
         return {name: p[0].clone() for name, p in adapted.items()}
 
-    def _chunk_loss(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+    def _chunk_loss(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        workarounds: Workarounds,
+        inner: InnerLoop,
+        is_evaluation: bool = False,
+    ) -> ChunkLoss:
         """Return the loss of a chunk; the same function each time for the same network and loss."""
         trainable = trainable_parameters(network)
         # A tensor that is replaced, frozen or unfrozen requires a new function.
@@ -139,9 +152,13 @@ class VectorizedEngine(Engine):
         if isinstance(loss, nn.Module):
             constants += [*loss.parameters(), *loss.buffers()]
         # The values keep the loss and the constants alive, so that no id is reused.
-        key = network, network.training, id(loss), workarounds, *trainable, *map(id, constants)
+        key = (
+            *(network, network.training, id(loss), workarounds, inner.adapt, is_evaluation),
+            *(*trainable, *map(id, constants)),
+        )
         if key not in self._chunk_losses:
-            self._chunk_losses[key] = vectorized_loss(network, loss, workarounds), constants
+            build = _evaluation_loss if is_evaluation else _training_loss
+            self._chunk_losses[key] = build(network, loss, workarounds, inner), constants
         return self._chunk_losses[key][0]
 
     def _chunks(
@@ -156,6 +173,24 @@ class VectorizedEngine(Engine):
             size = self._auto_chunks[key]
         for start in range(0, tasks, size):
             yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
+
+
+def _training_loss(
+    network: nn.Module, loss: Loss, workarounds: Workarounds, inner: InnerLoop
+) -> ChunkLoss:
+    adapted = adapted_names(network, inner.adapt)
+    shared = trainable_parameters(network).keys() - set(adapted)
+    return vectorized_loss(network, loss, workarounds, adapted, frozenset(shared))
+
+
+def _evaluation_loss(
+    network: nn.Module, loss: Loss, workarounds: Workarounds, inner: InnerLoop
+) -> ChunkLoss:
+    """Share no parameters: a product of all tasks' points with one matrix would round differently for
+    each number of tasks.
+    """
+    adapted = adapted_names(network, inner.adapt)
+    return vectorized_loss(network, loss, workarounds, adapted, shared=frozenset())
 
 
 def at_least_two_tasks(chunk: TaskBatch) -> TaskBatch:
@@ -219,7 +254,7 @@ def _eager_meta_gradient(
     network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> LossesAndGradient:
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    chunk_loss = vectorized_loss(network, loss, workarounds)
+    chunk_loss = _training_loss(network, loss, workarounds, inner)
     with workarounds.preserved_attributes(network):
         result = chunk_gradient(chunk_loss, theta, batch, inner)
     gradient = _mean_gradient([result], tasks=len(batch.support_x))
@@ -230,7 +265,7 @@ def _query_losses(
     network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> LossesAndGradient:
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    chunk_loss = vectorized_loss(network, loss, workarounds)
+    chunk_loss = _evaluation_loss(network, loss, workarounds, inner)
     predict_each = plain_predictions(network, workarounds)
     with workarounds.preserved_attributes(network):
         curves = chunk_curves(

@@ -49,7 +49,8 @@ def verified_workarounds(
     key = (
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
-        *(inner.first_order, inner.checkpointed, inner.steps > 0, batch.support_x.device),
+        *(inner.first_order, inner.checkpointed, inner.steps > 0, inner.adapt),
+        batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
     verified = _verified.setdefault(network, {})
