@@ -75,7 +75,7 @@ KEEPERS: dict[str, Callable[[np.random.Generator], object]] = {
     "its bit generator": lambda random: random.bit_generator,
     "a method": lambda random: random.random,
     "a function": lambda random: lambda: random.random(),
-    "a legacy generator": lambda random: np.random.RandomState(random.bit_generator),
+    "another generator": lambda random: np.random.Generator(random.bit_generator),
 }
 
 
@@ -100,8 +100,6 @@ def bit_generator_of(kept: Any) -> Any:
     """Return the bit generator behind a value of `KEEPERS`."""
     if isinstance(kept, np.random.BitGenerator):
         return kept
-    if isinstance(kept, np.random.RandomState):
-        return kept._bit_generator
     if isinstance(kept, np.random.Generator):
         return kept.bit_generator
     is_method = hasattr(kept, "__self__")

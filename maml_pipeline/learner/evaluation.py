@@ -1,6 +1,7 @@
 """Validation and test: adapt to each task and average its query measures over tasks and devices."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -9,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.learner.adaptation import adapted_network
+from maml_pipeline.learner.lightning_internals import CURRENT_HOOK
 from maml_pipeline.learner.measures import measure_name
 from maml_pipeline.learner.outer_optimizer import step_plateau_schedulers
 from maml_pipeline.limits import check_whole
@@ -46,6 +48,17 @@ class EvaluatedByAdaptation(LightningModule):
             self.measures[measure_name(metric)] = metric
         self._curves: dict[str, list[Tensor]] = {}
         self._evaluated: dict[str, float] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; at once if it is Lightning's note of the current hook.
+
+        PyTorch first finds out whether a value is a parameter, a buffer or a module, which for this one
+        would take a noticeable part of a short meta-step.
+        """
+        if name == CURRENT_HOOK:
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # One task ------------------------------------------------------------------------------------
 

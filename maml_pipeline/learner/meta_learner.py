@@ -1,5 +1,6 @@
 """MetaLearner: MAML of either gradient order as a LightningModule."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
+from maml_pipeline.learner.lightning_internals import remember_signature
 from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
-from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
+from maml_pipeline.learner.outer_optimizer import adam, release_gradients, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
@@ -45,11 +47,12 @@ class MetaLearner(EvaluatedByAdaptation):
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Number of initial meta-steps that take first-order meta-gradients, before
             the order of `first_order` (derivative-order annealing).
-        engine: `"vectorized"` adapts all tasks at once; `"learn2learn"`, an optional dependency, one
-            after another, which is slower for small networks but supports more modules. Both compute
+        engine: `"native"` runs this project's networks as machine code on a CPU, and anything else like
+            `"vectorized"`, which adapts all tasks at once; `"learn2learn"`, an optional dependency, one
+            after another, which is slower for small networks but supports more modules. All compute
             the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
-            `"auto"` for as many as fit, `None` for all.
+            `"auto"` for as many as fit, `None` for all. Machine code runs one task on each thread.
         checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
             to save memory. First order keeps no graphs.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
@@ -82,7 +85,7 @@ class MetaLearner(EvaluatedByAdaptation):
         transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
-        engine: Literal["vectorized", "learn2learn"] = "vectorized",
+        engine: Literal["native", "vectorized", "learn2learn"] = "native",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
         metric: Callable[..., Any] | None = None,
@@ -112,6 +115,7 @@ class MetaLearner(EvaluatedByAdaptation):
 
     # One meta-step ------------------------------------------------------------------------------
 
+    @remember_signature
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
         self.check_first_batch(batch)
@@ -131,14 +135,18 @@ class MetaLearner(EvaluatedByAdaptation):
 
     def inner_loop(self) -> InnerLoop:
         """Return the inner loop of the current meta-step, with its gradient order."""
-        return replace(self.inner, first_order=self.takes_first_order())
+        first_order = self.takes_first_order()
+        inner = self.inner
+        return inner if inner.first_order == first_order else replace(inner, first_order=first_order)
 
     def takes_first_order(self) -> bool:
         """Tell whether the current meta-step takes the first-order meta-gradient."""
-        return self.inner.first_order or self.global_step < self.first_order_steps
+        return self.inner.first_order or 0 < self.first_order_steps > self.global_step
 
     def _check_finite(self, result: MetaGradient) -> None:
-        check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
+        # If the sum is finite, so is every loss: one operation in all but the last meta-step.
+        if not math.isfinite(result.inner_losses.sum().item()):
+            check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
 
     def _is_logged(self) -> bool:
         """Log at the logger's interval, and in the first ten meta-steps for the progress bar.
@@ -164,6 +172,10 @@ class MetaLearner(EvaluatedByAdaptation):
             return optimizer
         schedule = scheduler_config(self.lr_scheduler(optimizer))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Release the gradients of the previous meta-step."""
+        release_gradients(optimizer)
 
     # Outside training ---------------------------------------------------------------------------
 

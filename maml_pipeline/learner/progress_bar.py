@@ -102,11 +102,11 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         """Redraw at intervals, and at the end."""
-        now = self.clock()
-        self.train_progress_bar.n = trainer.global_step
-        if self._measured_from is None and trainer.global_step > self._first_step:
-            self._measured_from = (trainer.global_step, now)
-        if now - self.drawn_at >= self.seconds_between or trainer.global_step == trainer.max_steps:
+        now, step = self.clock(), trainer.global_step
+        self.train_progress_bar.n = step
+        if self._measured_from is None and step > self._first_step:
+            self._measured_from = (step, now)
+        if now - self.drawn_at >= self.seconds_between or step == trainer.max_steps:
             self.drawn_at = now
             self._draw(trainer, pl_module)
 

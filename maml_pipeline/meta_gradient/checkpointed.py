@@ -14,7 +14,8 @@ If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and t
 
     a_t = a_{t+1} - alpha (d^2 L_support / (d theta d phi))(theta_t) a^phi_{t+1}:
 
-its part of psi accumulates mixed derivatives.
+its part of psi accumulates mixed derivatives. So does that of the features of the network's fixed
+prefix, which count as fixed parameters during the sweep; after it, their adjoint is carried back to psi.
 
 Nor is every theta_t kept. The k steps are divided into segments of L, L - 1, ..., 1 steps, with L the
 smallest integer such that L (L + 1) / 2 >= k. Only the first theta_t of each segment is a checkpoint;
@@ -44,7 +45,7 @@ from maml_pipeline.meta_gradient.adaptation import (
     inner_step,
     loss_and_gradient,
 )
-from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
+from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, is_feature
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
 
@@ -77,7 +78,8 @@ def checkpointed(
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
         return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
-    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
+    features = {name: p for name, p in adapted.items() if is_feature(name)}
     checkpoints = ParameterCheckpoints(inner.steps)
     for t in range(inner.steps):
         checkpoints.save(t, adapted)
@@ -85,12 +87,17 @@ def checkpointed(
         losses.append(support_loss)
 
     query_loss, prediction, adjoint = loss_and_gradient(
-        chunk_loss, adapted, chunk.query_x, chunk.query_y
+        chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     del adapted  # freed before the sweep
+    adjoint |= {name: torch.zeros_like(feature) for name, feature in features.items()}
     adjoint = reverse_sweep(adjoint, checkpoints, lambda theta_t: step(theta_t)[0], product, inner.lr)
+    of_features = {name: adjoint.pop(name) for name in features}
     meta_gradient = chunk_loss.sum_over_tasks(adjoint)
+    if features:
+        through_prefix = features_gradient(chunk_loss, theta, chunk.support_x, of_features)
+        meta_gradient |= {name: meta_gradient[name] + g for name, g in through_prefix.items()}
     return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient)
 
 
@@ -112,6 +119,16 @@ def hessian_vector_product(
     if not directional:
         return {name: torch.zeros_like(v) for name, v in vector.items()}
     return gradient(torch.stack(directional), theta)
+
+
+def features_gradient(
+    chunk_loss: ChunkLoss, theta: Parameters, support_x: Tensor, adjoint: Parameters
+) -> Parameters:
+    """Carry the adjoint of the fixed prefix's features back to the parameters that all tasks share."""
+    shared = {name: theta[name].detach().requires_grad_() for name in chunk_loss.shared}
+    features = chunk_loss.start(theta | shared, support_x)
+    directional = [(features[name] * a).sum() for name, a in adjoint.items()]
+    return gradient(torch.stack(directional), shared)
 
 
 def reverse_sweep(
@@ -150,11 +167,7 @@ class ParameterCheckpoints:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self._starts: list[int] = []
-        start, length = 0, longest_segment(steps)
-        while start < steps:
-            self._starts.append(start)
-            start, length = start + length, length - 1
+        self._starts = segment_starts(steps)
         self._by_step: dict[int, Parameters] = {}
 
     def save(self, t: int, theta_t: Parameters) -> None:
@@ -174,3 +187,12 @@ class ParameterCheckpoints:
 def longest_segment(steps: int) -> int:
     """Return L, the smallest integer such that L (L + 1) / 2 >= k."""
     return ceil((sqrt(8 * steps + 1) - 1) / 2)
+
+
+def segment_starts(steps: int) -> list[int]:
+    """Return the steps at which the segments start."""
+    starts, start, length = [], 0, longest_segment(steps)
+    while start < steps:
+        starts.append(start)
+        start, length = start + length, length - 1
+    return starts

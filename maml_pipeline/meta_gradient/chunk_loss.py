@@ -8,18 +8,26 @@ their gradient is the sum over tasks.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from maml_pipeline.meta_gradient.exactness import Workarounds
-from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.fixed_prefix import record, replayed
+from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters
+from maml_pipeline.meta_gradient.stateless import stateless
 
 PredictEach = Callable[[Parameters, Tensor], Tensor]
 """(parameters `(T, ...)`, inputs `(T, Q, ...)`) -> predictions `(T, Q, ...)`."""
+
+
+FEATURE = "()"
+"""Ends the name of a feature among parameters, after the name of the module that computes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +39,14 @@ class ChunkLoss:
             `(T, S, ...)`. Parameters are `(T, ...)`, except the shared ones.
         adapted: Names of the parameters that the inner steps move.
         shared: Names of the parameters without a task dimension; none of them is adapted.
+        features: (parameters, inputs) -> the outputs of the network's fixed prefix `(T, S, ...)`, by
+            name. Among the parameters of a call, they replace the prefix.
     """
 
     evaluate: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
     adapted: tuple[str, ...]
     shared: frozenset[str] = frozenset()
+    features: Callable[[Parameters, Tensor], Parameters] | None = None
 
     def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses `(T,)` and predictions `(T, S, ...)`."""
@@ -45,15 +56,29 @@ class ChunkLoss:
         """Return the adapted ones of the parameters."""
         return {name: parameters[name] for name in self.adapted}
 
-    def expand(self, theta: Parameters, tasks: int) -> Parameters:
-        """Give each task the same parameters without copying them: `(...)` -> `(T, ...)`."""
-        return {
+    def start(self, theta: Parameters, support_x: Tensor) -> Parameters:
+        """Return the parameters before the first inner step, with the features of the support sets.
+
+        Each task has the same parameters, which are not copied: `(...)` -> `(T, ...)`.
+        """
+        tasks = len(support_x)
+        expanded = {
             name: p if name in self.shared else p.expand(tasks, *p.shape) for name, p in theta.items()
         }
+        return expanded if self.features is None else expanded | self.features(expanded, support_x)
+
+    def without_features(self, parameters: Parameters) -> Parameters:
+        """Return the parameters alone, to evaluate the whole network on other inputs."""
+        return {name: p for name, p in parameters.items() if not is_feature(name)}
 
     def sum_over_tasks(self, gradient: Parameters) -> Parameters:
         """Sum the gradients of the tasks: `(T, ...)` -> `(...)`."""
         return {name: g if name in self.shared else g.sum(0) for name, g in gradient.items()}
+
+
+def is_feature(name: str) -> bool:
+    """Tell whether a name among parameters is that of a feature."""
+    return name.endswith(FEATURE)
 
 
 def vectorized_loss(
@@ -64,21 +89,26 @@ def vectorized_loss(
     shared: frozenset[str],
 ) -> ChunkLoss:
     """Map a network and its loss over the tasks of a chunk with `torch.func.vmap`."""
-    call = stateless(network)
+    call, prefix = stateless(network), workarounds.fixed_prefix
 
-    def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return workarounds.evaluate(partial(call, parameters), loss, x, y)
+    def task_loss(given: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        features = {name.removesuffix(FEATURE): p for name, p in given.items() if is_feature(name)}
+        parameters = {name: p for name, p in given.items() if not is_feature(name)}
+        with replayed(network, prefix, features) if features else nullcontext():
+            return workarounds.evaluate(partial(call, parameters), loss, x, y)
 
-    task_dimension = {name: None if name in shared else 0 for name in trainable_parameters(network)}
-    mapped = vmap(task_loss, in_dims=(task_dimension, 0, 0))
+    def task_features(parameters: Parameters, x: Tensor) -> Parameters:
+        predict = partial(workarounds.predict, partial(call, parameters), x)
+        return {name + FEATURE: p for name, p in record(network, prefix, predict).items()}
 
-    def evaluate(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(function: Callable[..., Any], parameters: Parameters, *others: Tensor) -> Any:
+        task_dimension = {name: None if name in shared else 0 for name in parameters}
         # A tensor that a call keeps as an attribute is useless outside vmap.
         with workarounds.preserved_attributes(network):
-            result: tuple[Tensor, Tensor] = mapped(parameters, x, y)
-            return result
+            return vmap(function, in_dims=(task_dimension, *[0 for _ in others]))(parameters, *others)
 
-    return ChunkLoss(evaluate, adapted, shared)
+    features = partial(mapped, task_features) if prefix.recorded else None
+    return ChunkLoss(partial(mapped, task_loss), adapted, shared, features)
 
 
 def single_task_loss(
@@ -115,26 +145,3 @@ def plain_predictions(network: nn.Module, workarounds: Workarounds) -> PredictEa
         )
 
     return predict
-
-
-def stateless(network: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
-    """Make a network a function of its trainable parameters, by name, and of its input.
-
-    A parameter that several modules share is replaced in each of them. `functional_call` with
-    `tie_weights=True` does so too, but leaves the network broken where one module has two names: it
-    replaces the same parameter twice and restores the first replacement.
-    """
-    name_of = {id(p): name for name, p in trainable_parameters(network).items()}
-    names_by_place = {
-        f"{module_name}.{attribute}" if module_name else attribute: name_of[id(p)]
-        for module_name, module in network.named_modules()  # each module once
-        for attribute, p in module.named_parameters(recurse=False, remove_duplicate=False)
-        if id(p) in name_of
-    }
-
-    def call(parameters: Parameters, x: Tensor) -> Tensor:
-        placed = {place: parameters[name] for place, name in names_by_place.items()}
-        prediction: Tensor = functional_call(network, placed, (x,), tie_weights=False)
-        return prediction
-
-    return call

@@ -49,7 +49,7 @@ def inner_steps(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> Iterator[Parameters]:
     """Yield the parameters `(T, ...)` before the first inner step and after each one."""
-    adapted = chunk_loss.expand(theta, len(chunk.support_x))
+    adapted = chunk_loss.start(theta, chunk.support_x)
     yield adapted
     for _ in range(inner.steps):
         adapted, _ = inner_step(chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr)

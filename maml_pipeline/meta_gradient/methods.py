@@ -8,7 +8,8 @@ Each returns, summed over the T tasks of a chunk, the derivative of the query lo
 
 Inner steps move the adapted parameters phi of theta = (phi, psi); psi is fixed in the inner loop. The
 derivative with respect to psi is the query loss's own at (phi_k, psi) and, except in first order, what
-reaches it through the support gradients.
+reaches it through the support gradients. What the network computes before any of phi takes part, its
+fixed prefix, is computed once for the support set.
 
 In the costs below, k is the number of inner steps, P the size of the parameters, A the size of the
 activations of one forward pass, and a gradient is one forward and one backward pass. Costs are per task.
@@ -65,14 +66,14 @@ def first_order(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, section 5.2; Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
     """
-    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     for _ in range(inner.steps):
         adapted, support_loss = inner_step(
             chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
         )
         losses.append(support_loss)
     query_loss, prediction, query_gradient = loss_and_gradient(
-        chunk_loss, adapted, chunk.query_x, chunk.query_y
+        chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     gradient = chunk_loss.sum_over_tasks(query_gradient)
@@ -98,13 +99,14 @@ def unrolled(
         2017, equation 1.
     """
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
-    adapted, losses = chunk_loss.expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     for _ in range(inner.steps):
         support_loss, _ = chunk_loss(adapted, chunk.support_x, chunk.support_y)
         slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
         adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
         losses.append(support_loss.detach())
 
+    adapted = chunk_loss.without_features(adapted)
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)
     losses.append(query_loss.detach())
     return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), gradient(query_loss, theta))

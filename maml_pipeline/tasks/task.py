@@ -59,6 +59,10 @@ class TaskBatch(NamedTuple):
                 )
         return cls(*map(torch.stack, columns))
 
+    def to(self, device: torch.device) -> "TaskBatch":
+        """Move the batch to a device; from pinned memory to a GPU, without waiting for it."""
+        return TaskBatch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in self))
+
     def tasks(self) -> Iterable[Task]:
         """Iterate over the T tasks, each a view of the batch."""
         return (Task(*tensors) for tensors in zip(*self, strict=True))

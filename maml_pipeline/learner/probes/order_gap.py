@@ -36,10 +36,10 @@ class OrderGapProbe(Probe):
     ) -> None:
         """Compare on the first batch of a probe step."""
         assert isinstance(pl_module, MetaLearner)
-        is_later_batch = trainer.global_step == self._probed_step
-        if self._is_off or is_later_batch or not self.is_probe_step(trainer):
+        step = trainer.global_step
+        if self._is_off or step == self._probed_step or not self.is_probe_step(step):
             return
-        self._probed_step = trainer.global_step
+        self._probed_step = step  # its later batches are not compared
         gradients, reason = _both_or_why_not(trainer, pl_module, batch)
         # One device may lack memory where the others do not: either all compare, or none.
         if trainer.strategy.reduce_boolean_decision(gradients is None, all=False) or gradients is None:
@@ -48,7 +48,7 @@ class OrderGapProbe(Probe):
             return
         first, second = gradients
         gaps = order_gaps(_mean(trainer, first), _mean(trainer, second))
-        self.log_exactly(trainer, _figures(gaps), trainer.global_step)
+        self.log_exactly(trainer, _figures(gaps), step)
 
 
 def _both_or_why_not(
