@@ -56,9 +56,9 @@ class Learn2LearnEngine(Engine):
 
     Weakness: slow for small networks, whose kernels are launched for each task.
 
-    Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
-    since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
-    as layers that are also in a plain list.
+    Two cases call the network with each step's parameters instead of a clone: the methods `checkpointed`
+    and `hessian_free`, since a clone keeps its graph, and networks whose layers a clone does not
+    replace everywhere, such as layers that are also in a plain list.
 
     Raises:
         UserError: learn2learn is not installed, or cannot be imported.
@@ -68,7 +68,7 @@ class Learn2LearnEngine(Engine):
         learn2learn_maml()
 
     def _computation(self, inner: InnerLoop) -> Computation:
-        return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
+        return SWEEP if _is_swept(inner) else META_GRADIENT
 
     def _evaluation(self) -> Computation:
         return EVALUATION
@@ -82,9 +82,9 @@ class Learn2LearnEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
-        method = _stateless_gradient if is_stateless else _clone_gradient
-        task_gradient = method(network, loss, inner, workarounds)
+        is_stateless = _is_swept(inner) or workarounds.bypass_clones
+        prepare = _stateless_gradient if is_stateless else _clone_gradient
+        task_gradient = prepare(network, loss, inner, workarounds)
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
         inner_losses: list[Tensor] = []
@@ -178,29 +178,35 @@ def learn2learn_maml() -> "type[MAML]":
     return maml
 
 
+def _is_swept(inner: InnerLoop) -> bool:
+    """Tell whether a reverse sweep computes the meta-gradient."""
+    return not inner.is_first_order and inner.method is not Method.UNROLLED
+
+
 def differentiable_maml(network: nn.Module, inner: InnerLoop) -> "MAML":
     """Wrap a network in learn2learn's MAML, whose clones adapt to one task each."""
     # Frozen and unused parameters are allowed and left unchanged.
     return learn2learn_maml()(
-        network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
+        network, lr=inner.lr, first_order=inner.is_first_order, allow_unused=True, allow_nograd=True
     )
 
 
-def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop) -> None:
-    """Take one inner step; learn2learn's own `adapt` moves every parameter."""
+def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
+    """Take inner step t; learn2learn's own `adapt` moves every parameter."""
+    is_differentiated = t >= inner.first_differentiated_step
     if inner.adapt is None:
-        learner.adapt(support_loss)
+        learner.adapt(support_loss, first_order=not is_differentiated)
         return
     from learn2learn.utils import update_module
 
-    module, is_second_order = learner.module, not inner.first_order
+    module = learner.module
     adapted = set(adapted_names(module, inner.adapt))  # a clone's parameters keep their names
     moving = [p for name, p in module.named_parameters() if name in adapted]
     gradients = torch.autograd.grad(
         support_loss,
         moving,
-        retain_graph=is_second_order,
-        create_graph=is_second_order,
+        retain_graph=is_differentiated,
+        create_graph=is_differentiated,
         allow_unused=True,
     )
     slope = {id(p): g for p, g in zip(moving, gradients, strict=True) if g is not None}
@@ -217,9 +223,9 @@ def _clone_gradient(
     def task_gradient(task: Task) -> tuple[Tensor, Tensor, Parameters]:
         learner = maml.clone()
         losses: list[Tensor] = []
-        for _ in range(inner.steps):
+        for t in range(inner.steps):
             support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-            adapt_clone(learner, support_loss, inner)
+            adapt_clone(learner, support_loss, inner, t)
             losses.append(support_loss.detach())
 
         query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
@@ -268,9 +274,9 @@ def _clone_steps(
     """Yield a clone before the first inner step on a chunk of one task, and after each step."""
     learner = maml.clone()
     yield learner
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
-        adapt_clone(learner, support_loss, inner)
+        adapt_clone(learner, support_loss, inner, t)
         yield learner
 
 
@@ -300,9 +306,9 @@ META_GRADIENT = Computation(
     random_remedy=None,
     remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
-CHECKPOINTED = META_GRADIENT._replace(
+SWEEP = META_GRADIENT._replace(
     uses_clones=False,
-    error_remedy="set checkpoint_inner_steps to false",
-    random_remedy="set checkpoint_inner_steps to false",
+    error_remedy="set method to unrolled",
+    random_remedy="set method to unrolled",
 )
 EVALUATION = META_GRADIENT._replace(compute=_query_losses, is_evaluation=True)
