@@ -1,4 +1,4 @@
-"""Read a file of settings, with errors that name file and line."""
+"""Read a file of settings, with errors that name file and line; drop keys of earlier versions."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,32 @@ import yaml
 
 from maml_pipeline.errors import UserError
 
+REMOVED_KEYS = {"model.compile": "no longer needed"}
+"""Keys of earlier versions, which files may still have, each with the reason why it was removed."""
+
+
+def drop_removed_keys(config: Any) -> list[str]:
+    """Remove the keys in `REMOVED_KEYS` from a configuration.
+
+    Args:
+        config: Any value; a mapping is changed in place.
+
+    Returns:
+        The removed keys that asked for something: those whose value is not false or empty.
+    """
+    asked = []
+    for key in REMOVED_KEYS:
+        *parents, name = key.split(".")
+        holder = config
+        for parent in parents:
+            holder = holder.get(parent) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and holder.pop(name, None):
+            asked.append(key)
+    return asked
+
 
 def read_config(path: Path, key: str) -> dict[str, Any]:
-    """Read a configuration file, without adding defaults.
+    """Read a configuration file, without adding defaults and without the keys in `REMOVED_KEYS`.
 
     Args:
         path: Path of the file.
@@ -33,6 +56,7 @@ def read_config(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         kind = "empty" if not values else f"a {type(values).__name__}"
         raise UserError(f"{key} {path} is {kind}; it must hold keys with values, such as model:")
+    drop_removed_keys(values)
     return values
 
 

@@ -377,6 +377,5 @@ SCRIPT_VARIABLES = {
     "SLURM_JOB_NODELIST": "Names of the job's nodes. Set by Slurm.",
     "SLURM_SUBMIT_DIR": "Folder in which sbatch was called. Set by Slurm.",
     "TMPDIR": "Folder for temporary files; default: /tmp.",
-    "TORCHINDUCTOR_CACHE_DIR": "Cache of torch.compile; scripts/benchmark_engines.py sets an empty one.",
 }
 """Name, meaning, default and who sets it, of variables that no module of the package reads."""

@@ -13,15 +13,22 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import Profiler
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maml_pipeline import MetaLearner, TaskDataModule
+from maml_pipeline.cli.fit_callbacks import fit_callbacks
 from maml_pipeline.learner.checkpoints import LastCheckpoint
+from maml_pipeline.learner.no_profiler import NoProfiler
 from maml_pipeline.learner.preemption import StopOnSignal
+from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress_bar import MetaStepProgressBar
+from maml_pipeline.learner.tracking import StartTracking
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, build_engine
 from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
+from maml_pipeline.run_folder import RunSettings
+from maml_pipeline.runs.results import ResultTable
 from maml_pipeline.tasks import TaskBatch, TaskDistribution
 from scripts import benchmark_peers as peers
 from scripts.benchmark_jax import JaxMaml
@@ -99,7 +106,7 @@ def draw(case: Case, meta_step: int, device: torch.device) -> TaskBatch:
     """Draw the tasks of a meta-step."""
     first = meta_step * case.meta_batch_size
     batch = case.tasks.batch(0, "train", range(first, first + case.meta_batch_size))
-    return TaskBatch(*(tensor.to(device) for tensor in batch))
+    return batch.to(device)
 
 
 def meta_step_flops(case: Case) -> int:
@@ -114,13 +121,10 @@ def meta_step_flops(case: Case) -> int:
     return int(counter.get_total_flops())
 
 
-def _bare(
-    step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting, check: bool
-) -> TimeSteps:
+def _bare(step: peers.MetaStep, case: Case, network: nn.Module, setting: Setting) -> TimeSteps:
     """Time meta-steps without Lightning: drawing tasks, meta-gradient and Adam step."""
     network = network.to(setting.device)
-    if check:
-        _check(step, case, network, draw(case, 0, setting.device))
+    _check(step, case, network, draw(case, 0, setting.device))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     taken = 0
 
@@ -173,7 +177,7 @@ def _compare(actual: torch.Tensor, expected: torch.Tensor, case: Case) -> None:
 def _peer(step: peers.MetaStep, convolutions: bool = True) -> Callable[[Case, Setting], TimeSteps]:
     def build(case: Case, setting: Setting) -> TimeSteps:
         network = peers.with_native_layers(case.network, convolutions)
-        return _bare(step, case, network, setting, check=True)
+        return _bare(step, case, network, setting)
 
     return build
 
@@ -190,8 +194,7 @@ def _jax(case: Case, setting: Setting) -> TimeSteps:
 def _engine_settings(name: str, case: Case) -> dict[str, Any]:
     if name == "learn2learn":
         return {"engine": "learn2learn"}
-    settings = {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
-    return settings | {"compile": True} if name == "compiled" else settings
+    return {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
 
 
 def _engine_step(engine: Engine) -> peers.MetaStep:
@@ -207,14 +210,13 @@ def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], 
     def build(case: Case, setting: Setting) -> TimeSteps:
         case = replace(case, inner=replace(case.inner, checkpointed=checkpointed))
         step = _engine_step(build_engine(*_engine_settings(name, case).values()))
-        # Compiling again for float64 takes minutes; tests/test_compilation.py checks it.
-        return _bare(step, case, copy.deepcopy(case.network), setting, check=name != "compiled")
+        return _bare(step, case, copy.deepcopy(case.network), setting)
 
     return build
 
 
 def _engine_under_trainer(name: str) -> Callable[[Case, Setting], TimeSteps]:
-    """Time meta-steps as in `maml fit`, including drawing tasks, logging and the progress bar."""
+    """Time meta-steps as in `maml fit`, with its callbacks, drawing tasks, logging and progress bar."""
 
     def build(case: Case, setting: Setting) -> TimeSteps:
         learner = MetaLearner(
@@ -223,9 +225,22 @@ def _engine_under_trainer(name: str) -> Callable[[Case, Setting], TimeSteps]:
             **_engine_settings(name, case),
         )  # fmt: skip
         data = TaskDataModule(case.tasks, case.meta_batch_size)
-        return lambda steps: _fit_seconds(learner, steps, case, setting, datamodule=data)
+        return lambda steps: _fit_seconds(
+            learner, steps, case, setting, _callbacks_of_fit, profiler=NoProfiler(), datamodule=data
+        )
 
     return build
+
+
+def _callbacks_of_fit(folder: Path) -> list[Callback]:
+    """Return those of `maml fit`, except for the one that would start a W&B run for each turn."""
+    run, probes = RunSettings(checkpoint_every=10**6), ProbeSettings(every=10**6)
+    callbacks = fit_callbacks(folder, run, probes, 0, ResultTable(None), shows_progress=True)
+    return [callback for callback in callbacks.ordered if not isinstance(callback, StartTracking)]
+
+
+def _progress_and_checkpoint(folder: Path) -> list[Callback]:
+    return [MetaStepProgressBar(), LastCheckpoint(folder / "last.ckpt", 10**6, StopOnSignal())]
 
 
 def _lightning_maml(case: Case, setting: Setting) -> TimeSteps:
@@ -236,8 +251,8 @@ def _lightning_maml(case: Case, setting: Setting) -> TimeSteps:
 
     def take(steps: int) -> list[float]:
         return _fit_seconds(
-            module, steps, case, setting, train_dataloaders=loader(batches),
-            accumulate=case.meta_batch_size,
+            module, steps, case, setting, _progress_and_checkpoint,
+            accumulate=case.meta_batch_size, train_dataloaders=loader(batches),
         )  # fmt: skip
 
     return take
@@ -264,22 +279,24 @@ def _fit_seconds(
     steps: int,
     case: Case,
     setting: Setting,
+    callbacks: Callable[[Path], list[Callback]],
     accumulate: int = 1,
+    profiler: Profiler | None = None,
     **data: Any,
 ) -> list[float]:
     """Train for a number of meta-steps and return the seconds of each.
 
-    Of more than ten meta-steps, the first ten are not timed: they log their loss for the progress bar.
+    Of more than ten meta-steps, the first ten are not timed: they log their loss for the progress bar,
+    and the tenth runs the probes.
     """
     before = 11 if steps > 10 else 1
     timer = StepTimer(setting.device)
     with tempfile.TemporaryDirectory() as folder:
-        last = LastCheckpoint(Path(folder, "last.ckpt"), 10**6, StopOnSignal())
         trainer = Trainer(
             accelerator=setting.device.type, devices=1, max_steps=before + steps, max_epochs=-1,
             logger=setting.loggers, log_every_n_steps=case.log_every, limit_val_batches=0,
             enable_model_summary=False, accumulate_grad_batches=accumulate, num_sanity_val_steps=0,
-            default_root_dir=folder, callbacks=[timer, MetaStepProgressBar(), last],
+            default_root_dir=folder, callbacks=[timer, *callbacks(Path(folder))], profiler=profiler,
         )  # fmt: skip
         trainer.fit(module, **data)
     return [end - start for start, end in pairwise(timer.ends[before - 1 :])]
@@ -306,10 +323,6 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "vectorized": Contender("engine vectorized", _engine("vectorized")),
     "vectorized-trainer": Contender("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
-    "compiled": Contender("engine vectorized, compiled", _engine("compiled")),
-    "compiled-trainer": Contender(
-        "engine vectorized, compiled, Trainer", _engine_under_trainer("compiled")
-    ),
     "checkpointed": Contender(
         "engine vectorized, checkpointed", _engine("vectorized", checkpointed=True), _is_second_order
     ),

@@ -12,15 +12,13 @@ meta-steps, the baseline first, so that all see the same noise of the machine.
 How to read the table: the time is the median over all meta-steps; the ratio is baseline time divided
 by contender time (above 1 is faster), the median over repeats; "of the limit" is the share of the
 machine's matrix-product rate that the baseline's FLOPs in the contender's time amount to; "first call"
-includes compilation.
+is the first meta-step, which fills caches and compiles JAX's.
 
-Before timing, each contender's meta-gradient is checked in float64 against the learn2learn engine's,
-except for the compiled ones, which tests/test_compilation.py checks.
+Before timing, each contender's meta-gradient is checked in float64 against the learn2learn engine's.
 """
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import sys
@@ -71,7 +69,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 class Timing(NamedTuple):
-    """One contender's medians, and the time of its first call, which includes compilation."""
+    """One contender's medians, and the time of its first call."""
 
     milliseconds: float
     ratio: float
@@ -179,7 +177,6 @@ def main() -> None:
         "results": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # empty: the first call compiles
         setting = Setting(device, run_loggers(Path(folder), {}))
         for case in (CASES[name]() for name in arguments.tasks):
             for order in arguments.orders:

@@ -59,7 +59,7 @@ class Run:
 
 def build(case: str, arguments: argparse.Namespace) -> tuple[MetaLearner, TaskDistribution]:
     """Build the second-order learner and the tasks of a case."""
-    settings: dict[str, Any] = {"engine": "vectorized", "compile": arguments.compile}
+    settings: dict[str, Any] = {"engine": "vectorized"}
     if case == "sine":
         learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, inner_steps=5, **settings)
         return learner, SineWaves(shots=10)
@@ -196,7 +196,6 @@ def main() -> None:
         default=200,
         help="meta-steps per training; a tenth for omniglot (default: 200)",
     )
-    parser.add_argument("--compile", action="store_true", help="compile the meta-gradient")
     arguments = parser.parse_args()
     if arguments.processes is None:
         most = torch.cuda.device_count() if arguments.device == "cuda" else 2

@@ -2,7 +2,7 @@
 
     python -m scripts.measure_exactness
 
-What is measured: processor time of the check, which runs once per run, against one uncompiled meta-step
+What is measured: processor time of the check, which runs once per run, against one meta-step
 of the same engine.
 
 How to read the table: config, order, one meta-step, the training check, the check divided by the

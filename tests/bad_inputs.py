@@ -88,6 +88,7 @@ KEYS = {
     "model.inner_lr": "null 0 -0.1 nan inf -inf",
     "model.inner_steps": "-1 10001 1000000000000 null",
     "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
+    "model.adapt": "x [] [nope.*] [1] [weight,nope]",
     "model.first_order_steps": "-1",
     "model.engine": "higher null ''",
     "model.tasks_per_chunk": "0 -1 x 1.5",
@@ -201,7 +202,7 @@ Dropout: --model.network torch.nn.Dropout
 no network here: --model.network tests.bad_inputs.FailingNetwork
 no line here: --data.tasks tests.bad_inputs.FailingLines
 num_workers: --data.tasks tests.bad_inputs.UnpicklableLines --data.num_workers 2
-compile: --model.compile true --model.engine learn2learn
+model.compile is no longer needed: --model.compile true
 tasks_per_chunk: --model.tasks_per_chunk 8 --model.engine learn2learn
 tasks_per_chunk: --model.tasks_per_chunk auto --model.engine learn2learn
 dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
@@ -434,7 +435,6 @@ shots: fit OMNIGLOT --data.tasks.shots 20
 rotated_splits: fit OMNIGLOT --data.tasks.rotated_splits [x]
 filters: fit OMNIGLOT --model.network.filters 0
 downsampling: fit OMNIGLOT --model.network.downsampling nope
-compile: fit OMNIGLOT --model.engine learn2learn
 """
 
 WRONG_TYPES: dict[type, str] = {

@@ -1,6 +1,7 @@
 """Independent references for meta-gradients and adaptation curves, written for clarity."""
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class PlainLoop:
         self.network, self.loss, self.inner = network, loss, inner
         self.parameters = trainable_parameters(network)
         self.theta = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.moves = [
+            name for name in self.theta if any(fnmatchcase(name, one) for one in inner.adapt or "*")
+        ]
 
     def curves(self, batch: TaskBatch, transductive: bool = True) -> Tensor:
         """Return the query losses before the first inner step and after each one, `(T, k + 1)`."""
@@ -64,7 +68,8 @@ class PlainLoop:
         trajectory = [self.theta]
         for _ in range(self.inner.steps):
             g = self._gradient(trajectory[-1], task.support_x, task.support_y)
-            trajectory.append({n: p - self.inner.lr * g[n] for n, p in trajectory[-1].items()})
+            moved = {name: trajectory[-1][name] - self.inner.lr * g[name] for name in self.moves}
+            trajectory.append(trajectory[-1] | moved)
         return trajectory
 
     def _predict_query(self, task: Task, transductive: bool) -> Tensor:

@@ -103,8 +103,7 @@ def test_omniglot_trains_from_its_config(
     config = CONFIGS / "omniglot" / "5way_1shot.yaml"
     root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", synthetic_cache)
     few = ("--trainer.max_steps", 2, "--data.meta_batch_size", 2, "--data.test_tasks", 2)
-    uncompiled = ("--model.compile", "false")  # see tests/test_compilation.py
-    maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few, *uncompiled)
+    maml("fit", "--config", config, "--config", CONFIGS / "cpu.yaml", *root, *few)
     result = json.loads((tmp_path / "runs" / "omniglot-5w1s-second-s0" / "test.json").read_text())
     assert 0 <= result["test/accuracy"] <= 1 and "test/accuracy_step_3_ci95" in result
 
@@ -125,10 +124,6 @@ def test_omniglot_trains_from_its_config(
             "tasks_per_chunk is 8, but engine learn2learn",
         ),
         (["--model.tasks_per_chunk", 0], "model.tasks_per_chunk"),
-        (
-            ["--model.engine", "learn2learn", "--model.compile", "true"],
-            "compile is true, but engine learn2learn",
-        ),
         (["--model.first_order_steps", -1], "model.first_order_steps"),
         (["--data.meta_batch_size", 0], "error: data.meta_batch_size is 0; it must be at least 1"),
         (["--trainer.devices", 3], "data.meta_batch_size is 8, which 3 devices do not divide"),

@@ -35,6 +35,18 @@ def test_the_sine_example_meta_trains_both_orders(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_the_transformer_example_adapts_each_part(tmp_path: Path) -> None:
+    _, _, *rows = run_example("transformer.py", tmp_path, "--max_steps", 40)
+    number, loss = {}, {}
+    for row in rows:
+        number[row[:16].strip()], *loss[row[:16].strip()] = map(float, row[16:].split()[:4])
+    assert list(number) == ["head", "adapter and head", "all"]
+    assert number["head"] < number["adapter and head"] < number["all"] / 10
+    for before, after_one, after_five in loss.values():
+        assert after_five < after_one < before
+
+
+@pytest.mark.integration
 def test_the_adapt_example_adapts_a_trained_learner_and_a_run(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -42,7 +54,7 @@ def test_the_adapt_example_adapts_a_trained_learner_and_a_run(
 
     run = tmp_path_factory.mktemp("runs") / "sine"
     short = ("--trainer.max_steps", "1000", "--data.test_tasks", "2", "--data.val_tasks", "2")
-    main(["fit", "--config", "sine", *short, "--model.compile", "false", "--run.dir", str(run)])
+    main(["fit", "--config", "sine", *short, "--run.dir", str(run)])
     for arguments in (("--max_steps", 1000), ("--run", run)):
         _, *lines = run_example("adapt.py", tmp_path, *arguments)
         errors = {int(line.split()[2]): float(line.split()[3]) for line in lines}

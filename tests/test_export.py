@@ -62,7 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, synthetic_omniglot: Path) 
     short = [
         *("--trainer.enable_progress_bar", "false", "--trainer.max_steps", "5"),
         *("--trainer.val_check_interval", "2", "--data.val_tasks", "2", "--data.test_tasks", "2"),
-        *("--model.engine", "vectorized", "--model.compile", "false"),
+        *("--model.engine", "vectorized"),
     ]
     mlp = ["--config", "toy", "--model.network", "maml_pipeline.networks.MLP"]
     convnet = [

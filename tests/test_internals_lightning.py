@@ -1,6 +1,8 @@
 """Canaries: private parts of Lightning still do what this package relies on."""
 
+import inspect
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -14,6 +16,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -79,6 +82,89 @@ def ask(function: str, **settings: Any) -> AskAfterBatch:
     asked = AskAfterBatch(function)
     make_trainer(callbacks=[asked], **settings).fit(Regression(), data(), data(2))
     return asked
+
+
+class Actions(PassThroughProfiler):
+    """Records the names of the profiled actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def start(self, action_name: str) -> None:
+        self.names.add(action_name)
+
+
+class Empty(Callback):
+    """Defines no hook."""
+
+
+class OneHook(Callback):
+    """Defines one hook of a batch."""
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+
+def test_skip_empty_hooks() -> None:
+    with still_holds("skip_empty_hooks"):
+        called: dict[bool, set[str]] = {}
+        for skips in (False, True):
+            actions, callbacks = Actions(), [Empty(), OneHook()]
+            if skips:
+                lightning_internals.skip_empty_hooks(callbacks)
+            make_trainer(max_steps=2, profiler=actions, callbacks=callbacks).fit(
+                Regression(), data(), data(2)
+            )
+            called[skips] = {name for name in actions.names if name.startswith("[Callback]")}
+        skipped = called[False] - called[True]
+        every = {
+            f"[Callback]{c}.{h}" for c in ("Empty", "OneHook") for h in lightning_internals.BATCH_HOOKS
+        }
+        assert skipped == every - {"[Callback]OneHook.on_after_backward"}
+        assert called[True] <= called[False]
+
+
+class SetAttributes(Regression):
+    """Counts how often each attribute is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name != "counts" and "counts" in vars(self):
+            self.counts[name] += 1
+
+
+def test_current_hook() -> None:
+    with still_holds("CURRENT_HOOK"):
+        module = SetAttributes()
+        make_trainer(max_steps=10).fit(module, data(), data(2))
+        # It is the only attribute that Lightning sets in every batch; it reads it from the instance.
+        often = [name for name, count in module.counts.items() if count >= 10]
+        assert often == [lightning_internals.CURRENT_HOOK]
+        assert lightning_internals.CURRENT_HOOK in vars(module)
+
+
+def test_remember_signature() -> None:
+    with still_holds("remember_signature"):
+        received: list[int] = []
+
+        class Receives(Regression):
+            @lightning_internals.remember_signature
+            def training_step(self, batch: Tensor, batch_idx: int = -1) -> Tensor:
+                received.append(batch_idx)
+                return super().training_step(batch)
+
+        make_trainer(max_steps=3).fit(Receives(), data(), data(2))
+        assert received == [0, 1, 2]
+        # Lightning reads the remembered signature: without `batch_idx` in it, it passes none.
+        step: Any = Receives.training_step
+        step.__signature__ = inspect.signature(Regression.training_step)
+        make_trainer(max_steps=3).fit(Receives(), data(), data(2))
+        assert received[3:] == [-1, -1, -1]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +337,6 @@ def test_every_function_has_a_canary() -> None:
     functions = {
         name
         for name, value in vars(lightning_internals).items()
-        if getattr(value, "__module__", "") == lightning_internals.__name__
+        if inspect.isfunction(value) and value.__module__ == lightning_internals.__name__
     }
     assert {f"test_{name}" for name in functions} <= globals().keys()

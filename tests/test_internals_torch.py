@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
@@ -28,31 +27,6 @@ def test_cpu_allocations() -> None:
         del x
     sizes = [a.size for a in torch_internals.cpu_allocations(profiler) if abs(a.size) >= 4000]
     assert sizes == [4000, -4000], changed("the profiler's events of allocations")
-
-
-def test_flatten() -> None:
-    arguments = ({"a": 1, "b": [2, None]}, 3)
-    leaves, unflatten, structure = torch_internals.flatten(arguments)
-    assert unflatten(leaves) == arguments, changed("torch.utils._pytree")
-    assert structure != torch_internals.flatten(({"a": 1}, 3))[2], changed("torch.utils._pytree")
-
-
-def test_trace_with_fake_tensors() -> None:
-    frozen = torch.tensor(2.0)
-
-    def derivative(x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(vmap(lambda value: frozen * value**3)(x).sum(), x)
-        return slope
-
-    try:
-        trace = torch_internals.trace_with_fake_tensors(derivative, [torch.ones(3)])
-    except Exception as error:
-        pytest.fail(f"{changed('make_fx')} ({error!r})")
-    x = torch.arange(3.0)
-    assert torch.equal(trace(x), 6 * x**2), changed("how make_fx traces derivatives and vmap")
-    frozen.fill_(4.0)
-    assert torch.equal(trace(x), 12 * x**2), changed("how make_fx refers to tensors that are not fake")
 
 
 def test_without_attention_fast_path() -> None:

@@ -23,7 +23,6 @@ def test_every_logged_metric_is_documented_and_vice_versa(
         "data.test_tasks": 2,
         "data.tasks.root": synthetic_omniglot,
         "data.tasks.cache_dir": synthetic_cache,
-        "model.compile": "false",
         "model.network.filters": 4,
         "model.first_order_steps": 3,
         "run.dir": tmp_path / "run",

@@ -113,23 +113,6 @@ def test_the_rate_is_measured_separately_for_each_gradient_order(
     assert terminal.line().endswith("| 2 s each, 01:20 left")
 
 
-def test_the_log_of_compiling_starts_on_its_own_line_once_for_each_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    terminal = Terminal(monkeypatch, 120, max_steps=100)
-    terminal.learner.compiles = True
-    for first_order in (True, False):
-        terminal.first_order = first_order
-        terminal.screen.truncate(0)
-        terminal.bar.on_train_batch_start(terminal.trainer, terminal.learner, None, 0)
-        assert terminal.screen.getvalue().endswith("\n")
-        terminal.meta_step(1.0)
-        terminal.meta_step(1.0)
-        terminal.screen.truncate(0)
-        terminal.bar.on_train_batch_start(terminal.trainer, terminal.learner, None, 0)
-        assert terminal.screen.getvalue() == ""
-
-
 class RecordBar(Callback):
     """Records the progress bar before each batch."""
 

@@ -113,7 +113,7 @@ def test_every_setting_that_may_change_is_a_config_key_with_a_reason(maml: Maml)
             value = value[name]
         assert reason and (key == "probes" or not isinstance(value, dict))
     assert not config_differences({"probes": {"every": 1}}, {"probes": {"every": 2}})
-    assert config_differences({"model": {"compiled": 1}}, {"model": {"compiled": 2}})
+    assert config_differences({"model": {"tasks_per_chunks": 1}}, {"model": {"tasks_per_chunks": 2}})
 
 
 def test_a_key_missing_from_a_config_has_its_default(maml: Maml, maml_error: Callable[..., str]) -> None:

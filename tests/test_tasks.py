@@ -11,7 +11,7 @@ import torch
 from maml_pipeline import TaskBatch, TaskDistribution
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines, Omniglot, SineWaves
-from maml_pipeline.tasks.task import SPLITS, random_generator
+from maml_pipeline.tasks.task import SPLITS
 
 DISTRIBUTIONS: list[Callable[[], TaskDistribution]] = [Lines, SineWaves]
 
@@ -39,14 +39,6 @@ def test_a_batch_equals_its_stacked_tasks(make: Callable[[], TaskDistribution]) 
     assert same(batch, TaskBatch.stack(tasks.task(5, "val", i) for i in indices))
     for task, index in zip(batch.tasks(), indices, strict=True):
         assert same(task, tasks.task(5, "val", index))
-
-
-def test_random_numbers_do_not_change_between_versions() -> None:
-    # Philox is exactly defined; this pins its key and counter, on which every result depends.
-    assert random_generator(3, "val", 5).bit_generator.random_raw() == PINNED_PHILOX_NUMBER
-
-
-PINNED_PHILOX_NUMBER = 14323720939946869941
 
 
 @pytest.mark.parametrize("shots", [5, 10, 20])

@@ -30,13 +30,12 @@ def test_group_name_and_tags_follow_from_the_config(
     tasks = values["data"]["tasks"]
     named = resolve_name(tasks["class_path"])(**tasks["init_args"])
     values["run"]["experiment"] = named.name  # as in the resolved config
-    defaults = {"compile": False, "checkpoint_inner_steps": False, "engine": "learn2learn"}
+    defaults = {"checkpoint_inner_steps": False, "engine": "learn2learn"}
     model = values["model"] = {**defaults, **values["model"], **changes}
     about = describe_run(values, world_size=2)
     assert (about.group, about.name) == (group, name)
     assert {"world-size-2", model["engine"]} <= set(about.tags)
     assert ("checkpointed" in about.tags) == model["checkpoint_inner_steps"]
-    assert ("compiled" in about.tags) == model["compile"]
 
 
 @pytest.mark.integration

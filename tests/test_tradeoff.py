@@ -233,7 +233,7 @@ def test_the_time_left_does_not_count_startup_as_training() -> None:
     progress = GridProgress(grid, 100, Console(file=StringIO()), clock=lambda: now)
     progress.start(grid[0], 0)
     assert progress.time_left() == UNKNOWN_TIME
-    now = 35.0  # compiling
+    now = 35.0  # start-up
     progress.update(grid[0], 1)
     assert progress.time_left() == UNKNOWN_TIME
     now = 45.0

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 WORLDS = (1, 2, 4)
 SEVERAL = (2, 4)
-UNCOMPILED = [name for name, _ in runs.cases()]
+CASES = [name for name, _ in runs.cases()]
 Worlds = dict[int, list[dict[str, Any]]]
 """The results of every rank, by world size."""
 PEAK = "memory/meta_step_peak_bytes"
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def worlds(folder: Path) -> Worlds:
     """Run every case once per world size."""
-    return {n: on_every_rank(runs.uncompiled, n, folder / str(n), seconds=300) for n in WORLDS}
+    return {n: on_every_rank(runs.train_and_evaluate, n, folder / str(n), seconds=300) for n in WORLDS}
 
 
 def check_case(worlds: Worlds, name: str) -> None:
@@ -47,7 +47,7 @@ def check_case(worlds: Worlds, name: str) -> None:
             assert trained.reductions == by_batch * runs.META_STEPS
 
 
-@pytest.mark.parametrize("name", UNCOMPILED)
+@pytest.mark.parametrize("name", CASES)
 def test_world_size_never_changes_the_meta_gradient_or_the_weights(worlds: Worlds, name: str) -> None:
     check_case(worlds, name)
 
@@ -55,7 +55,7 @@ def test_world_size_never_changes_the_meta_gradient_or_the_weights(worlds: World
 def test_all_ranks_have_identical_weights(worlds: Worlds) -> None:
     for world_size in SEVERAL:
         first, *others = worlds[world_size]
-        for name in UNCOMPILED:
+        for name in CASES:
             for key, value in first[name].weights.items():
                 assert all(torch.equal(value, other[name].weights[key]) for other in others)
 
@@ -192,10 +192,3 @@ def test_devices_that_do_not_divide_the_meta_batch_are_rejected_without_a_traceb
         "a meta-step's tasks"
     )
     assert not list(tmp_path.iterdir())  # no process was started, no folder made
-
-
-@pytest.mark.slow
-def test_world_size_never_changes_compiled_training(tmp_path: Path) -> None:
-    found = {n: on_every_rank(runs.compiled, n, tmp_path / str(n), seconds=1200) for n in WORLDS}
-    for name in runs.compiled_cases():
-        check_case(found, name)

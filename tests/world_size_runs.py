@@ -24,8 +24,7 @@ from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings, order_gap
 from maml_pipeline.networks import MLP, ConvNet
-from maml_pipeline.tasks import SineWaves
-from maml_pipeline.tasks.task import Split, random_generator
+from maml_pipeline.tasks import SineWaves, Split, random_generator
 from tests.helpers import make_trainer
 from tests.ranks import WORLD_SIZE_VARIABLE
 
@@ -122,8 +121,8 @@ def small_convnet() -> nn.Module:
     return ConvNet(ways=3, filters=3)
 
 
-def uncompiled(folder: Path) -> dict[str, Any]:
-    """Train every case that is not compiled, evaluate, and train once as `maml fit` does."""
+def train_and_evaluate(folder: Path) -> dict[str, Any]:
+    """Train every case, evaluate, and train once as `maml fit` does."""
     results: dict[str, Any] = {name: train(case) for name, case in cases()}
     for engine in ("learn2learn", "vectorized"):
         results |= {f"{engine}, evaluation of {n}": evaluate(engine, n) for n in EVALUATED}
@@ -131,21 +130,6 @@ def uncompiled(folder: Path) -> dict[str, Any]:
     results["one rank out of memory"] = one_rank_out_of_memory()
     results["refused"] = refused()
     return results
-
-
-def compiled_cases() -> dict[str, Case]:
-    """Return the compiled cases, which take half a minute each: both orders, and checkpointed."""
-    compiled = {"engine": "vectorized", "compile": True}
-    return {
-        "first order": Case(compiled | {"first_order": True}),
-        "second order": Case(compiled),
-        "checkpointed": Case(compiled | {"checkpoint_inner_steps": True}),
-    }
-
-
-def compiled(folder: Path) -> dict[str, Any]:
-    """Train every case that is compiled."""
-    return {name: train(case) for name, case in compiled_cases().items()}
 
 
 def train(case: Case) -> Trained:

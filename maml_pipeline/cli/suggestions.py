@@ -11,7 +11,7 @@ from typing import Any
 
 from maml_pipeline.cli.config_files import config_files
 from maml_pipeline.cli.training_help import GROUPS
-from maml_pipeline.config_file import read_config
+from maml_pipeline.config_file import REMOVED_KEYS, read_config
 from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.shipped_files import shipped_configs
 
@@ -121,6 +121,8 @@ def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:
         arguments: The arguments of the command. The classes that they and their configuration files
             name decide which further keys there are.
     """
+    if removed := [key for key in REMOVED_KEYS if re.search(rf"\b{re.escape(key)}\b", message)]:
+        return f"; {removed[0]} is {REMOVED_KEYS[removed[0]]}, leave it out"
     if (found := _UNKNOWN_MODULE.search(message)) and find_spec(found[1]) is None:
         return f"; put the folder of {found[1]} on PYTHONPATH"
     if found := _UNKNOWN_CLASS.match(message):

@@ -29,22 +29,21 @@ from maml_pipeline.cli.checkpoint_to_evaluate import newest_trained_run
 from maml_pipeline.cli.checks.callbacks import as_list
 from maml_pipeline.cli.cluster_environment import cluster_environment
 from maml_pipeline.cli.end_of_fit import print_end
+from maml_pipeline.cli.fit_callbacks import fit_callbacks
 from maml_pipeline.cli.start_or_resume import check_free, resume_command
 from maml_pipeline.cli.stopping import leave_process_group
 from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.environment import NVML_CUDA_CHECK, OFFLINE, RUN_DIR
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import remove_unfinished, write_atomically
-from maml_pipeline.learner.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
-from maml_pipeline.learner.early_stopping import EndEarly
+from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 from maml_pipeline.learner.lightning_internals import align_logged_step
-from maml_pipeline.learner.metrics_csv import DropRepeatedRows
+from maml_pipeline.learner.no_profiler import NoProfiler
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.progress_bar import MetaStepProgressBar
 from maml_pipeline.learner.random_numbers import SeedRandomNumbers
-from maml_pipeline.learner.tracking import StartTracking, finish_tracking
-from maml_pipeline.learner.training_time import TrainingTime
+from maml_pipeline.learner.tracking import finish_tracking
 from maml_pipeline.rank import is_rank_zero
 from maml_pipeline.runs.locked_folder import open_run_folder
 from maml_pipeline.runs.loggers import run_loggers
@@ -109,22 +108,24 @@ class TrainingCommand(CheckedCommand):
         """
         self.target = self.locate_and_check()
         trainer = self.config_init[self.command].trainer
-        self.stop = StopOnSignal()
-        callbacks: list[Callback] = [self.stop, SeedRandomNumbers(self.settings.seed_everything)]
+        seed = self.settings.seed_everything
+        shows_progress = trainer.enable_progress_bar is not False
         loggers: list[Any] = [] if isinstance(trainer.logger, bool) else as_list(trainer.logger)
         if self.command == "fit":
             self._open_folder()
-            callbacks += self._fit_callbacks()
+            callbacks = self._fit_callbacks(seed, shows_progress)
             if self.folder is not None and is_rank_zero():
                 loggers = [*run_loggers(self.folder, self.values), *loggers]
-        elif is_rank_zero():
-            self._print_checkpoint()
-        if trainer.enable_progress_bar is not False:
-            callbacks.append(MetaStepProgressBar())
-        callbacks.append(ResultTable(self.folder, self.target.differences))
+        else:
+            if is_rank_zero():
+                self._print_checkpoint()
+            bar = [MetaStepProgressBar()] if shows_progress else []
+            results = ResultTable(self.folder, self.target.differences)
+            callbacks = [StopOnSignal(), SeedRandomNumbers(seed), *bar, results]
         return super().instantiate_trainer(
             logger=loggers or False,
             callbacks=[*as_list(trainer.callbacks), *callbacks],
+            profiler=trainer.profiler or NoProfiler(),
             # Ours counts meta-steps, Lightning's counts batches.
             val_check_interval=trainer.val_check_interval * trainer.accumulate_grad_batches,
             # Not the working directory, where Lightning would resume from any hpc_ckpt_*.ckpt.
@@ -170,22 +171,18 @@ class TrainingCommand(CheckedCommand):
         print(f"No checkpoint: {verb} the initial parameters; to {self.command} a trained run:")
         print(f"  {printable(shlex.join(['maml', self.command, '--config', config]))}")
 
-    def _fit_callbacks(self) -> list[Callback]:
-        run, folder = self.settings.run, self.folder or NO_FOLDER
-        self.best = BestCheckpoint(folder / run_folder.BEST_CHECKPOINT, run.monitor, run.mode)
+    def _fit_callbacks(self, seed: int, shows_progress: bool) -> list[Callback]:
         probes: ProbeSettings = self.config_init[self.command].probes
-        last = LastCheckpoint(folder / run_folder.LAST_CHECKPOINT, run.checkpoint_every, self.stop)
-        tracking = StartTracking(folder / run_folder.BEST_CHECKPOINT)
-        self.time = TrainingTime()
-        return [
-            DropRepeatedRows(),
-            tracking,
-            *probes.callbacks(),
-            self.time,
-            EndEarly(),
-            self.best,
-            last,
-        ]
+        callbacks = fit_callbacks(
+            self.folder or NO_FOLDER,
+            self.settings.run,
+            probes,
+            seed,
+            ResultTable(self.folder, self.target.differences),
+            shows_progress,
+        )
+        self.best, self.time = callbacks.best, callbacks.time
+        return callbacks.ordered
 
     def command_arguments(self, command: str) -> dict[str, Any]:
         """Return the arguments of `Trainer.fit`, `validate` or `test`."""

@@ -1,14 +1,17 @@
 """The parser of `maml fit | validate | test`."""
 
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import torch
-from jsonargparse import DefaultHelpFormatter, Namespace
+import yaml
+from jsonargparse import DefaultHelpFormatter, Namespace, get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser
 
 from maml_pipeline.cli.checks.address_space import bounded_memory
@@ -18,16 +21,41 @@ from maml_pipeline.cli.jsonargparse_internals import has_subcommands, parser_key
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.cli.parser_messages import one_line
 from maml_pipeline.cli.suggestions import describe_missing, suggest
+from maml_pipeline.config_file import REMOVED_KEYS, drop_removed_keys
 from maml_pipeline.errors import UserError
+from maml_pipeline.rank import is_rank_zero
 
 MAX_LISTED_CLASSES = 20
+
+
+def _load(text: str) -> Any:
+    """Load YAML as jsonargparse does, without the keys of a config that earlier versions had."""
+    value = get_loader("yaml")(text)
+    for key in drop_removed_keys(value):
+        tell_once(f"{key} is {REMOVED_KEYS[key]} and is ignored")
+    return value
+
+
+@cache
+def tell_once(notice: str) -> None:
+    """Print a notice on stderr, once per process."""
+    if is_rank_zero():
+        print(notice, file=sys.stderr)
+
+
+PARSER_MODE = "yaml without removed keys"
+set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 class TrainingParser(Parser, LightningArgumentParser):
     """Lightning's parser, with one-line errors that suggest a key for an unknown one."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"formatter_class": DefaultHelpFormatter} | kwargs)
+        defaults: dict[str, Any] = {
+            "formatter_class": DefaultHelpFormatter,
+            "parser_mode": PARSER_MODE,
+        }
+        super().__init__(**defaults | kwargs)
 
     def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse arguments and configuration files.

@@ -37,8 +37,8 @@ class EndEarly(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Postpone a stop to the end of the current meta-step."""
         self._stops_after_meta_step = self._stops_after_meta_step or trainer.should_stop
-        is_within_meta_step = lightning_internals.is_within_meta_step(trainer)
-        trainer.should_stop = self._stops_after_meta_step and not is_within_meta_step
+        if self._stops_after_meta_step:
+            trainer.should_stop = not lightning_internals.is_within_meta_step(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note whether training ends regardless of the validation."""

@@ -1,5 +1,8 @@
 """Validation and test: adapt to each task and average its query measures over tasks and devices."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -7,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.learner.adaptation import adapted_network
+from maml_pipeline.learner.lightning_internals import CURRENT_HOOK
 from maml_pipeline.learner.measures import measure_name
 from maml_pipeline.learner.outer_optimizer import step_plateau_schedulers
 from maml_pipeline.limits import check_whole
@@ -45,6 +49,17 @@ class EvaluatedByAdaptation(LightningModule):
         self._curves: dict[str, list[Tensor]] = {}
         self._evaluated: dict[str, float] = {}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; at once if it is Lightning's note of the current hook.
+
+        PyTorch first finds out whether a value is a parameter, a buffer or a module, which for this one
+        would take a noticeable part of a short meta-step.
+        """
+        if name == CURRENT_HOOK:
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # One task ------------------------------------------------------------------------------------
 
     def adapt(
@@ -81,9 +96,10 @@ class EvaluatedByAdaptation(LightningModule):
         """
         if steps is not None:
             check_whole("steps", steps, 0)
-        inner = InnerLoop(
-            self.eval_inner.lr if inner_lr is None else inner_lr,
-            self.eval_inner.steps if steps is None else steps,
+        inner = replace(
+            self.eval_inner,
+            lr=self.eval_inner.lr if inner_lr is None else inner_lr,
+            steps=self.eval_inner.steps if steps is None else steps,
         )
         return adapted_network(
             self.network, self.engine, self.loss, support_x, support_y, inner, self.transductive

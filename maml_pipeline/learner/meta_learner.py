@@ -1,5 +1,6 @@
 """MetaLearner: MAML of either gradient order as a LightningModule."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,15 @@ from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
+from maml_pipeline.learner.lightning_internals import remember_signature
 from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
-from maml_pipeline.learner.outer_optimizer import adam, scheduler_config
+from maml_pipeline.learner.outer_optimizer import adam, release_gradients, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
 from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
-from maml_pipeline.meta_gradient.inner_loop import check_finite, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import adapted_names, check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
 
 
@@ -36,6 +38,8 @@ class MetaLearner(EvaluatedByAdaptation):
         inner_lr: Inner learning rate alpha.
         inner_steps: Inner steps k in training.
         eval_inner_steps: Inner steps in validation and test; `None` for `inner_steps`.
+        adapt: Patterns of the names of the parameters that the inner loop moves: `["head.*"]` for the
+            head alone, `["*.bias"]` for every bias; `None` for all. All are meta-learned either way.
         transductive: Predict each query set as one batch in validation and test, so that batch
             normalisation shares statistics among query points, as in the MAML paper; `False` predicts
             each query point separately, normalised with the support set. Training is always
@@ -50,8 +54,6 @@ class MetaLearner(EvaluatedByAdaptation):
             `"auto"` for as many as fit, `None` for all.
         checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
             to save memory. First order keeps no graphs.
-        compile: For `"vectorized"`: compile the meta-gradient with `torch.compile`, which takes a
-            minute or more in the first meta-step.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimizer from the parameters; default: Adam with 1e-3.
@@ -65,7 +67,9 @@ class MetaLearner(EvaluatedByAdaptation):
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, algorithm 1; Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
         (derivative-order annealing); Nichol, Achiam, Schulman, "On First-Order Meta-Learning
-        Algorithms", 2018, section 6.1 (transduction).
+        Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio, Vinyals, "Rapid Learning
+        or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim, Yun, "BOIL", 2021 (the
+        body alone).
     """
 
     def __init__(
@@ -76,13 +80,13 @@ class MetaLearner(EvaluatedByAdaptation):
         inner_lr: float,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
+        adapt: list[str] | None = None,
         transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
         engine: Literal["vectorized", "learn2learn"] = "vectorized",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
-        compile: bool = False,
         metric: Callable[..., Any] | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -97,12 +101,11 @@ class MetaLearner(EvaluatedByAdaptation):
             check_whole("eval_inner_steps", eval_inner_steps, 0)
         super().__init__(network, loss, metric)
         self.first_order_steps = first_order_steps
-        self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps)
-        self.engine = build_engine(engine, tasks_per_chunk, compile)
-        self.compiles = compile
-        self.uncompiled_engine = build_engine(engine, tasks_per_chunk) if compile else self.engine
+        self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps, adapt)
+        adapted_names(network, self.inner.adapt)  # each pattern matches a parameter
+        self.engine = build_engine(engine, tasks_per_chunk)
         eval_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
-        self.eval_inner = InnerLoop(inner_lr, eval_steps)
+        self.eval_inner = InnerLoop(inner_lr, eval_steps, adapt=adapt)
         self.transductive = transductive
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -111,6 +114,7 @@ class MetaLearner(EvaluatedByAdaptation):
 
     # One meta-step ------------------------------------------------------------------------------
 
+    @remember_signature
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""
         self.check_first_batch(batch)
@@ -130,14 +134,18 @@ class MetaLearner(EvaluatedByAdaptation):
 
     def inner_loop(self) -> InnerLoop:
         """Return the inner loop of the current meta-step, with its gradient order."""
-        return replace(self.inner, first_order=self.takes_first_order())
+        first_order = self.takes_first_order()
+        inner = self.inner
+        return inner if inner.first_order == first_order else replace(inner, first_order=first_order)
 
     def takes_first_order(self) -> bool:
         """Tell whether the current meta-step takes the first-order meta-gradient."""
-        return self.inner.first_order or self.global_step < self.first_order_steps
+        return self.inner.first_order or 0 < self.first_order_steps > self.global_step
 
     def _check_finite(self, result: MetaGradient) -> None:
-        check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
+        # If the sum is finite, so is every loss: one operation in all but the last meta-step.
+        if not math.isfinite(result.inner_losses.sum().item()):
+            check_finite(result.inner_losses, self.inner.lr, f"meta-step {self.global_step}")
 
     def _is_logged(self) -> bool:
         """Log at the logger's interval, and in the first ten meta-steps for the progress bar.
@@ -163,6 +171,10 @@ class MetaLearner(EvaluatedByAdaptation):
             return optimizer
         schedule = scheduler_config(self.lr_scheduler(optimizer))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Release the gradients of the previous meta-step."""
+        release_gradients(optimizer)
 
     # Outside training ---------------------------------------------------------------------------
 

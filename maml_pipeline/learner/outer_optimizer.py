@@ -14,6 +14,21 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
+def release_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Set the gradients of an optimizer to `None`.
+
+    The same as PyTorch's `zero_grad`, without its entry in PyTorch's profiler, which takes longer than
+    all the rest. An optimizer with a `zero_grad` of its own gets that called.
+    """
+    has_own = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
+    if has_own or "zero_grad" in vars(optimizer):
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def scheduler_config(scheduler: Any) -> dict[str, Any]:
     """Return Lightning's settings of a schedule that is stepped once per meta-step.
 

@@ -16,7 +16,7 @@ The sequence, with the place of each step:
 Before the first meta-step and during the test, there is no state to save: steps 2 to 4 are skipped.
 
 Step 3 relies on the order of callbacks. Lightning calls those of type `Checkpoint` after all others,
-in the order of the list, so `cli.training` ends its list of them with `EndEarly`, `BestCheckpoint`,
+in the order of the list, so `cli.fit_callbacks` ends with `EndEarly`, `BestCheckpoint`,
 `LastCheckpoint`: the saved state then includes what every other callback decided in this meta-step.
 
 A process that is killed (by SIGKILL, or for its memory) can do none of this. The shell around it,

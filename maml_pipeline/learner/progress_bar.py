@@ -21,7 +21,7 @@ class MetaStepProgressBar(TQDMProgressBar):
     """Show the meta-steps done, their rate, the time left and the latest measures.
 
     The rate is that of this process without the first meta-step of each gradient order, in which
-    `torch.compile` runs and caches fill. It includes validations.
+    caches fill. It includes validations.
 
     The bar is redrawn at intervals, not in every meta-step: reading a measure from a GPU waits for the
     GPU, and a Slurm log keeps every line that a terminal would overwrite.
@@ -86,15 +86,12 @@ class MetaStepProgressBar(TQDMProgressBar):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restart the rate when the gradient order changes, and leave the line to the engine's log."""
+        """Restart the rate when the gradient order changes."""
         first_order = isinstance(pl_module, MetaLearner) and pl_module.takes_first_order()
         if first_order in self._orders_seen:
             return
         self._orders_seen.add(first_order)
         self._measured_from, self._first_step = None, trainer.global_step
-        compiles = isinstance(pl_module, MetaLearner) and pl_module.compiles
-        if compiles and not self.train_progress_bar.disable:
-            print(flush=True)  # the engine logs that it compiles, on a line of its own
 
     def on_train_batch_end(
         self,
@@ -105,11 +102,11 @@ class MetaStepProgressBar(TQDMProgressBar):
         batch_idx: int,
     ) -> None:
         """Redraw at intervals, and at the end."""
-        now = self.clock()
-        self.train_progress_bar.n = trainer.global_step
-        if self._measured_from is None and trainer.global_step > self._first_step:
-            self._measured_from = (trainer.global_step, now)
-        if now - self.drawn_at >= self.seconds_between or trainer.global_step == trainer.max_steps:
+        now, step = self.clock(), trainer.global_step
+        self.train_progress_bar.n = step
+        if self._measured_from is None and step > self._first_step:
+            self._measured_from = (step, now)
+        if now - self.drawn_at >= self.seconds_between or step == trainer.max_steps:
             self.drawn_at = now
             self._draw(trainer, pl_module)
 

@@ -6,7 +6,7 @@ One meta-gradient, from the learner down:
     +- Engine.meta_gradient                engine.py
     |  +- verified_workarounds             exactness/: compare with plain autograd, once per network
     |  +- VectorizedEngine._meta_gradient  vectorized_engine.py, for each chunk of tasks:
-    |  |  +- chunk_gradient                methods.py; `call` compiles its parts (compilation.py)
+    |  |  +- chunk_gradient                methods.py
     |  |     +- first_order                   adapt, then the query gradient
     |  |     +- unrolled                      differentiate through the graph of all inner steps
     |  |     +- checkpointed               checkpointed.py: adapt without a graph, carry the adjoint back
@@ -43,29 +43,23 @@ __all__ = [
 def build_engine(
     name: Literal["vectorized", "learn2learn"],
     tasks_per_chunk: int | Literal["auto"] | None = None,
-    compile: bool = False,
 ) -> Engine:
     """Build an engine from the keys of a config.
 
     Args:
         name: Name of the engine.
         tasks_per_chunk: See `VectorizedEngine`.
-        compile: See `VectorizedEngine`.
 
     Raises:
         UserError: The engine does not exist, does not have one of the settings, or is not installed.
     """
     if name == "vectorized":
-        return VectorizedEngine(tasks_per_chunk, compile)
+        return VectorizedEngine(tasks_per_chunk)
     if name != "learn2learn":
         raise UserError(f"engine is {name}; it must be vectorized or learn2learn")
     if tasks_per_chunk is not None:
         raise UserError(
             f"tasks_per_chunk is {tasks_per_chunk}, but engine learn2learn adapts one task at a time: "
             "leave it out, or set engine to vectorized"
-        )
-    if compile:
-        raise UserError(
-            "compile is true, but engine learn2learn cannot be compiled: set engine to vectorized"
         )
     return Learn2LearnEngine()

@@ -10,6 +10,13 @@ since H is symmetric,
 and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse order. A step needs
 theta_t alone. Its activations are recomputed, and freed before the next step.
 
+If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and the same adjoint is
+
+    a_t = a_{t+1} - alpha (d^2 L_support / (d theta d phi))(theta_t) a^phi_{t+1}:
+
+its part of psi accumulates mixed derivatives. So does that of the features of the network's fixed
+prefix, which count as fixed parameters during the sweep; after it, their adjoint is carried back to psi.
+
 Nor is every theta_t kept. The k steps are divided into segments of L, L - 1, ..., 1 steps, with L the
 smallest integer such that L (L + 1) / 2 >= k. Only the first theta_t of each segment is a checkpoint;
 the sweep recomputes the others of a segment when it reaches it. The earlier a segment, the fewer
@@ -33,21 +40,18 @@ import torch
 from torch import Tensor
 
 from maml_pipeline.meta_gradient.adaptation import (
-    Call,
     ChunkGradient,
-    expand,
     gradient,
     inner_step,
     loss_and_gradient,
-    sum_over_tasks,
 )
-from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
+from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, is_feature
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
 
 
 def checkpointed(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back step by step from parameter checkpoints.
 
@@ -69,36 +73,45 @@ def checkpointed(
     support = chunk.support_x, chunk.support_y
 
     def step(theta_t: Parameters) -> tuple[Parameters, Tensor]:
-        result: tuple[Parameters, Tensor] = call(inner_step, chunk_loss, theta_t, *support, inner.lr)
-        return result
+        return inner_step(chunk_loss, theta_t, *support, inner.lr)
 
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
-        result: Parameters = call(hessian_vector_product, chunk_loss, theta_t, *support, vector)
-        return result
+        return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
-    adapted, losses = expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
+    features = {name: p for name, p in adapted.items() if is_feature(name)}
     checkpoints = ParameterCheckpoints(inner.steps)
     for t in range(inner.steps):
         checkpoints.save(t, adapted)
         adapted, support_loss = step(adapted)
         losses.append(support_loss)
 
-    query_loss, prediction, adjoint = call(
-        loss_and_gradient, chunk_loss, adapted, chunk.query_x, chunk.query_y
+    query_loss, prediction, adjoint = loss_and_gradient(
+        chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
     del adapted  # freed before the sweep
+    adjoint |= {name: torch.zeros_like(feature) for name, feature in features.items()}
     adjoint = reverse_sweep(adjoint, checkpoints, lambda theta_t: step(theta_t)[0], product, inner.lr)
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, sum_over_tasks(adjoint))
+    of_features = {name: adjoint.pop(name) for name in features}
+    meta_gradient = chunk_loss.sum_over_tasks(adjoint)
+    if features:
+        through_prefix = features_gradient(chunk_loss, theta, chunk.support_x, of_features)
+        meta_gradient |= {name: meta_gradient[name] + g for name, g in through_prefix.items()}
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient)
 
 
 def hessian_vector_product(
     chunk_loss: ChunkLoss, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
 ) -> Parameters:
-    """Multiply the Hessian of each task's loss at theta by the task's vector."""
+    """Multiply the Hessian of each task's loss at theta by the task's vector.
+
+    Only the vector's adapted parameters phi count, since only they move: the product is that of the
+    columns d^2 L / (d theta d phi) with them.
+    """
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
     losses, _ = chunk_loss(theta, x, y)
-    slopes = gradient(losses, theta, create_graph=True)
+    slopes = gradient(losses, chunk_loss.of_adapted(theta), create_graph=True)
     # A slope without a graph is constant: its curvature is zero. Once they are multiplied, the graph
     # refers to the vector and no longer to the slopes.
     directional = [(slope * vector[name]).sum() for name, slope in slopes.items() if slope.requires_grad]
@@ -106,6 +119,16 @@ def hessian_vector_product(
     if not directional:
         return {name: torch.zeros_like(v) for name, v in vector.items()}
     return gradient(torch.stack(directional), theta)
+
+
+def features_gradient(
+    chunk_loss: ChunkLoss, theta: Parameters, support_x: Tensor, adjoint: Parameters
+) -> Parameters:
+    """Carry the adjoint of the fixed prefix's features back to the parameters that all tasks share."""
+    shared = {name: theta[name].detach().requires_grad_() for name in chunk_loss.shared}
+    features = chunk_loss.start(theta | shared, support_x)
+    directional = [(features[name] * a).sum() for name, a in adjoint.items()]
+    return gradient(torch.stack(directional), shared)
 
 
 def reverse_sweep(
@@ -116,6 +139,8 @@ def reverse_sweep(
     lr: float,
 ) -> Parameters:
     """Compute a_0 from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
+
+    Those of shared parameters are `(...)`, summed over tasks.
 
     Args:
         adjoint: a_k, the query gradient at theta_k. Overwritten.

@@ -1,54 +1,128 @@
 """The loss of a chunk of tasks as a pure function of the tasks' parameters.
 
-A chunk is a number of tasks that adapt at once. Each parameter has a leading dimension T, one slice
-per task, and task i's loss depends on slice i alone. The gradient of the summed losses therefore holds
-every task's gradient, and PyTorch's autograd differentiates it to any order.
+A chunk is a number of tasks that adapt at once. Each adapted parameter has a leading dimension T, one
+slice per task, and task i's loss depends on slice i alone. The gradient of the summed losses therefore
+holds every task's gradient, and PyTorch's autograd differentiates it to any order. Parameters that are
+fixed in the inner loop are shared by all tasks and have no such dimension: they are not copied, and
+their gradient is the sum over tasks.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from maml_pipeline.meta_gradient.exactness import Workarounds
-from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters, trainable_parameters
-
-ChunkLoss = Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(parameters `(T, ...)`, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions `(T, S, ...)`."""
+from maml_pipeline.meta_gradient.fixed_prefix import record, replayed
+from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters
+from maml_pipeline.meta_gradient.stateless import stateless
 
 PredictEach = Callable[[Parameters, Tensor], Tensor]
 """(parameters `(T, ...)`, inputs `(T, Q, ...)`) -> predictions `(T, Q, ...)`."""
 
 
-def vectorized_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+FEATURE = "()"
+"""Ends the name of a feature among parameters, after the name of the module that computes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkLoss:
+    """The loss of each task of a chunk.
+
+    Args:
+        evaluate: (parameters, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions
+            `(T, S, ...)`. Parameters are `(T, ...)`, except the shared ones.
+        adapted: Names of the parameters that the inner steps move.
+        shared: Names of the parameters without a task dimension; none of them is adapted.
+        features: (parameters, inputs) -> the outputs of the network's fixed prefix `(T, S, ...)`, by
+            name. Among the parameters of a call, they replace the prefix.
+    """
+
+    evaluate: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
+    adapted: tuple[str, ...]
+    shared: frozenset[str] = frozenset()
+    features: Callable[[Parameters, Tensor], Parameters] | None = None
+
+    def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return losses `(T,)` and predictions `(T, S, ...)`."""
+        return self.evaluate(parameters, x, y)
+
+    def of_adapted(self, parameters: Parameters) -> Parameters:
+        """Return the adapted ones of the parameters."""
+        return {name: parameters[name] for name in self.adapted}
+
+    def start(self, theta: Parameters, support_x: Tensor) -> Parameters:
+        """Return the parameters before the first inner step, with the features of the support sets.
+
+        Each task has the same parameters, which are not copied: `(...)` -> `(T, ...)`.
+        """
+        tasks = len(support_x)
+        expanded = {
+            name: p if name in self.shared else p.expand(tasks, *p.shape) for name, p in theta.items()
+        }
+        return expanded if self.features is None else expanded | self.features(expanded, support_x)
+
+    def without_features(self, parameters: Parameters) -> Parameters:
+        """Return the parameters alone, to evaluate the whole network on other inputs."""
+        return {name: p for name, p in parameters.items() if not is_feature(name)}
+
+    def sum_over_tasks(self, gradient: Parameters) -> Parameters:
+        """Sum the gradients of the tasks: `(T, ...)` -> `(...)`."""
+        return {name: g if name in self.shared else g.sum(0) for name, g in gradient.items()}
+
+
+def is_feature(name: str) -> bool:
+    """Tell whether a name among parameters is that of a feature."""
+    return name.endswith(FEATURE)
+
+
+def vectorized_loss(
+    network: nn.Module,
+    loss: Loss,
+    workarounds: Workarounds,
+    adapted: tuple[str, ...],
+    shared: frozenset[str],
+) -> ChunkLoss:
     """Map a network and its loss over the tasks of a chunk with `torch.func.vmap`."""
-    call = stateless(network)
+    call, prefix = stateless(network), workarounds.fixed_prefix
 
-    def task_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return workarounds.evaluate(partial(call, parameters), loss, x, y)
+    def task_loss(given: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        features = {name.removesuffix(FEATURE): p for name, p in given.items() if is_feature(name)}
+        parameters = {name: p for name, p in given.items() if not is_feature(name)}
+        with replayed(network, prefix, features) if features else nullcontext():
+            return workarounds.evaluate(partial(call, parameters), loss, x, y)
 
-    mapped: ChunkLoss = vmap(task_loss)
+    def task_features(parameters: Parameters, x: Tensor) -> Parameters:
+        predict = partial(workarounds.predict, partial(call, parameters), x)
+        return {name + FEATURE: p for name, p in record(network, prefix, predict).items()}
 
-    def chunk_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def mapped(function: Callable[..., Any], parameters: Parameters, *others: Tensor) -> Any:
+        task_dimension = {name: None if name in shared else 0 for name in parameters}
         # A tensor that a call keeps as an attribute is useless outside vmap.
         with workarounds.preserved_attributes(network):
-            return mapped(parameters, x, y)
+            return vmap(function, in_dims=(task_dimension, *[0 for _ in others]))(parameters, *others)
 
-    return chunk_loss
+    features = partial(mapped, task_features) if prefix.recorded else None
+    return ChunkLoss(partial(mapped, task_loss), adapted, shared, features)
 
 
-def single_task_loss(network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
+def single_task_loss(
+    network: nn.Module, loss: Loss, workarounds: Workarounds, adapted: tuple[str, ...]
+) -> ChunkLoss:
     """Evaluate a chunk of one task without vmap, so that any module works."""
     call = stateless(network)
 
-    def chunk_loss(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         task_parameters = {name: p[0] for name, p in parameters.items()}
         value, prediction = workarounds.evaluate(partial(call, task_parameters), loss, x[0], y[0])
         return value[None], prediction[None]
 
-    return chunk_loss
+    return ChunkLoss(evaluate, adapted)
 
 
 def plain_predictions(network: nn.Module, workarounds: Workarounds) -> PredictEach:
@@ -71,26 +145,3 @@ def plain_predictions(network: nn.Module, workarounds: Workarounds) -> PredictEa
         )
 
     return predict
-
-
-def stateless(network: nn.Module) -> Callable[[Parameters, Tensor], Tensor]:
-    """Make a network a function of its trainable parameters, by name, and of its input.
-
-    A parameter that several modules share is replaced in each of them. `functional_call` with
-    `tie_weights=True` does so too, but leaves the network broken where one module has two names: it
-    replaces the same parameter twice and restores the first replacement.
-    """
-    name_of = {id(p): name for name, p in trainable_parameters(network).items()}
-    names_by_place = {
-        f"{module_name}.{attribute}" if module_name else attribute: name_of[id(p)]
-        for module_name, module in network.named_modules()  # each module once
-        for attribute, p in module.named_parameters(recurse=False, remove_duplicate=False)
-        if id(p) in name_of
-    }
-
-    def call(parameters: Parameters, x: Tensor) -> Tensor:
-        placed = {place: parameters[name] for place, name in names_by_place.items()}
-        prediction: Tensor = functional_call(network, placed, (x,), tie_weights=False)
-        return prediction
-
-    return call

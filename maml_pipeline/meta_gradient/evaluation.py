@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from maml_pipeline.meta_gradient.adaptation import expand, inner_step
+from maml_pipeline.meta_gradient.adaptation import inner_step
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, PredictEach
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
 from maml_pipeline.tasks import TaskBatch
@@ -49,7 +49,7 @@ def inner_steps(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> Iterator[Parameters]:
     """Yield the parameters `(T, ...)` before the first inner step and after each one."""
-    adapted = expand(theta, len(chunk.support_x))
+    adapted = chunk_loss.start(theta, chunk.support_x)
     yield adapted
     for _ in range(inner.steps):
         adapted, _ = inner_step(chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr)

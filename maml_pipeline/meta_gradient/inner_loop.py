@@ -1,7 +1,8 @@
 """The inner loop: how a network adapts to one task."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Parameters = dict[str, Tensor]
 """Trainable parameters by name."""
 
+MAX_LISTED = 8
+"""Parameter names that an error lists."""
+
 
 @dataclass(frozen=True)
 class InnerLoop:
@@ -28,6 +32,8 @@ class InnerLoop:
             through them (MAML).
         checkpointed: Compute second order by recomputing inner steps instead of keeping their graph.
             Has no effect on first order, which keeps no graph.
+        adapt: Patterns of the names of the parameters that the inner steps move, such as `("head.*",)`;
+            `None` for all. See `adapted_names`.
 
     Raises:
         UserError: A setting is out of range.
@@ -37,10 +43,13 @@ class InnerLoop:
     steps: int = 1
     first_order: bool = False
     checkpointed: bool = False
+    adapt: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_positive("inner_lr", self.lr)
         check_whole("inner_steps", self.steps, 0)
+        if self.adapt is not None:
+            object.__setattr__(self, "adapt", _checked_patterns(self.adapt))
 
     @property
     def method(self) -> Method:
@@ -54,12 +63,61 @@ class InnerLoop:
 
     def for_evaluation(self) -> "InnerLoop":
         """Return the same steps without a meta-gradient, so that no graph is kept."""
-        return InnerLoop(self.lr, self.steps, first_order=True)
+        return replace(self, first_order=True, checkpointed=False)
 
 
 def trainable_parameters(network: nn.Module) -> Parameters:
     """Return the parameters that require a gradient, by name; a shared parameter appears once."""
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def adapted_names(network: nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the parameters that the inner steps move.
+
+    The others are fixed in the inner loop. All trainable parameters are meta-learned, adapted or not.
+
+    Args:
+        network: Its trainable parameters are matched; a shared one by any of its names.
+        patterns: As in `fnmatch`: `head.*` matches `head.weight`, `*.bias` every bias. `None` for all.
+
+    Returns:
+        Names in the order of `trainable_parameters`.
+
+    Raises:
+        UserError: A pattern matches no trainable parameter.
+
+    References:
+        Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the
+        Effectiveness of MAML", 2020 (ANIL: the head alone); Oh, Yoo, Kim, Yun, "BOIL: Towards
+        Representation Change for Few-shot Learning", 2021 (the body alone).
+    """
+    trainable = trainable_parameters(network)
+    if patterns is None:
+        return tuple(trainable)
+    matched: set[int] = set()
+    every = {n: id(p) for n, p in network.named_parameters(remove_duplicate=False) if p.requires_grad}
+    for pattern in patterns:
+        found = {parameter for name, parameter in every.items() if fnmatchcase(name, pattern)}
+        if not found:
+            some = ", ".join([*trainable][:MAX_LISTED]) + (
+                ", ..." if len(trainable) > MAX_LISTED else ""
+            )
+            raise UserError(
+                f"adapt has {pattern}, which matches no trainable parameter of network "
+                f"{type(network).__name__}; they are {some}"
+            )
+        matched |= found
+    return tuple(name for name, p in trainable.items() if id(p) in matched)
+
+
+def _checked_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    is_list = not isinstance(patterns, str) and all(isinstance(pattern, str) for pattern in patterns)
+    if not is_list or not patterns:
+        raise UserError(
+            f"adapt is {patterns!r}; it must be a list of patterns of parameter names, such as "
+            "[head.*], or null to adapt all parameters"
+        )
+    return tuple(patterns)
 
 
 def check_finite(inner_losses: Tensor, inner_lr: float, when: str) -> None:

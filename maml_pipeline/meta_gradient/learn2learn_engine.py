@@ -18,7 +18,13 @@ from maml_pipeline.meta_gradient.exactness import (
     LossesAndGradient,
     Workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import Task, TaskBatch
 
@@ -112,7 +118,8 @@ class Learn2LearnEngine(Engine):
             with workarounds.preserved_attributes(network):
                 if workarounds.bypass_clones:
                     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-                    chunk_loss = single_task_loss(network, loss, workarounds)
+                    adapted = adapted_names(network, inner.adapt)
+                    chunk_loss = single_task_loss(network, loss, workarounds, adapted)
                     predict_each = plain_predictions(network, workarounds)
                     curve = chunk_curves(
                         chunk_loss, predict_each, measures, theta, chunk, inner, transductive
@@ -134,7 +141,8 @@ class Learn2LearnEngine(Engine):
     ) -> Parameters:
         if workarounds.bypass_clones:
             theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-            chunk_loss = single_task_loss(network, loss, workarounds)
+            names = adapted_names(network, inner.adapt)
+            chunk_loss = single_task_loss(network, loss, workarounds, names)
             *_, adapted = inner_steps(chunk_loss, theta, task, inner)
             return {name: p[0].clone() for name, p in adapted.items()}
         *_, learner = _clone_steps(network, loss, task, inner, workarounds)
@@ -174,6 +182,28 @@ def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     ).clone()
 
 
+def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop) -> None:
+    """Take one inner step; learn2learn's own `adapt` moves every parameter."""
+    if inner.adapt is None:
+        learner.adapt(support_loss)
+        return
+    from learn2learn.utils import update_module
+
+    module, is_second_order = learner.module, not inner.first_order
+    adapted = set(adapted_names(module, inner.adapt))  # a clone's parameters keep their names
+    moving = [p for name, p in module.named_parameters() if name in adapted]
+    gradients = torch.autograd.grad(
+        support_loss,
+        moving,
+        retain_graph=is_second_order,
+        create_graph=is_second_order,
+        allow_unused=True,
+    )
+    slope = {id(p): g for p, g in zip(moving, gradients, strict=True) if g is not None}
+    updates = [-inner.lr * slope[id(p)] if id(p) in slope else None for p in module.parameters()]
+    learner.module = update_module(module, updates=updates)
+
+
 def _clone_gradient(
     network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
 ) -> tuple[Tensor, Tensor, Parameters]:
@@ -182,7 +212,7 @@ def _clone_gradient(
     losses: list[Tensor] = []
     for _ in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-        learner.adapt(support_loss)
+        adapt_clone(learner, support_loss, inner)
         losses.append(support_loss.detach())
 
     query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
@@ -198,7 +228,8 @@ def _stateless_gradient(
 ) -> tuple[Tensor, Tensor, Parameters]:
     """Compute the same as `_clone_gradient`, as a chunk of one task without a clone."""
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    chunk_loss = single_task_loss(network, loss, workarounds)
+    adapted = adapted_names(network, inner.adapt)
+    chunk_loss = single_task_loss(network, loss, workarounds, adapted)
     result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
     return result.inner_losses[0], result.prediction[0], result.gradient
 
@@ -227,7 +258,7 @@ def _clone_steps(
     yield learner
     for _ in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
-        learner.adapt(support_loss)
+        adapt_clone(learner, support_loss, inner)
         yield learner
 
 

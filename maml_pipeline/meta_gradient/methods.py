@@ -6,6 +6,11 @@ Each returns, summed over the T tasks of a chunk, the derivative of the query lo
 
 `first_order` replaces d theta_k / d theta_0 by the identity; the other two are exact.
 
+Inner steps move the adapted parameters phi of theta = (phi, psi); psi is fixed in the inner loop. The
+derivative with respect to psi is the query loss's own at (phi_k, psi) and, except in first order, what
+reaches it through the support gradients. What the network computes before any of phi takes part, its
+fixed prefix, is computed once for the support set.
+
 In the costs below, k is the number of inner steps, P the size of the parameters, A the size of the
 activations of one forward pass, and a gradient is one forward and one backward pass. Costs are per task.
 """
@@ -14,14 +19,10 @@ import torch
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
-    Call,
     ChunkGradient,
-    call_eagerly,
-    expand,
     gradient,
     inner_step,
     loss_and_gradient,
-    sum_over_tasks,
 )
 from maml_pipeline.meta_gradient.checkpointed import checkpointed
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
@@ -30,11 +31,7 @@ from maml_pipeline.tasks import TaskBatch
 
 
 def chunk_gradient(
-    chunk_loss: ChunkLoss,
-    theta: Parameters,
-    chunk: TaskBatch,
-    inner: InnerLoop,
-    call: Call = call_eagerly,
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Compute the meta-gradient of a chunk with the method that `inner` selects.
 
@@ -43,17 +40,16 @@ def chunk_gradient(
         theta: Initial parameters, which all tasks share.
         chunk: T tasks.
         inner: Inner loop and gradient order.
-        call: Calls each part that is a pure function of tensors; `CompiledCalls` compiles it first.
     """
     if inner.method is Method.FIRST_ORDER:
-        return first_order(chunk_loss, theta, chunk, inner, call)
+        return first_order(chunk_loss, theta, chunk, inner)
     if inner.method is Method.CHECKPOINTED:
-        return checkpointed(chunk_loss, theta, chunk, inner, call)
-    return ChunkGradient(*call(unrolled, chunk_loss, theta, chunk, inner))
+        return checkpointed(chunk_loss, theta, chunk, inner)
+    return unrolled(chunk_loss, theta, chunk, inner)
 
 
 def first_order(
-    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop, call: Call
+    chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Return the query gradient at the adapted parameters, ignoring how they depend on theta.
 
@@ -70,17 +66,18 @@ def first_order(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, section 5.2; Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
     """
-    adapted, losses = expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     for _ in range(inner.steps):
-        adapted, support_loss = call(
-            inner_step, chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
+        adapted, support_loss = inner_step(
+            chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
         )
         losses.append(support_loss)
-    query_loss, prediction, query_gradient = call(
-        loss_and_gradient, chunk_loss, adapted, chunk.query_x, chunk.query_y
+    query_loss, prediction, query_gradient = loss_and_gradient(
+        chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, sum_over_tasks(query_gradient))
+    gradient = chunk_loss.sum_over_tasks(query_gradient)
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, gradient)
 
 
 def unrolled(
@@ -102,13 +99,14 @@ def unrolled(
         2017, equation 1.
     """
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
-    adapted, losses = expand(theta, len(chunk.support_x)), []
+    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     for _ in range(inner.steps):
         support_loss, _ = chunk_loss(adapted, chunk.support_x, chunk.support_y)
-        slope = gradient(support_loss, adapted, create_graph=True)
-        adapted = {name: p - inner.lr * slope[name] for name, p in adapted.items()}
+        slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
+        adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
         losses.append(support_loss.detach())
 
+    adapted = chunk_loss.without_features(adapted)
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)
     losses.append(query_loss.detach())
     return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), gradient(query_loss, theta))

@@ -14,13 +14,11 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._C._profiler import _EventType
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 MODULE_REGISTRIES = ("_parameters", "_buffers", "_modules")
 """Attributes in which `nn.Module` keeps what is registered; `preservation` treats them separately."""
@@ -51,25 +49,6 @@ def cpu_allocations(profiler: profile) -> list[CpuAllocation]:
             yield from walk(event.children)
 
     return sorted(walk(results.experimental_event_tree()), key=lambda allocation: allocation.time)
-
-
-def flatten(arguments: Any) -> tuple[list[Any], Callable[[list[Any]], Any], str]:
-    """Split nested arguments into leaves, a function that puts leaves back, and their structure.
-
-    PyTorch's module for nested containers of tensors, pytree, is private.
-    """
-    leaves, structure = tree_flatten(arguments)
-    return leaves, lambda leaves: tree_unflatten(leaves, structure), str(structure)
-
-
-def trace_with_fake_tensors(function: Callable[..., Any], tensors: list[Tensor]) -> nn.Module:
-    """Trace a function with its derivatives and vmap to a graph of tensor operations, without data.
-
-    `torch.compile` then sees tensor operations only. Frozen parameters and buffers are not fake
-    tensors: the graph refers to them, so it sees changes of their values.
-    """
-    graph: nn.Module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-    return graph
 
 
 @contextmanager

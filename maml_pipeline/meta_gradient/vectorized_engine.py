@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
-from maml_pipeline.meta_gradient.adaptation import ChunkGradient, call_eagerly
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
-from maml_pipeline.meta_gradient.compilation import CompiledCalls
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import chunk_curves, inner_steps, measure_each_task
 from maml_pipeline.meta_gradient.exactness import (
@@ -18,7 +17,13 @@ from maml_pipeline.meta_gradient.exactness import (
     LossesAndGradient,
     Workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import TaskBatch
@@ -48,26 +53,21 @@ class VectorizedEngine(Engine):
         tasks_per_chunk: Number of tasks that adapt at once; memory is proportional to it. `None` for
             all tasks, `"auto"` for as many as fit into 80 % of the memory that is free at the first
             meta-gradient. The result does not depend on it. An evaluation takes at least two.
-        compile: Compile the meta-gradient with `torch.compile`; see `CompiledCalls`.
 
     Raises:
         UserError: `tasks_per_chunk` is below 1.
     """
 
-    def __init__(
-        self, tasks_per_chunk: int | Literal["auto"] | None = None, compile: bool = False
-    ) -> None:
+    def __init__(self, tasks_per_chunk: int | Literal["auto"] | None = None) -> None:
         if isinstance(tasks_per_chunk, int):
             check_at_least("tasks_per_chunk", tasks_per_chunk, 1)
         self.tasks_per_chunk = tasks_per_chunk
-        self.compile = compile
-        self._call = CompiledCalls() if compile else call_eagerly
         self._auto_chunks: dict[Hashable, int] = {}
         self._chunk_losses: dict[Hashable, tuple[ChunkLoss, list[Tensor]]] = {}
 
     def __reduce__(self) -> tuple[type["VectorizedEngine"], tuple[object, ...]]:
         """Copy and pickle the settings only: the caches belong to the current network."""
-        return VectorizedEngine, (self.tasks_per_chunk, self.compile)
+        return VectorizedEngine, (self.tasks_per_chunk,)
 
     def _computation(self, inner: InnerLoop) -> Computation:
         return META_GRADIENT
@@ -84,11 +84,11 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        chunk_loss = self._chunk_loss(network, loss, workarounds, inner)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         with workarounds.preserved_attributes(network):
             results = [
-                chunk_gradient(chunk_loss, theta, chunk, inner, self._call)
+                chunk_gradient(chunk_loss, theta, chunk, inner)
                 for chunk in self._chunks(chunk_loss, theta, batch, inner)
             ]
         inner_losses = torch.cat([result.inner_losses for result in results])
@@ -110,7 +110,7 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         transductive: bool,
     ) -> dict[str, Tensor]:
-        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        chunk_loss = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         predict_each = plain_predictions(network, workarounds)
         chunks: list[dict[str, Tensor]] = []
@@ -132,22 +132,33 @@ class VectorizedEngine(Engine):
         inner: InnerLoop,
         workarounds: Workarounds,
     ) -> Parameters:
-        chunk_loss = self._chunk_loss(network, loss, workarounds)
+        chunk_loss = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         *_, adapted = inner_steps(chunk_loss, theta, at_least_two_tasks(task), inner)
         return {name: p[0].clone() for name, p in adapted.items()}
 
-    def _chunk_loss(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> ChunkLoss:
-        """Return the loss of a chunk; the same function each time, so that it is compiled once."""
+    def _chunk_loss(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        workarounds: Workarounds,
+        inner: InnerLoop,
+        is_evaluation: bool = False,
+    ) -> ChunkLoss:
+        """Return the loss of a chunk; the same function each time for the same network and loss."""
         trainable = trainable_parameters(network)
         # A tensor that is replaced, frozen or unfrozen requires a new function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
         if isinstance(loss, nn.Module):
             constants += [*loss.parameters(), *loss.buffers()]
         # The values keep the loss and the constants alive, so that no id is reused.
-        key = network, network.training, id(loss), workarounds, *trainable, *map(id, constants)
+        key = (
+            *(network, network.training, id(loss), workarounds, inner.adapt, is_evaluation),
+            *(*trainable, *map(id, constants)),
+        )
         if key not in self._chunk_losses:
-            self._chunk_losses[key] = vectorized_loss(network, loss, workarounds), constants
+            build = _evaluation_loss if is_evaluation else _training_loss
+            self._chunk_losses[key] = build(network, loss, workarounds, inner), constants
         return self._chunk_losses[key][0]
 
     def _chunks(
@@ -162,6 +173,24 @@ class VectorizedEngine(Engine):
             size = self._auto_chunks[key]
         for start in range(0, tasks, size):
             yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
+
+
+def _training_loss(
+    network: nn.Module, loss: Loss, workarounds: Workarounds, inner: InnerLoop
+) -> ChunkLoss:
+    adapted = adapted_names(network, inner.adapt)
+    shared = trainable_parameters(network).keys() - set(adapted)
+    return vectorized_loss(network, loss, workarounds, adapted, frozenset(shared))
+
+
+def _evaluation_loss(
+    network: nn.Module, loss: Loss, workarounds: Workarounds, inner: InnerLoop
+) -> ChunkLoss:
+    """Share no parameters: a product of all tasks' points with one matrix would round differently for
+    each number of tasks.
+    """
+    adapted = adapted_names(network, inner.adapt)
+    return vectorized_loss(network, loss, workarounds, adapted, shared=frozenset())
 
 
 def at_least_two_tasks(chunk: TaskBatch) -> TaskBatch:
@@ -225,7 +254,7 @@ def _eager_meta_gradient(
     network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> LossesAndGradient:
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    chunk_loss = vectorized_loss(network, loss, workarounds)
+    chunk_loss = _training_loss(network, loss, workarounds, inner)
     with workarounds.preserved_attributes(network):
         result = chunk_gradient(chunk_loss, theta, batch, inner)
     gradient = _mean_gradient([result], tasks=len(batch.support_x))
@@ -236,7 +265,7 @@ def _query_losses(
     network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> LossesAndGradient:
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-    chunk_loss = vectorized_loss(network, loss, workarounds)
+    chunk_loss = _evaluation_loss(network, loss, workarounds, inner)
     predict_each = plain_predictions(network, workarounds)
     with workarounds.preserved_attributes(network):
         curves = chunk_curves(

@@ -27,7 +27,6 @@ MAY_CHANGE_ON_RESUME = {
     "trainer.enable_model_summary": "what is shown",
     "trainer.default_root_dir": "not used: all files are in the run's folder",
     "probes": "what is measured during training",
-    "model.compile": "how fast to compute",
     "model.tasks_per_chunk": "how fast to compute",
     "data.num_workers": "how fast to draw tasks",
     "data.tasks.init_args.root": "where the data are",

@@ -31,7 +31,7 @@ HEADER = """\
 # its class with its arguments, how it adapts to a task, and the run that trained it.
 """
 
-ADAPTATION = ("inner_lr", "inner_steps", "eval_inner_steps", "loss", "transductive")
+ADAPTATION = ("inner_lr", "inner_steps", "eval_inner_steps", "adapt", "loss", "transductive")
 """Keys of `model` that tell how the network is adapted to a task."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maml_pipeline.config_file import drop_removed_keys
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import shortened
@@ -24,7 +25,7 @@ def build_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
 
     Args:
         source: The folder or file that the run was read from.
-        config: The resolved config, from YAML or JSON.
+        config: The resolved config, from YAML or JSON; keys of earlier versions are dropped.
         history: The logged rows, by meta-step.
         test: The test result; empty before the test.
 
@@ -32,6 +33,7 @@ def build_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
         UnreadableRunError: A value is missing or invalid.
     """
     _check_config(config)
+    drop_removed_keys(config)
     if not isinstance(test, dict):
         raise UnreadableRunError("the test result has no metrics")
     results = {k: _number(k, v) for k, v in test.items() if str(k).startswith("test/")}

@@ -12,7 +12,8 @@ from torch import Tensor
 from maml_pipeline.errors import UserError
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.tasks.image_cache import PackedImages
-from maml_pipeline.tasks.task import SPLITS, Split, Task, TaskBatch, TaskDistribution, random_generator
+from maml_pipeline.tasks.random_generators import random_generators
+from maml_pipeline.tasks.task import SPLITS, Split, Task, TaskBatch, TaskDistribution
 
 
 class SplitImages(NamedTuple):
@@ -94,8 +95,8 @@ class ImageEpisodes(TaskDistribution):
         # Indexing, rotating and scaling all tasks at once is three times as fast as one by one.
         there, rotations = self.split_images[split], self.rotations[split]
         episodes = [
-            self._episode(random_generator(seed, split, index), there.sizes, rotations)
-            for index in indices
+            self._episode(random, there.sizes, rotations)
+            for random in random_generators(seed, split, indices)
         ]
         classes, positions = (np.stack(drawn) for drawn in zip(*episodes, strict=True))
         images = there.order[there.first[classes // rotations][..., None] + positions]

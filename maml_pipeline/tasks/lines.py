@@ -5,7 +5,8 @@ from functools import cached_property
 import torch
 
 from maml_pipeline.limits import check_at_least
-from maml_pipeline.tasks.task import Split, Task, TaskDistribution, float32_tensors, random_generator
+from maml_pipeline.tasks.random_generators import random_generator
+from maml_pipeline.tasks.task import Split, Task, TaskDistribution, float32_tensors
 
 ONE_POINT_TASK = Task(
     support_x=torch.tensor([[1.0]]),

@@ -7,13 +7,13 @@ from functools import cached_property
 import numpy as np
 
 from maml_pipeline.limits import check_at_least
+from maml_pipeline.tasks.random_generators import random_generators
 from maml_pipeline.tasks.task import (
     Split,
     Task,
     TaskBatch,
     TaskDistribution,
     float32_tensors,
-    random_generator,
 )
 
 
@@ -53,8 +53,9 @@ class SineWaves(TaskDistribution):
 
     def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Draw each task from its own generator, then compute all sines at once."""
-        numbers = 2 + self.shots + self.query_shots
-        uniform = np.stack([random_generator(seed, split, i).random(numbers) for i in indices])
+        uniform = np.empty((len(indices), 2 + self.shots + self.query_shots))
+        for row, random in zip(uniform, random_generators(seed, split, indices), strict=True):
+            random.random(out=row)
         amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]
         points = -5.0 + 10.0 * uniform[:, 2:]
         x, y = float32_tensors(points[..., None], (amplitude * np.sin(points - phase))[..., None])

@@ -59,6 +59,10 @@ class TaskBatch(NamedTuple):
                 )
         return cls(*map(torch.stack, columns))
 
+    def to(self, device: torch.device) -> "TaskBatch":
+        """Move the batch to a device; from pinned memory to a GPU, without waiting for it."""
+        return TaskBatch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in self))
+
     def tasks(self) -> Iterable[Task]:
         """Iterate over the T tasks, each a view of the batch."""
         return (Task(*tensors) for tensors in zip(*self, strict=True))
@@ -98,7 +102,9 @@ class TaskDistribution(ABC):
         """
 
     def batch(self, seed: int, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Return several tasks, stacked. Override it only for speed.
+        """Return several tasks, stacked.
+
+        Override it only for speed; `random_generators(seed, split, indices)` are the same generators.
 
         Args:
             seed: As in `task`.
@@ -178,25 +184,6 @@ def type_name(value: object) -> str:
     """Name a value's type in an error message: `dict`, `list of 3`."""
     of = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"{type(value).__name__}{of}"
-
-
-def random_generator(seed: int, split: Split, index: int) -> np.random.Generator:
-    """Return an independent random generator for one task.
-
-    Philox is counter-based: the key contains the seed and the split, and the counter starts at the
-    task's own block of 2^128 numbers. No state is shared between tasks.
-
-    Args:
-        seed: Seed, 0 to 2^64 - 1.
-        split: Split that the task belongs to.
-        index: Number of the task in the split, 0 to 2^64 - 1.
-
-    References:
-        Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
-    """
-    key = np.array([seed, SPLITS.index(split)], dtype=np.uint64)
-    counter = np.array([0, 0, index, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def float32_tensors(*arrays: np.ndarray) -> tuple[Tensor, ...]:

@@ -121,7 +121,7 @@ class GridProgress:
 
         A cell takes its start-up time and a time proportional to its relative cost. Both are estimated
         from the finished cells, and before there are any from those that are being trained. There, the
-        time until the first meta-step, which includes compilation, counts as start-up. Each waiting
+        time until the first meta-step, counts as start-up. Each waiting
         cell starts when another one ends.
         """
         estimate = self._fit_durations() if self.durations else self._fit_running()

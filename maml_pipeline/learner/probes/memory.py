@@ -43,7 +43,7 @@ class MemoryProbe(Probe):
     ) -> None:
         """Start measuring at the first batch of a probe step."""
         assert isinstance(pl_module, MetaLearner)
-        if self._meter is None and self.is_probe_step(trainer):
+        if self._meter is None and self.is_probe_step(trainer.global_step):
             self.warm_up(trainer, pl_module, batch)
             self._measured_step = trainer.global_step
             self._meter = PeakMeter(pl_module.device)

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.meta_learner import MetaLearner
-from maml_pipeline.learner.probes.probe import Probe, preserve_training_state, uncompiled_meta_gradient
+from maml_pipeline.learner.probes.probe import Probe, preserve_training_state, probe_meta_gradient
 from maml_pipeline.meta_gradient.inner_loop import Parameters
 from maml_pipeline.meta_gradient.order_gap import OrderGap, order_gaps
 from maml_pipeline.tasks import TaskBatch
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class OrderGapProbe(Probe):
     """Log the cosine, norm ratio and relative error of first order against second order.
 
-    Both meta-gradients are computed uncompiled, with the parameters and tasks of the probe step, so that
+    Both meta-gradients are computed with the parameters and tasks of the probe step, so that
     they differ only in their order; second order checkpoints inner steps to save memory. With several
     devices, the mean meta-gradients are compared. If second order is not possible, because of the
     network or for lack of memory, the probe warns once and stays off.
@@ -36,10 +36,10 @@ class OrderGapProbe(Probe):
     ) -> None:
         """Compare on the first batch of a probe step."""
         assert isinstance(pl_module, MetaLearner)
-        is_later_batch = trainer.global_step == self._probed_step
-        if self._is_off or is_later_batch or not self.is_probe_step(trainer):
+        step = trainer.global_step
+        if self._is_off or step == self._probed_step or not self.is_probe_step(step):
             return
-        self._probed_step = trainer.global_step
+        self._probed_step = step  # its later batches are not compared
         gradients, reason = _both_or_why_not(trainer, pl_module, batch)
         # One device may lack memory where the others do not: either all compare, or none.
         if trainer.strategy.reduce_boolean_decision(gradients is None, all=False) or gradients is None:
@@ -48,7 +48,7 @@ class OrderGapProbe(Probe):
             return
         first, second = gradients
         gaps = order_gaps(_mean(trainer, first), _mean(trainer, second))
-        self.log_exactly(trainer, _figures(gaps), trainer.global_step)
+        self.log_exactly(trainer, _figures(gaps), step)
 
 
 def _both_or_why_not(
@@ -68,8 +68,8 @@ def both_orders(learner: MetaLearner, batch: TaskBatch) -> tuple[Parameters, Par
     """Compute the first- and the second-order meta-gradient of a batch."""
     inner = learner.inner_loop()
     return (
-        uncompiled_meta_gradient(learner, batch, replace(inner, first_order=True)).gradient,
-        uncompiled_meta_gradient(
+        probe_meta_gradient(learner, batch, replace(inner, first_order=True)).gradient,
+        probe_meta_gradient(
             learner, batch, replace(inner, first_order=False, checkpointed=True)
         ).gradient,
     )

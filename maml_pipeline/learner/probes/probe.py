@@ -14,10 +14,10 @@ from maml_pipeline.meta_gradient import InnerLoop, MetaGradient
 from maml_pipeline.tasks import TaskBatch
 
 FIRST_PROBE_STEP = 10
-"""By then, compilation is over, caches are filled and the optimizer has its state."""
+"""By then, caches are filled and the optimizer has its state."""
 
 WARM_UP_STEPS = 3
-"""Meta-steps that compile and fill caches. A run does not measure its first ones; a process that resumes
+"""Meta-steps that fill caches. A run does not measure its first ones; a process that resumes
 a run computes as many meta-gradients and discards them."""
 
 
@@ -38,23 +38,19 @@ class Probe(Callback):
         """Note the meta-step at which this process starts."""
         self.steps_at_start = trainer.global_step
 
-    def is_probe_step(self, trainer: Trainer) -> bool:
-        """Tell whether the current meta-step is measured; the same in a resumed run."""
-        number = trainer.global_step + 1
+    def is_probe_step(self, meta_step: int) -> bool:
+        """Tell whether a meta-step, counted from 0, is measured; the same in a resumed run."""
+        number = meta_step + 1
         is_due = number == FIRST_PROBE_STEP or number % self.every == 0
-        return is_due and trainer.global_step >= WARM_UP_STEPS
+        return is_due and meta_step >= WARM_UP_STEPS
 
-    def is_warm(self, trainer: Trainer) -> bool:
-        """Tell whether this process has computed enough meta-steps to be measured."""
-        return self.missing_warm_up_steps(trainer) <= 0
-
-    def missing_warm_up_steps(self, trainer: Trainer) -> int:
-        """Return how many meta-steps this process still needs to be warm."""
-        return WARM_UP_STEPS - (trainer.global_step - self.steps_at_start)
+    def missing_warm_up_steps(self, meta_step: int) -> int:
+        """Return how many meta-steps this process lacks, at the given one, before it can be measured."""
+        return WARM_UP_STEPS - (meta_step - self.steps_at_start)
 
     def warm_up(self, trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> None:
         """Compute and discard meta-gradients in a process that has just started."""
-        for _ in range(self.missing_warm_up_steps(trainer)):
+        for _ in range(self.missing_warm_up_steps(trainer.global_step)):
             discard_meta_gradient(trainer, learner, batch)
 
     def log_exactly(self, trainer: Trainer, figures: Mapping[str, float], meta_step: int) -> None:
@@ -72,8 +68,8 @@ def discard_meta_gradient(trainer: Trainer, learner: MetaLearner, batch: TaskBat
         learner.meta_gradient(batch)
 
 
-def uncompiled_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
-    """Compute a meta-gradient of either order with the run's engine, but uncompiled.
+def probe_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: InnerLoop) -> MetaGradient:
+    """Compute a meta-gradient of either order with the run's engine.
 
     Args:
         learner: Gives the network, the loss and the engine.
@@ -84,8 +80,7 @@ def uncompiled_meta_gradient(learner: MetaLearner, batch: TaskBatch, inner: Inne
         UserError: The network does not support this order.
     """
     learner.check_first_batch(batch)
-    engine = learner.uncompiled_engine
-    return engine.meta_gradient(learner.network, learner.loss, batch, inner, learner.metric)
+    return learner.engine.meta_gradient(learner.network, learner.loss, batch, inner, learner.metric)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from maml_pipeline.learner.probes.probe import (
     Probe,
     discard_meta_gradient,
     preserve_training_state,
-    uncompiled_meta_gradient,
+    probe_meta_gradient,
 )
 from maml_pipeline.tasks import TaskBatch
 
@@ -29,7 +29,7 @@ class SpeedProbe(Probe):
     the clock on the CPU, and with CUDA events on a GPU, which need no synchronisation until they are
     read. If no meta-step was timed, because the process has just resumed the run or every meta-step is
     a probe step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of
-    matrix products and convolutions, counted uncompiled, once per gradient order.
+    matrix products and convolutions, counted once per gradient order.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,16 +44,17 @@ class SpeedProbe(Probe):
     ) -> None:
         """Log in a probe step; start the clock in any other."""
         assert isinstance(pl_module, MetaLearner)
-        if self._started is not None and self._started[0] == trainer.global_step:
+        step = trainer.global_step
+        if self._started is not None and self._started[0] == step:
             return  # a later batch of the same meta-step
-        if self.is_probe_step(trainer):
+        if self.is_probe_step(step):
             # Not timed: probes slow it down.
             self._started = None
             if not self._spans:
                 self._spans = self._time_meta_gradients(trainer, pl_module, batch)
             self._log_speed(trainer, pl_module, batch)
-        elif self.is_warm(trainer):
-            self._started = trainer.global_step, _now(pl_module.device)
+        elif self.missing_warm_up_steps(step) <= 0:
+            self._started = step, _now(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
@@ -113,5 +114,5 @@ def _seconds(start: Instant, end: Instant) -> float:
 def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
     counter = FlopCounterMode(display=False)
     with preserve_training_state(learner.network, learner.device), counter:
-        uncompiled_meta_gradient(learner, batch, learner.inner_loop())
+        probe_meta_gradient(learner, batch, learner.inner_loop())
     return counter.get_total_flops()

@@ -29,7 +29,7 @@ class Description:
             runs in a group differ only by method and seed.
         job_type: The method.
         name: Such as `omniglot-5w1s-second-s0`, with the number of inner steps unless it is 1.
-        tags: The engine, `checkpointed`, `compiled`, and the number of devices.
+        tags: The engine, `checkpointed`, and the number of devices.
     """
 
     group: str
@@ -50,8 +50,7 @@ def describe_run(config: dict[str, Any], world_size: int) -> Description:
     model, method = config["model"], gradient_method(config)
     steps, setting = model["inner_steps"], folder_suffix(varied_settings(config))
     name = f"{experiment_name(config)}-{method}" + ("" if steps == 1 else f"-k{steps}") + setting
-    flags = {"checkpointed": method is Method.CHECKPOINTED, "compiled": model["compile"]}
-    tags = (model["engine"], *(tag for tag, holds in flags.items() if holds))
+    tags = (model["engine"], *(["checkpointed"] if method is Method.CHECKPOINTED else []))
     return Description(
         group=f"{experiment_name(config)}-k{steps}{setting}",
         job_type=str(method),

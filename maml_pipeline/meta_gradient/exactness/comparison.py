@@ -25,7 +25,7 @@ class Computation(NamedTuple):
 
     Args:
         engine: Name of the engine.
-        compute: (network, loss, batch, inner, workarounds) -> losses and meta-gradient, uncompiled.
+        compute: (network, loss, batch, inner, workarounds) -> losses and meta-gradient.
         is_evaluation: It computes the query losses after each inner step and no meta-gradient.
         uses_vmap: It maps the network over tasks with vmap.
         uses_clones: It calls learn2learn's clones unless `Workarounds.bypass_clones` is set.
@@ -76,7 +76,7 @@ class Comparison:
         self.computation, self.network, self.loss, self.tasks = computation, network, loss, tasks
         self.support = tasks.support_x[0], tasks.support_y[0]
         plain = Workarounds(copy_inputs=True, math_attention=workarounds.math_attention)
-        self.plain_autograd = PlainAutograd(network, loss, plain)
+        self.plain_autograd = PlainAutograd(network, loss, plain, inner.adapt)
         theta = {name: p.detach().clone() for name, p in self.plain_autograd.parameters.items()}
         epsilon = max(torch.finfo(p.dtype).eps for p in theta.values())
         self.tolerance, self.tiny = max(1e-6, epsilon**0.5), max(1e-7, 8 * epsilon)
@@ -127,10 +127,16 @@ class Comparison:
 
         return all(
             second_derivative_is_wrong(
-                slope, product, theta, self._direction(theta), self._direction(theta)
+                slope, product, theta, self._adapted_direction(theta), self._direction(theta)
             )
             for theta in self.points
         )
+
+    def _adapted_direction(self, theta: Parameters) -> Parameters:
+        """Draw a direction of the adapted parameters: no other second derivatives are used."""
+        adapted = self.plain_autograd.adapted
+        direction = self._direction(theta)
+        return {name: d if name in adapted else torch.zeros_like(d) for name, d in direction.items()}
 
     def _near(self, theta: Parameters, distance: float) -> Parameters:
         return {name: theta[name] + distance * d for name, d in self._direction(theta).items()}
@@ -148,8 +154,8 @@ class Comparison:
         """Choose at most two inner steps, large enough to matter and small enough not to diverge."""
         theta = self.points[0]
         self.random_state.restore()
-        _, slope = self.plain_autograd.gradient(theta, *self.support)
-        length, steepness = _norm(theta), _norm(slope)
+        _, slope = self.plain_autograd.slope(theta, *self.support)
+        length, steepness = _norm({name: theta[name] for name in slope}), _norm(slope)
         lr = min(10 * inner.lr, 0.05 * length / steepness) if steepness > 0 else inner.lr
         steps = min(inner.steps, _STEPS)
         return replace(inner, lr=lr if isfinite(lr) and lr > 0 else inner.lr, steps=steps)

@@ -4,6 +4,7 @@ The network is called with its own parameters, which are set to theta_t in place
 lists, closures and activation checkpointing work as in ordinary training.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 
 from maml_pipeline.meta_gradient.exactness.preservation import RandomState
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.tasks import Task, TaskBatch
 
 
@@ -29,11 +36,19 @@ class PlainAutograd:
         network: Its parameters are overwritten: use it within `preserve_state`.
         loss: (prediction, target) -> scalar.
         workarounds: How the network is called.
+        adapt: Patterns of the parameters that the inner steps move, as in `InnerLoop`.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss, workarounds: Workarounds) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        workarounds: Workarounds,
+        adapt: Sequence[str] | None = None,
+    ) -> None:
         self.network, self.loss, self.workarounds = network, loss, workarounds
         self.parameters = trainable_parameters(network)
+        self.adapted = {name: self.parameters[name] for name in adapted_names(network, adapt)}
         self.device = next(iter(self.parameters.values())).device
 
     def meta_gradient(self, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> LossesAndGradient:
@@ -53,8 +68,7 @@ class PlainAutograd:
                 with torch.no_grad():
                     curve.append(self.loss_at(theta_t, task.query_x, task.query_y))
                 if step < inner.steps:
-                    _, slope = self.gradient(theta_t, task.support_x, task.support_y)
-                    theta_t = {name: p - inner.lr * slope[name] for name, p in theta_t.items()}
+                    theta_t, _ = self._step(theta_t, task, inner)
             curves.append(torch.stack(curve))
         return LossesAndGradient(torch.stack(curves), {})
 
@@ -68,18 +82,23 @@ class PlainAutograd:
         self.set_parameters(theta)
         return self.workarounds.evaluate(self.network, self.loss, x, y)[0]
 
-    def gradient(
+    def gradient(self, theta: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Parameters]:
+        """Return the loss at theta and its gradient with respect to all parameters."""
+        loss = self.loss_at(theta, x, y)
+        return loss.detach(), _differentiate(loss, self.parameters)
+
+    def slope(
         self, theta: Parameters, x: Tensor, y: Tensor, create_graph: bool = False
     ) -> tuple[Tensor, Parameters]:
-        """Return the loss at theta and its gradient."""
+        """Return the loss at theta and its gradient with respect to the adapted parameters."""
         loss = self.loss_at(theta, x, y)
-        return loss.detach(), _differentiate(loss, self.parameters, create_graph)
+        return loss.detach(), _differentiate(loss, self.adapted, create_graph)
 
     def hessian_vector_product(
         self, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
     ) -> Parameters:
-        """Multiply the Hessian of the loss at theta by a vector."""
-        _, slopes = self.gradient(theta, x, y, create_graph=True)
+        """Multiply the Hessian of the loss at theta by a vector, which is zero unless adapted."""
+        _, slopes = self.slope(theta, x, y, create_graph=True)
         directional = [(slope * vector[name]).sum() for name, slope in slopes.items()]
         directional = [value for value in directional if value.requires_grad]
         if not directional:
@@ -93,8 +112,7 @@ class PlainAutograd:
         steps, losses = [], []
         for _ in range(inner.steps):
             steps.append((theta, RandomState(self.device)))
-            loss, slope = self.gradient(theta, *support)
-            theta = {name: p - inner.lr * slope[name] for name, p in theta.items()}
+            theta, loss = self._step(theta, task, inner)
             losses.append(loss)
         loss, adjoint = self.gradient(theta, task.query_x, task.query_y)
         losses.append(loss)
@@ -105,6 +123,11 @@ class PlainAutograd:
             adjoint = {name: a - inner.lr * curvature[name] for name, a in adjoint.items()}
         after.restore()
         return torch.stack(losses), adjoint
+
+    def _step(self, theta: Parameters, task: Task, inner: InnerLoop) -> tuple[Parameters, Tensor]:
+        """Take one inner step; return the loss before it."""
+        loss, slope = self.slope(theta, task.support_x, task.support_y)
+        return theta | {name: theta[name] - inner.lr * g for name, g in slope.items()}, loss
 
 
 def _differentiate(value: Tensor, parameters: Parameters, create_graph: bool = False) -> Parameters:

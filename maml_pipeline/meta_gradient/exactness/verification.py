@@ -22,7 +22,8 @@ from maml_pipeline.meta_gradient.exactness.layers import check_initialised, chec
 from maml_pipeline.meta_gradient.exactness.preservation import preserve_random_state, preserve_state
 from maml_pipeline.meta_gradient.exactness.storage import check_copy, check_storage
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, trainable_parameters
+from maml_pipeline.meta_gradient.fixed_prefix import FixedPrefix, find_fixed_prefix
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, adapted_names, trainable_parameters
 from maml_pipeline.meta_gradient.torch_internals import (
     REENTRANT_CHECKPOINT_WARNING,
     is_missing_derivative_error,
@@ -49,7 +50,8 @@ def verified_workarounds(
     key = (
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
-        *(inner.first_order, inner.checkpointed, inner.steps > 0, batch.support_x.device),
+        *(inner.first_order, inner.checkpointed, inner.steps > 0, inner.adapt),
+        batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
     verified = _verified.setdefault(network, {})
@@ -100,6 +102,11 @@ def _verify(
                 )
             check_storage(network, loss, task)
             workarounds = _needed_workarounds(computation, network, inner, traits)
+            if computation.uses_vmap and not computation.is_evaluation:
+                with preserve_state(network):
+                    adapted = adapted_names(network, inner.adapt)
+                    prefix = find_fixed_prefix(network, adapted, task.support_x)
+                workarounds = workarounds._replace(fixed_prefix=prefix)
             return _compare(computation, network, loss, tasks, inner, workarounds, traits)
         except UserError:
             raise
@@ -147,6 +154,8 @@ def _compare(
     candidates = [workarounds]
     if computation.uses_clones:
         candidates.append(workarounds._replace(bypass_clones=True))
+    if workarounds.fixed_prefix.recorded:
+        candidates.append(workarounds._replace(fixed_prefix=FixedPrefix()))
     for dtype in (torch.float64, None):
         try:
             with _temporary_network(network, loss, tasks, dtype) as subject:
@@ -167,7 +176,8 @@ def _compare(
                             )
                         return candidate
                     mismatches.append(mismatch)
-            raise UserError(_mismatch_message(computation, network, loss, tasks, mismatches[0]))
+            reported = mismatches[0 if computation.uses_clones else -1]
+            raise UserError(_mismatch_message(computation, network, loss, tasks, reported))
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a network written for one type may raise any error in another

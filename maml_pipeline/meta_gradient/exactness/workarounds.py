@@ -11,6 +11,7 @@ from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode
 
 from maml_pipeline.meta_gradient.exactness.preservation import preserve_attributes
+from maml_pipeline.meta_gradient.fixed_prefix import FixedPrefix
 from maml_pipeline.meta_gradient.inner_loop import Loss
 
 
@@ -22,6 +23,8 @@ class Workarounds(NamedTuple):
         math_attention: Fused attention has no second derivative: run PyTorch's math kernel instead.
         mask_padding: vmap ignores the `padding_idx` of embeddings: use `PaddingMask`.
         preserve_attributes: A call assigns attributes of the network: restore them.
+        fixed_prefix: What the network computes before any adapted parameter takes part: compute it once
+            for all inner steps. For engine vectorized only.
         bypass_clones: learn2learn's clones do not replace each use of a parameter: call the network
             with each step's parameters instead. For engine learn2learn only.
     """
@@ -30,6 +33,7 @@ class Workarounds(NamedTuple):
     math_attention: bool = False
     mask_padding: bool = False
     preserve_attributes: bool = False
+    fixed_prefix: FixedPrefix = FixedPrefix()
     bypass_clones: bool = False
 
     def evaluate(
