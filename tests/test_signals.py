@@ -32,7 +32,7 @@ FIT = (
     *("--probes.memory", "false", "--probes.speed", "false"),
 )
 PLACES = {
-    "importing": (cli, "import_module"),
+    "importing": (cli, "import_command"),
     "parsing": (training.TrainingCommand, "parse_arguments"),
     "preparing data": (TaskDataModule, "prepare_data"),
     "opening the folder": (training, "open_run_folder"),
