@@ -219,7 +219,7 @@ def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> 
                     os.kill(os.getpid(), {int(signum)})
 
         sys.meta_path.insert(0, Finder())
-        main(["fit", "--config", "toy.yaml"])
+        main(["fit", "--config", "toy"])
     """)
     assert ended.returncode == 128 + signum
     assert ended.stderr == f"maml: stopped by {signal.Signals(signum).name} while it was starting\n"
