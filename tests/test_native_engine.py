@@ -52,7 +52,7 @@ def case(
     network = NETWORKS[name]().to(dtype)
     with torch.no_grad():  # away from zero biases
         for p in network.parameters():
-            p += 0.1 * torch.randn_like(p)
+            p.add_(0.1 * torch.randn_like(p))
     shape = (2, 19, 19) if name in IMAGE_NETWORKS else (2,)
     support_x, query_x = (torch.randn(tasks, n, *shape, dtype=dtype) for n in (6, 7))
     if loss is mse_loss:
