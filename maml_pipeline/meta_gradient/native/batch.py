@@ -9,6 +9,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.meta_gradient.native.chunk import (
     ChunkResult,
@@ -56,7 +57,13 @@ def batch_meta_gradient(
         inner: Inner loop and gradient order.
     """
     packed = network.pack(theta)
-    planned = plan(network, _sets(batch, batch.query_x), inner.method, inner.steps)
+    planned = plan(
+        network,
+        _sets(batch, batch.query_x),
+        Method(inner.method),
+        inner.steps,
+        inner.first_differentiated_step,
+    )
     support = examples(network, batch.support_x, batch.support_y)
     query = examples(network, batch.query_x, batch.query_y)
     tasks, queries = batch.query_x.shape[:2]
@@ -105,7 +112,7 @@ def batch_curves(
     """
     packed = network.pack(theta)
     predicted = sets[0] if sets else batch.query_x
-    planned = plan(network, _sets(batch, predicted), inner.for_evaluation().method, 0)
+    planned = plan(network, _sets(batch, predicted), Method.UNROLLED, 0, 0)
     support = examples(network, batch.support_x, batch.support_y)
     inputs = [images_last(network, x) for x in sets]
     tasks, queries = predicted.shape[:2]

@@ -7,10 +7,10 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.meta_gradient.torch_internals import has_hooks
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 from maml_pipeline.networks.convolution import Convolution2d
+from maml_pipeline.torch_internals import has_hooks
 
 
 @dataclass(frozen=True)

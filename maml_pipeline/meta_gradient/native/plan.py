@@ -71,14 +71,22 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def plan(network: FeedForward, sets: Sets, method: Method, steps: int) -> Plan:
-    """Plan the meta-gradients of a network; with no steps and first order, its evaluations."""
+def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: int) -> Plan:
+    """Plan the meta-gradients of a network; with no steps, its evaluations.
+
+    Args:
+        network: The network.
+        sets: The kind of tasks.
+        method: Unrolled or checkpointed.
+        steps: Number of inner steps k.
+        first: The first differentiated step; k for first order.
+    """
     layouts = (
         layout(network, sets.support, sets.bytes_each, sets.classifies),
         layout(network, sets.query, sets.bytes_each, sets.classifies),
     )
     size = 1 if network.blocks else min(TASKS_PER_CHUNK, sets.tasks)
-    instructions = schedule(method, steps)
+    instructions = schedule(method, steps, first)
     return Plan(
         layouts=layouts,
         schedule=instructions,
