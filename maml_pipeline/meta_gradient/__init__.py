@@ -8,11 +8,14 @@ One meta-gradient, from the learner down:
     |  +- VectorizedEngine._meta_gradient  vectorized_engine.py, for each chunk of tasks:
     |  |  +- chunk_gradient                methods.py
     |  |     +- first_order                   adapt, then the query gradient
-    |  |     +- unrolled                      differentiate through the graph of all inner steps
+    |  |     +- unrolled                      differentiate through the graph of inner steps
     |  |     +- checkpointed               checkpointed.py: adapt without a graph, carry the adjoint back
-    |  |        +- reverse_sweep              one Hessian-vector product per step
+    |  |     |  +- reverse_sweep              one Hessian-vector product per step
+    |  |     +- hessian_free               hessian_free.py: the same with differences of gradients
     |  +- Learn2LearnEngine._meta_gradient learn2learn_engine.py, for each task: a clone of learn2learn's
-    |                                         MAML; `checkpointed` as above
+    |                                         MAML; `checkpointed` and `hessian_free` as above
+    |  +- NativeEngine._meta_gradient      native_engine.py: machine code for the networks that it knows,
+    |                                         native/; anything else as VectorizedEngine
     +- loss_with_gradient                  learner/: a loss whose backward puts the gradient into .grad
 """
 
@@ -24,6 +27,7 @@ from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.exactness import initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss
 from maml_pipeline.meta_gradient.learn2learn_engine import Learn2LearnEngine
+from maml_pipeline.meta_gradient.native_engine import NativeEngine
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "Loss",
     "MetaGradient",
     "Method",
+    "NativeEngine",
     "VectorizedEngine",
     "build_engine",
     "initialise_lazy",
@@ -41,7 +46,7 @@ __all__ = [
 
 
 def build_engine(
-    name: Literal["vectorized", "learn2learn"],
+    name: Literal["native", "vectorized", "learn2learn"],
     tasks_per_chunk: int | Literal["auto"] | None = None,
 ) -> Engine:
     """Build an engine from the keys of a config.
@@ -53,13 +58,15 @@ def build_engine(
     Raises:
         UserError: The engine does not exist, does not have one of the settings, or is not installed.
     """
+    if name == "native":
+        return NativeEngine(tasks_per_chunk)
     if name == "vectorized":
         return VectorizedEngine(tasks_per_chunk)
     if name != "learn2learn":
-        raise UserError(f"engine is {name}; it must be vectorized or learn2learn")
+        raise UserError(f"engine is {name}; it must be native, vectorized or learn2learn")
     if tasks_per_chunk is not None:
         raise UserError(
             f"tasks_per_chunk is {tasks_per_chunk}, but engine learn2learn adapts one task at a time: "
-            "leave it out, or set engine to vectorized"
+            "leave it out, or set engine to native"
         )
     return Learn2LearnEngine()

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
     Workarounds,
@@ -13,9 +15,16 @@ from maml_pipeline.meta_gradient.exactness import (
     evaluation_mode,
     verified_workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
-from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
+from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.torch_internals import without_attention_fast_path
 
 
 class MetaGradient(NamedTuple):
@@ -99,7 +108,7 @@ class Engine(ABC):
         Raises:
             UserError: The evaluation would not be exact; the message names a remedy.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with evaluation_mode(network):
             verified_workarounds(self._evaluation(), network, loss, batch, inner)
 
@@ -133,7 +142,7 @@ class Engine(ABC):
         Returns:
             `(T, k + 1)` for each measure, by its name.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
             # Autograd cannot save inference tensors, but it can save their clones.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
@@ -161,13 +170,35 @@ class Engine(ABC):
         Raises:
             UserError: The adaptation would not be exact; the message names a remedy.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
             support = support_x.clone(), support_y.clone()
             task = TaskBatch.stack([Task(*support, *support)])
             workarounds = verified_workarounds(self._evaluation(), network, loss, task, inner)
             with workarounds.preserved_attributes(network):
                 return self._adapted(network, loss, task, inner, workarounds)
+
+    def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
+        """Count the floating-point operations of a meta-gradient, in matrix products and convolutions.
+
+        They are counted for one task without vmap, and are those of the method, whichever engine:
+        PyTorch miscounts the derivatives of grouped convolutions, and sees nothing of machine code.
+
+        Args:
+            network: Holds the initial parameters.
+            loss: (prediction, target) -> scalar.
+            batch: T tasks.
+            inner: Inner loop and gradient order.
+        """
+        task = TaskBatch(*(tensor[:1] for tensor in batch))
+        workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        adapted = adapted_names(network, inner.adapt)
+        chunk_loss = single_task_loss(network, loss, workarounds, adapted)
+        counter = FlopCounterMode(display=False)
+        with workarounds.preserved_attributes(network), counter:
+            chunk_gradient(chunk_loss, theta, task, inner)
+        return counter.get_total_flops() * len(batch.support_x)
 
     # What each engine implements -----------------------------------------------------------------
 
