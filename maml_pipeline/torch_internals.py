@@ -184,6 +184,11 @@ class DetachWatch(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+"""Attributes in which a module keeps its hooks."""
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether a module has hooks of any kind; there is no public list of them."""
-    return any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks"))
+    attributes = vars(module)
+    return any(attributes[name] for name in HOOKS)

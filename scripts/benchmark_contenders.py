@@ -195,7 +195,7 @@ def _jax(case: Case, setting: Setting) -> TimeSteps:
 def _engine_settings(name: str, case: Case) -> dict[str, Any]:
     if name == "learn2learn":
         return {"engine": "learn2learn"}
-    return {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
+    return {"engine": name, "tasks_per_chunk": case.tasks_per_chunk}
 
 
 def _engine_step(engine: Engine) -> peers.MetaStep:
@@ -320,8 +320,10 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "vectorized": Contender("engine vectorized", _engine("vectorized")),
     "vectorized-trainer": Contender("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
+    "native": Contender("engine native", _engine("native")),
+    "native-trainer": Contender("engine native, Trainer", _engine_under_trainer("native")),
     "checkpointed": Contender(
-        "engine vectorized, checkpointed", _engine("vectorized", checkpointed=True), _is_second_order
+        "engine native, checkpointed", _engine("native", checkpointed=True), _is_second_order
     ),
 }
 """The choices of `--contenders`."""
