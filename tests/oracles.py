@@ -51,22 +51,33 @@ class PlainLoop:
         return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in self.theta}
 
     def slope(self, batch: TaskBatch, direction: Parameters, h: float) -> float:
-        """Differentiate the mean adapted query loss along a direction by finite differences."""
-        initial = self.theta
+        """Differentiate the mean adapted query loss along a direction by finite differences.
+
+        Of the inner loop, the differentiated steps alone are a function of the parameters: those before
+        them lead once to where theta_{k-n} is displaced.
+        """
+        differentiated = self.inner.steps - self.inner.first_differentiated_step
+        starts = [self._adapt(task)[self.inner.first_differentiated_step] for task in batch.tasks()]
 
         def adapted_loss(distance: float) -> float:
-            self.theta = {name: p + distance * direction[name] for name, p in initial.items()}
-            return float(self.curves(batch)[:, -1].mean())
+            losses = []
+            for start, task in zip(starts, batch.tasks(), strict=True):
+                displaced = {name: p + distance * direction[name] for name, p in start.items()}
+                self._set(self._adapt(task, displaced, differentiated)[-1])
+                with torch.no_grad():
+                    losses.append(self.loss(self.network(task.query_x.clone()), task.query_y.clone()))
+            return float(torch.stack(losses).mean())
 
         slope = finite_difference(adapted_loss, h)
-        self.theta = initial
-        self._set(initial)
+        self._set(self.theta)
         return slope
 
-    def _adapt(self, task: Task) -> list[Parameters]:
-        """Return theta_0, ..., theta_k."""
-        trajectory = [self.theta]
-        for _ in range(self.inner.steps):
+    def _adapt(
+        self, task: Task, start: Parameters | None = None, steps: int | None = None
+    ) -> list[Parameters]:
+        """Return the parameters before and after each inner step; by default theta_0, ..., theta_k."""
+        trajectory = [self.theta if start is None else start]
+        for _ in range(self.inner.steps if steps is None else steps):
             g = self._gradient(trajectory[-1], task.support_x, task.support_y)
             moved = {name: trajectory[-1][name] - self.inner.lr * g[name] for name in self.moves}
             trajectory.append(trajectory[-1] | moved)

@@ -7,8 +7,9 @@ since H is symmetric,
     a_k = grad L_query(theta_k),
     a_t = (I - alpha H(theta_t)) a_{t+1} = a_{t+1} - alpha H(theta_t) a_{t+1},   t = k - 1, ..., 0,
 
-and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse order. A step needs
-theta_t alone. Its activations are recomputed, and freed before the next step.
+and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse order. Truncated second
+order stops at a_{k-n}. A step needs theta_t alone. Its activations are recomputed, and freed before the
+next step.
 
 If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and the same adjoint is
 
@@ -17,11 +18,11 @@ If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and t
 its part of psi accumulates mixed derivatives. So does that of the features of the network's fixed
 prefix, which count as fixed parameters during the sweep; after it, their adjoint is carried back to psi.
 
-Nor is every theta_t kept. The k steps are divided into segments of L, L - 1, ..., 1 steps, with L the
-smallest integer such that L (L + 1) / 2 >= k. Only the first theta_t of each segment is a checkpoint;
-the sweep recomputes the others of a segment when it reaches it. The earlier a segment, the fewer
-checkpoints remain in front of it, so the longer it may be: at most L - 1, about sqrt(2 k), copies of the
-parameters are held besides the current one. Each inner step is recomputed at most once.
+Nor is every theta_t kept. The n differentiated steps are divided into segments of L, L - 1, ..., 1
+steps, with L the smallest integer such that L (L + 1) / 2 >= n. Only the first theta_t of each segment
+is a checkpoint; the sweep recomputes the others of a segment when it reaches it. The earlier a segment,
+the fewer checkpoints remain in front of it, so the longer it may be: at most L - 1, about sqrt(2 n),
+copies of the parameters are held besides the current one. Each inner step is recomputed at most once.
 
 The Hessian-vector products are reverse-over-reverse. Forward-over-reverse held more memory and took
 longer on each network of this project (PyTorch 2.15): it carries a tangent with every activation.
@@ -49,14 +50,17 @@ from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, is_feature
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
 
+Product = Callable[[Parameters, Parameters], Parameters]
+"""(theta_t, vector) -> the Hessian of each task's support loss at theta_t, times the task's vector."""
+
 
 def checkpointed(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back step by step from parameter checkpoints.
 
-    Time: at most 2 k + 1 gradients, and k Hessian-vector products. Memory: several A for one
-    Hessian-vector product, and about sqrt(2 k) P. At k = 10 it needs a fifth of the memory of `unrolled`
+    Time: at most k + n + 1 gradients, and n Hessian-vector products. Memory: several A for one
+    Hessian-vector product, and about sqrt(2 n) P. At k = 10 it needs a fifth of the memory of `unrolled`
     on the 5-way ConvNet (`tests/test_engine_memory.py`).
 
     When to use: `unrolled` does not fit into memory.
@@ -72,17 +76,32 @@ def checkpointed(
     """
     support = chunk.support_x, chunk.support_y
 
-    def step(theta_t: Parameters) -> tuple[Parameters, Tensor]:
-        return inner_step(chunk_loss, theta_t, *support, inner.lr)
-
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
         return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
+    return sweep(chunk_loss, theta, chunk, inner, product)
+
+
+def sweep(
+    chunk_loss: ChunkLoss,
+    theta: Parameters,
+    chunk: TaskBatch,
+    inner: InnerLoop,
+    product: Product,
+) -> ChunkGradient:
+    """Adapt without a graph, then carry the adjoint back with any Hessian-vector product."""
+    support = chunk.support_x, chunk.support_y
+    first = inner.first_differentiated_step
+
+    def step(theta_t: Parameters) -> tuple[Parameters, Tensor]:
+        return inner_step(chunk_loss, theta_t, *support, inner.lr)
+
     adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     features = {name: p for name, p in adapted.items() if is_feature(name)}
-    checkpoints = ParameterCheckpoints(inner.steps)
+    checkpoints = ParameterCheckpoints(inner.steps - first)
     for t in range(inner.steps):
-        checkpoints.save(t, adapted)
+        if t >= first:
+            checkpoints.save(t - first, adapted)
         adapted, support_loss = step(adapted)
         losses.append(support_loss)
 
@@ -135,10 +154,10 @@ def reverse_sweep(
     adjoint: Parameters,
     checkpoints: "ParameterCheckpoints",
     step: Callable[[Parameters], Parameters],
-    product: Callable[[Parameters, Parameters], Parameters],
+    product: Product,
     lr: float,
 ) -> Parameters:
-    """Compute a_0 from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
+    """Compute a_{k-n} from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
 
     Those of shared parameters are `(...)`, summed over tasks.
 
@@ -159,10 +178,10 @@ def reverse_sweep(
 
 
 class ParameterCheckpoints:
-    """The parameters from which `reverse_sweep` recomputes theta_{k-1}, ..., theta_0.
+    """The parameters from which `reverse_sweep` recomputes theta_{k-1}, ..., theta_{k-n}.
 
     Args:
-        steps: Number of inner steps k.
+        steps: Number of differentiated steps n; their indices start at 0 here.
     """
 
     def __init__(self, steps: int) -> None:
@@ -185,7 +204,7 @@ class ParameterCheckpoints:
 
 
 def longest_segment(steps: int) -> int:
-    """Return L, the smallest integer such that L (L + 1) / 2 >= k."""
+    """Return L, the smallest integer such that L (L + 1) / 2 >= n."""
     return ceil((sqrt(8 * steps + 1) - 1) / 2)
 
 

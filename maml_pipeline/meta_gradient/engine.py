@@ -23,8 +23,8 @@ from maml_pipeline.meta_gradient.inner_loop import (
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.methods import chunk_gradient
-from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.torch_internals import without_attention_fast_path
 
 
 class MetaGradient(NamedTuple):
@@ -108,7 +108,7 @@ class Engine(ABC):
         Raises:
             UserError: The evaluation would not be exact; the message names a remedy.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with evaluation_mode(network):
             verified_workarounds(self._evaluation(), network, loss, batch, inner)
 
@@ -142,7 +142,7 @@ class Engine(ABC):
         Returns:
             `(T, k + 1)` for each measure, by its name.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
             # Autograd cannot save inference tensors, but it can save their clones.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
@@ -170,7 +170,7 @@ class Engine(ABC):
         Raises:
             UserError: The adaptation would not be exact; the message names a remedy.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
             support = support_x.clone(), support_y.clone()
             task = TaskBatch.stack([Task(*support, *support)])

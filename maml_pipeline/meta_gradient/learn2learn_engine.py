@@ -1,6 +1,6 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
@@ -27,9 +27,13 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.torch_internals import add_in_place
 
 if TYPE_CHECKING:
     from learn2learn.algorithms import MAML
+
+TaskGradient = Callable[[Task], tuple[Tensor, Tensor, Parameters]]
+"""Task -> its losses `(k + 1,)`, its query prediction and its gradient, without unused parameters."""
 
 # `build_ext` makes learn2learn's setup.py run Cython again: it ships C files that do not compile on
 # Python 3.11 and later. Without dependencies, since it lists many that its import does not need.
@@ -52,9 +56,9 @@ class Learn2LearnEngine(Engine):
 
     Weakness: slow for small networks, whose kernels are launched for each task.
 
-    Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
-    since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
-    as layers that are also in a plain list.
+    Two cases call the network with each step's parameters instead of a clone: the methods `checkpointed`
+    and `hessian_free`, since a clone keeps its graph, and networks whose layers a clone does not
+    replace everywhere, such as layers that are also in a plain list.
 
     Raises:
         UserError: learn2learn is not installed, or cannot be imported.
@@ -64,7 +68,7 @@ class Learn2LearnEngine(Engine):
         learn2learn_maml()
 
     def _computation(self, inner: InnerLoop) -> Computation:
-        return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
+        return SWEEP if _is_swept(inner) else META_GRADIENT
 
     def _evaluation(self) -> Computation:
         return EVALUATION
@@ -78,8 +82,9 @@ class Learn2LearnEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
-        task_gradient = _stateless_gradient if is_stateless else _clone_gradient
+        is_stateless = _is_swept(inner) or workarounds.bypass_clones
+        prepare = _stateless_gradient if is_stateless else _clone_gradient
+        task_gradient = prepare(network, loss, inner, workarounds)
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
         inner_losses: list[Tensor] = []
@@ -87,12 +92,11 @@ class Learn2LearnEngine(Engine):
         for task in batch.tasks():
             # A separate function, so that no graph of this task outlives the call.
             with workarounds.preserved_attributes(network):
-                losses, prediction, addends = task_gradient(network, loss, task, inner, workarounds)
+                losses, prediction, addends = task_gradient(task)
             inner_losses.append(losses)
             if metric is not None:
                 metrics.append(metric(prediction, task.query_y))
-            for name, addend in addends.items():
-                gradient[name] += addend
+            add_in_place([gradient[name] for name in addends], [*addends.values()])
 
         losses_by_task = torch.stack(inner_losses)
         return MetaGradient(
@@ -113,6 +117,7 @@ class Learn2LearnEngine(Engine):
         transductive: bool,
     ) -> dict[str, Tensor]:
         curves = []
+        maml = differentiable_maml(network, inner)
         for task in batch.tasks():
             chunk = TaskBatch.stack([task])
             with workarounds.preserved_attributes(network):
@@ -125,9 +130,7 @@ class Learn2LearnEngine(Engine):
                         chunk_loss, predict_each, measures, theta, chunk, inner, transductive
                     )
                 else:
-                    curve = _clone_curves(
-                        network, measures, loss, chunk, inner, workarounds, transductive
-                    )
+                    curve = _clone_curves(maml, measures, loss, chunk, inner, workarounds, transductive)
             curves.append(curve)
         return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
 
@@ -145,7 +148,8 @@ class Learn2LearnEngine(Engine):
             chunk_loss = single_task_loss(network, loss, workarounds, names)
             *_, adapted = inner_steps(chunk_loss, theta, task, inner)
             return {name: p[0].clone() for name, p in adapted.items()}
-        *_, learner = _clone_steps(network, loss, task, inner, workarounds)
+        maml = differentiable_maml(network, inner)
+        *_, learner = _clone_steps(maml, loss, task, inner, workarounds)
         return {name: p.detach().clone() for name, p in trainable_parameters(learner.module).items()}
 
 
@@ -174,29 +178,35 @@ def learn2learn_maml() -> "type[MAML]":
     return maml
 
 
-def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
-    """Return learn2learn's differentiable clone of the network, ready to adapt to one task."""
+def _is_swept(inner: InnerLoop) -> bool:
+    """Tell whether a reverse sweep computes the meta-gradient."""
+    return not inner.is_first_order and inner.method is not Method.UNROLLED
+
+
+def differentiable_maml(network: nn.Module, inner: InnerLoop) -> "MAML":
+    """Wrap a network in learn2learn's MAML, whose clones adapt to one task each."""
     # Frozen and unused parameters are allowed and left unchanged.
     return learn2learn_maml()(
-        network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
-    ).clone()
+        network, lr=inner.lr, first_order=inner.is_first_order, allow_unused=True, allow_nograd=True
+    )
 
 
-def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop) -> None:
-    """Take one inner step; learn2learn's own `adapt` moves every parameter."""
+def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
+    """Take inner step t; learn2learn's own `adapt` moves every parameter."""
+    is_differentiated = t >= inner.first_differentiated_step
     if inner.adapt is None:
-        learner.adapt(support_loss)
+        learner.adapt(support_loss, first_order=not is_differentiated)
         return
     from learn2learn.utils import update_module
 
-    module, is_second_order = learner.module, not inner.first_order
+    module = learner.module
     adapted = set(adapted_names(module, inner.adapt))  # a clone's parameters keep their names
     moving = [p for name, p in module.named_parameters() if name in adapted]
     gradients = torch.autograd.grad(
         support_loss,
         moving,
-        retain_graph=is_second_order,
-        create_graph=is_second_order,
+        retain_graph=is_differentiated,
+        create_graph=is_differentiated,
         allow_unused=True,
     )
     slope = {id(p): g for p, g in zip(moving, gradients, strict=True) if g is not None}
@@ -205,37 +215,45 @@ def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop) -> None
 
 
 def _clone_gradient(
-    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
-) -> tuple[Tensor, Tensor, Parameters]:
-    """Return one task's losses `(k + 1,)`, its query prediction and its gradient, by learn2learn."""
-    learner = clone_for_task(network, inner)
-    losses: list[Tensor] = []
-    for _ in range(inner.steps):
-        support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-        adapt_clone(learner, support_loss, inner)
-        losses.append(support_loss.detach())
+    network: nn.Module, loss: Loss, inner: InnerLoop, workarounds: Workarounds
+) -> TaskGradient:
+    """Differentiate each task's query loss through a clone of learn2learn's MAML."""
+    maml, parameters = differentiable_maml(network, inner), trainable_parameters(network)
 
-    query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
-    losses.append(query_loss.detach())
-    parameters = trainable_parameters(network)
-    gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
-    gradient = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
-    return torch.stack(losses), prediction.detach(), gradient
+    def task_gradient(task: Task) -> tuple[Tensor, Tensor, Parameters]:
+        learner = maml.clone()
+        losses: list[Tensor] = []
+        for t in range(inner.steps):
+            support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
+            adapt_clone(learner, support_loss, inner, t)
+            losses.append(support_loss.detach())
+
+        query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
+        losses.append(query_loss.detach())
+        gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
+        gradient = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
+        return torch.stack(losses), prediction.detach(), gradient
+
+    return task_gradient
 
 
 def _stateless_gradient(
-    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
-) -> tuple[Tensor, Tensor, Parameters]:
+    network: nn.Module, loss: Loss, inner: InnerLoop, workarounds: Workarounds
+) -> TaskGradient:
     """Compute the same as `_clone_gradient`, as a chunk of one task without a clone."""
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
     adapted = adapted_names(network, inner.adapt)
     chunk_loss = single_task_loss(network, loss, workarounds, adapted)
-    result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
-    return result.inner_losses[0], result.prediction[0], result.gradient
+
+    def task_gradient(task: Task) -> tuple[Tensor, Tensor, Parameters]:
+        result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
+        return result.inner_losses[0], result.prediction[0], result.gradient
+
+    return task_gradient
 
 
 def _clone_curves(
-    network: nn.Module,
+    maml: "MAML",
     measures: dict[str, Loss],
     loss: Loss,
     chunk: TaskBatch,
@@ -246,19 +264,19 @@ def _clone_curves(
     def predict(learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return workarounds.predict(learner, x[0])[None]
 
-    states = _clone_steps(network, loss, chunk, inner, workarounds)
+    states = _clone_steps(maml, loss, chunk, inner, workarounds)
     return adaptation_curves(states, predict, predict, measures, chunk, inner.steps, transductive)
 
 
 def _clone_steps(
-    network: nn.Module, loss: Loss, chunk: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+    maml: "MAML", loss: Loss, chunk: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> "Iterator[MAML]":
     """Yield a clone before the first inner step on a chunk of one task, and after each step."""
-    learner = clone_for_task(network, inner)
+    learner = maml.clone()
     yield learner
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
-        adapt_clone(learner, support_loss, inner)
+        adapt_clone(learner, support_loss, inner, t)
         yield learner
 
 
@@ -288,9 +306,9 @@ META_GRADIENT = Computation(
     random_remedy=None,
     remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
-CHECKPOINTED = META_GRADIENT._replace(
+SWEEP = META_GRADIENT._replace(
     uses_clones=False,
-    error_remedy="set checkpoint_inner_steps to false",
-    random_remedy="set checkpoint_inner_steps to false",
+    error_remedy="set method to unrolled",
+    random_remedy="set method to unrolled",
 )
 EVALUATION = META_GRADIENT._replace(compute=_query_losses, is_evaluation=True)

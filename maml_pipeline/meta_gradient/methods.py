@@ -1,18 +1,22 @@
-"""The three methods of computing a meta-gradient: first order, unrolled, and checkpointed.py.
+"""Compute a meta-gradient in first order, or in second order by one of three methods.
+
+Two of them, checkpointed.py and hessian_free.py, are in files of their own.
 
 Each returns, summed over the T tasks of a chunk, the derivative of the query loss after adaptation,
 
     d L_query(theta_k) / d theta_0   with   theta_{t+1} = theta_t - alpha grad L_support(theta_t);
 
-`first_order` replaces d theta_k / d theta_0 by the identity; the other two are exact.
+First order replaces d theta_k / d theta_0 by the identity. Truncated second order replaces
+d theta_{k-n} / d theta_0 by it, and differentiates through the last n inner steps alone.
 
 Inner steps move the adapted parameters phi of theta = (phi, psi); psi is fixed in the inner loop. The
 derivative with respect to psi is the query loss's own at (phi_k, psi) and, except in first order, what
-reaches it through the support gradients. What the network computes before any of phi takes part, its
-fixed prefix, is computed once for the support set.
+reaches it through the differentiated support gradients. What the network computes before any of phi
+takes part, its fixed prefix, is computed once for the support set.
 
-In the costs below, k is the number of inner steps, P the size of the parameters, A the size of the
-activations of one forward pass, and a gradient is one forward and one backward pass. Costs are per task.
+In the costs below, k is the number of inner steps, n the number of differentiated ones, P the size of
+the parameters, A the size of the activations of one forward pass, and a gradient is one forward and one
+backward pass. Costs are per task.
 """
 
 import torch
@@ -26,6 +30,7 @@ from maml_pipeline.meta_gradient.adaptation import (
 )
 from maml_pipeline.meta_gradient.checkpointed import checkpointed
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
+from maml_pipeline.meta_gradient.hessian_free import hessian_free
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
 
@@ -41,10 +46,12 @@ def chunk_gradient(
         chunk: T tasks.
         inner: Inner loop and gradient order.
     """
-    if inner.method is Method.FIRST_ORDER:
+    if inner.is_first_order:
         return first_order(chunk_loss, theta, chunk, inner)
     if inner.method is Method.CHECKPOINTED:
         return checkpointed(chunk_loss, theta, chunk, inner)
+    if inner.method is Method.HESSIAN_FREE:
+        return hessian_free(chunk_loss, theta, chunk, inner)
     return unrolled(chunk_loss, theta, chunk, inner)
 
 
@@ -83,25 +90,39 @@ def first_order(
 def unrolled(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
-    """Differentiate through the whole inner loop, whose graph is kept.
+    """Differentiate through the last n inner steps, whose graph is kept; by default through all.
 
-    Time: k + 1 gradients and a backward pass through all of them. Memory: several A and P for each step.
+    Time: k + 1 gradients and a backward pass through n + 1 of them. Memory: several A and P for each
+    differentiated step, independent of k.
 
     When to use: by default. It is the fastest method for second order, if it fits into memory.
 
-    Weakness: memory is proportional to k. For many inner steps or large networks use `checkpointed`.
+    Weakness: memory is proportional to n. For many inner steps or large networks use `checkpointed`, or
+    truncate. Truncation is biased: it omits the factors I - alpha H(theta_t) of the first k - n steps.
+    The bias decays exponentially with n where the support loss is strongly convex.
 
     Also known as (plain) MAML, backpropagation through the unrolled inner loop, or `create_graph=True`;
-    for differential equations, discretise-then-optimise.
+    for differential equations, discretise-then-optimise. Truncated: K-step truncated back-propagation.
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
-        2017, equation 1.
+        2017, equation 1; Shaban, Cheng, Hatch, Boots, "Truncated Back-propagation for Bilevel
+        Optimization", 2019, section 3.
     """
+    support = chunk.support_x, chunk.support_y
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
     adapted, losses = chunk_loss.start(theta, chunk.support_x), []
-    for _ in range(inner.steps):
-        support_loss, _ = chunk_loss(adapted, chunk.support_x, chunk.support_y)
+    first, starts = inner.first_differentiated_step, {}
+    if first:
+        moved = adapted
+        for _ in range(first):
+            moved, support_loss = inner_step(chunk_loss, moved, *support, inner.lr)
+            losses.append(support_loss)
+        starts = {n: p.detach().requires_grad_() for n, p in chunk_loss.of_adapted(moved).items()}
+        adapted = adapted | starts
+        del moved
+    for _ in range(first, inner.steps):
+        support_loss, _ = chunk_loss(adapted, *support)
         slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
         adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
         losses.append(support_loss.detach())
@@ -109,4 +130,9 @@ def unrolled(
     adapted = chunk_loss.without_features(adapted)
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)
     losses.append(query_loss.detach())
-    return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), gradient(query_loss, theta))
+    # With respect to theta, autograd sums the gradients of the tasks; each has a start of its own.
+    meta_gradient = {
+        name: g.sum(0) if name in starts else g
+        for name, g in gradient(query_loss, theta | starts).items()
+    }
+    return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), meta_gradient)

@@ -8,8 +8,8 @@ from torch.nn.parameter import is_lazy
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.exactness.state import registered_tensors
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop
-from maml_pipeline.meta_gradient.torch_internals import uses_weight_normalization
 from maml_pipeline.tasks import Task
+from maml_pipeline.torch_internals import uses_weight_normalization
 
 
 def initialise_lazy(network: nn.Module, task: Task) -> None:
@@ -50,11 +50,12 @@ def check_twice_differentiable(network: nn.Module, inner: InnerLoop) -> None:
     Raises:
         UserError: The network has such a layer.
     """
-    if inner.first_order or inner.steps == 0:
+    if not inner.needs_second_derivatives:
         return
     for name, module in network.named_modules():
         if uses_weight_normalization(module):
             raise UserError(
-                f"PyTorch's weight normalisation, at {name}, has a wrong second derivative: set "
-                "first_order to true, or write the layer as weight_v * (weight_g / norm of weight_v)"
+                f"PyTorch's weight normalisation, at {name}, has a wrong second derivative: set method "
+                "to hessian_free or first_order to true, or write the layer as "
+                "weight_v * (weight_g / norm of weight_v)"
             )

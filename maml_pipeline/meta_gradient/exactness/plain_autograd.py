@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.exactness.preservation import RandomState
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import (
@@ -105,6 +106,21 @@ class PlainAutograd:
             return {name: torch.zeros_like(v) for name, v in vector.items()}
         return _differentiate(torch.stack(directional).sum(), self.parameters)
 
+    def difference_of_gradients(
+        self, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
+    ) -> Parameters:
+        """Approximate `hessian_vector_product` by the central difference of hessian_free.py."""
+        at, along = (torch.cat([v[name].flatten() for name in self.adapted]) for v in (theta, vector))
+        if not along.any():
+            return {name: torch.zeros_like(v) for name, v in vector.items()}
+        e = float(torch.finfo(at.dtype).eps ** (1 / 2) * (1 + at.norm()) / along.norm())
+        above, below = (
+            theta | {name: theta[name] + sign * e * vector[name] for name in self.adapted}
+            for sign in (1, -1)
+        )
+        difference = self.gradient(above, x, y)[1], self.gradient(below, x, y)[1]
+        return {name: (difference[0][name] - difference[1][name]) / (2 * e) for name in theta}
+
     def _task_meta_gradient(
         self, theta: Parameters, task: Task, inner: InnerLoop
     ) -> tuple[Tensor, Parameters]:
@@ -117,9 +133,12 @@ class PlainAutograd:
         loss, adjoint = self.gradient(theta, task.query_x, task.query_y)
         losses.append(loss)
         after = RandomState(self.device)
-        for theta_t, random_state in () if inner.first_order else reversed(steps):
+        product = self.hessian_vector_product
+        if inner.method is Method.HESSIAN_FREE:
+            product = self.difference_of_gradients
+        for theta_t, random_state in reversed(steps[inner.first_differentiated_step :]):
             random_state.restore()  # so that dropout draws the same mask
-            curvature = self.hessian_vector_product(theta_t, *support, adjoint)
+            curvature = product(theta_t, *support, adjoint)
             adjoint = {name: a - inner.lr * curvature[name] for name, a in adjoint.items()}
         after.restore()
         return torch.stack(losses), adjoint
