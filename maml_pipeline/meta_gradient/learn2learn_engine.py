@@ -97,6 +97,7 @@ class Learn2LearnEngine(Engine):
             if metric is not None:
                 metrics.append(metric(prediction, task.query_y))
             add_in_place([gradient[name] for name in addends], [*addends.values()])
+            del addends  # freed before the next task adapts
 
         losses_by_task = torch.stack(inner_losses)
         return MetaGradient(
