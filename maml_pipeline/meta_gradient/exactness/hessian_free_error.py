@@ -52,7 +52,7 @@ def warn_if_inexact(network: nn.Module, loss: Loss, tasks: TaskBatch, inner: Inn
             off = max(off, _relative_error(plain.meta_gradient(point, tasks, inner).gradient, exact))
     if off > _NEGLIGIBLE:
         logger.warning(
-            "hessian_free: the meta-gradient of one or two tasks is up to %.3g %% off exact second order "
+            "hessian_free: the meta-gradient of a task is up to %.3g %% off exact second order "
             "for network %s in %s, as kinks such as those of ReLU cause; method checkpointed is exact",
             *(100 * off, type(network).__name__, str(next(network.parameters()).dtype)[6:]),
         )
