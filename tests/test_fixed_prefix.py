@@ -153,7 +153,7 @@ def test_features_are_replayed_only_where_that_is_exact(name: str, method: str) 
 
 
 def replayed_in(network: nn.Module) -> tuple[str, ...]:
-    ((workarounds, _),) = verification._verified[network].values()
+    ((workarounds, _),) = verification.verified_networks[network].values()
     assert isinstance(workarounds, Workarounds)
     return workarounds.fixed_prefix.recorded
 

@@ -199,3 +199,15 @@ def test_convolution_backward() -> None:
     )
     for g, e in zip(actual[:2], expected, strict=True):
         torch.testing.assert_close(g, e, msg=message)
+
+
+def test_has_hooks() -> None:
+    assert not torch_internals.has_hooks(nn.Linear(1, 1))
+    registrations = [
+        name for name in dir(nn.Module) if name.startswith("register_") and name.endswith("hook")
+    ]
+    assert len(registrations) >= 8, changed("the names of the methods that register hooks")
+    for name in registrations:
+        module = nn.Linear(1, 1)
+        getattr(module, name)(lambda *arguments: None)
+        assert torch_internals.has_hooks(module), changed(f"where {name} keeps hooks")

@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.errors import UserError
-from maml_pipeline.meta_gradient import Engine
+from maml_pipeline.meta_gradient import Engine, Learn2LearnEngine, NativeEngine
 from maml_pipeline.meta_gradient.learn2learn_engine import learn2learn_maml
 from maml_pipeline.networks import MLP
 from maml_pipeline.tasks import Lines, SineWaves, Task, TaskDistribution
@@ -74,15 +74,20 @@ def test_the_best_checkpoint_is_the_default_and_the_last_one_its_substitute(
 def measured_by_maml_test(maml: Maml, folder: Path, *settings: object) -> Tensor:
     """Return what `maml test` measures for each task after the last inner step: `(T,)`."""
     curves: list[Tensor] = []
-    adaptation_curves = Engine.adaptation_curves
 
-    def recorded(*arguments: Any, **keywords: Any) -> dict[str, Tensor]:
-        result = adaptation_curves(*arguments, **keywords)
-        curves.append(result["loss"][:, -1])
-        return result
+    def recording(engine: type[Engine]) -> Callable[..., dict[str, Tensor]]:
+        adaptation_curves = engine.adaptation_curves
+
+        def recorded(*arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+            result = adaptation_curves(*arguments, **keywords)
+            curves.append(result["loss"][:, -1])
+            return result
+
+        return recorded
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "adaptation_curves", recorded)
+        for engine in (NativeEngine, Learn2LearnEngine):
+            patch.setattr(engine, "adaptation_curves", recording(engine))
         maml("test", "--config", folder / "config.yaml", *settings)
     return torch.cat(curves)
 
@@ -225,7 +230,7 @@ def test_a_run_of_an_engine_that_is_not_installed_is_loaded_with_the_other(
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     monkeypatch.delitem(sys.modules, "learn2learn.algorithms", raising=False)
     learn2learn_maml.cache_clear()
-    with pytest.warns(UserWarning, match="learn2learn, which cannot be imported; using vectorized"):
+    with pytest.warns(UserWarning, match="learn2learn, which cannot be imported; using native"):
         learner = MetaLearner.from_run(folder)
     learn2learn_maml.cache_clear()
     task = Lines().task(0, "test", 0)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
 from maml_pipeline.meta_gradient.exactness import (
@@ -190,6 +189,9 @@ class Engine(ABC):
             batch: T tasks.
             inner: Inner loop and gradient order.
         """
+        # Late: it imports Triton.
+        from torch.utils.flop_counter import FlopCounterMode
+
         task = TaskBatch(*(tensor[:1] for tensor in batch))
         workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}

@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 _TASKS = 2
 # The loss is stored too: its id is part of the key, and must not be reused.
-_verified: "WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Workarounds, Loss]]]" = WeakKeyDictionary()
+Verified = dict[Hashable, tuple[Workarounds, Loss]]
+verified_networks: "WeakKeyDictionary[nn.Module, Verified]" = WeakKeyDictionary()
 
 
 def verified_workarounds(
@@ -57,7 +58,7 @@ def verified_workarounds(
         batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
-    verified = _verified.setdefault(network, {})
+    verified = verified_networks.setdefault(network, {})
     if key not in verified:
         verified[key] = _verify(computation, network, loss, batch, inner), loss
     return verified[key][0]

@@ -121,7 +121,7 @@ def feed_forward(network: nn.Module) -> FeedForward | None:
     if type(network) not in (ConvNet, MLP, nn.Sequential):
         return None
     modules = list(network.modules())
-    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
     is_plain = (
         len({*parameters}) == len(parameters) > 0
         and parameters[0].dtype in (torch.float32, torch.float64)
