@@ -1,6 +1,7 @@
 """Independent references for meta-gradients and adaptation curves, written for clarity."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -50,6 +51,33 @@ class PlainLoop:
         self._set(self.theta)
         return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in self.theta}
 
+    def first_order_of_rates(self, batch: TaskBatch) -> Parameters:
+        """Return -<a, g_t> by parameter `(k,)`, with a the query gradient and g_t that of inner step t."""
+        total = {name: torch.zeros(self.inner.steps).to(self.theta[name]) for name in self.moves}
+        for task in batch.tasks():
+            *before, adapted = self._adapt(task)
+            a = self._gradient(adapted, task.query_x, task.query_y)
+            for t, theta in enumerate(before):
+                g = self._gradient(theta, task.support_x, task.support_y)
+                for name in self.moves:
+                    total[name][t] -= (a[name] * g[name]).sum() / len(batch.support_x)
+        self._set(self.theta)
+        return total
+
+    def slope_of_rates(self, batch: TaskBatch, name: str, t: int, h: float) -> float:
+        """Differentiate the mean adapted query loss along one inner learning rate."""
+        inner, rates = self.inner, dict(self.inner.rates or {})
+
+        def adapted_loss(distance: float) -> float:
+            moved = rates[name].clone()
+            moved[t] += distance
+            self.inner = replace(inner, rates=rates | {name: moved})
+            return float(self.curves(batch)[:, -1].mean())
+
+        slope = finite_difference(adapted_loss, h)
+        self.inner = inner
+        return slope
+
     def slope(self, batch: TaskBatch, direction: Parameters, h: float) -> float:
         """Differentiate the mean adapted query loss along a direction by finite differences."""
         initial = self.theta
@@ -66,9 +94,9 @@ class PlainLoop:
     def _adapt(self, task: Task) -> list[Parameters]:
         """Return theta_0, ..., theta_k."""
         trajectory = [self.theta]
-        for _ in range(self.inner.steps):
+        for t in range(self.inner.steps):
             g = self._gradient(trajectory[-1], task.support_x, task.support_y)
-            moved = {name: trajectory[-1][name] - self.inner.lr * g[name] for name in self.moves}
+            moved = {n: trajectory[-1][n] - self.inner.rate(t, n) * g[n] for n in self.moves}
             trajectory.append(trajectory[-1] | moved)
         return trajectory
 

@@ -1,6 +1,7 @@
 """What no adapted parameter influences is computed once per meta-step, wherever that is exact."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from maml_pipeline.networks import ConvNet
 from tests.networks import case, largest_relative_difference
 from tests.oracles import PlainLoop, inner_product
 
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "first order": {"first_order": True},
     "unrolled": {"first_order": False},
     "checkpointed": {"first_order": False, "checkpointed": True},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.gradient_order import Method
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions, single_task_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves, inner_steps
@@ -82,17 +83,21 @@ class Learn2LearnEngine(Engine):
         task_gradient = _stateless_gradient if is_stateless else _clone_gradient
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        rates = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
         inner_losses: list[Tensor] = []
         metrics: list[Tensor] = []
         for task in batch.tasks():
             # A separate function, so that no graph of this task outlives the call.
             with workarounds.preserved_attributes(network):
-                losses, prediction, addends = task_gradient(network, loss, task, inner, workarounds)
-            inner_losses.append(losses)
+                result = task_gradient(network, loss, task, inner, workarounds)
+            inner_losses.append(result.inner_losses)
             if metric is not None:
-                metrics.append(metric(prediction, task.query_y))
-            for name, addend in addends.items():
+                metrics.append(metric(result.prediction, task.query_y))
+            for name, addend in result.gradient.items():
                 gradient[name] += addend
+            for name, addend in result.rates.items():
+                rates[name] += addend
+            del result
 
         losses_by_task = torch.stack(inner_losses)
         return MetaGradient(
@@ -100,6 +105,7 @@ class Learn2LearnEngine(Engine):
             gradient={name: total.div_(len(inner_losses)) for name, total in gradient.items()},
             inner_losses=losses_by_task,
             metric=torch.stack(metrics) if metrics else None,
+            rates={name: total / len(inner_losses) for name, total in rates.items()},
         )
 
     def _curves(
@@ -182,56 +188,66 @@ def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     ).clone()
 
 
-def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop) -> None:
-    """Take one inner step; learn2learn's own `adapt` moves every parameter."""
-    if inner.adapt is None:
+def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
+    """Take inner step t; learn2learn's own `adapt` moves every parameter by the same rate."""
+    if inner.adapt is None and inner.rates is None:
         learner.adapt(support_loss)
         return
     from learn2learn.utils import update_module
 
     module, is_second_order = learner.module, not inner.first_order
-    adapted = set(adapted_names(module, inner.adapt))  # a clone's parameters keep their names
-    moving = [p for name, p in module.named_parameters() if name in adapted]
+    parameters = dict(module.named_parameters())
+    names = adapted_names(module, inner.adapt)  # a clone's parameters keep their names
     gradients = torch.autograd.grad(
         support_loss,
-        moving,
+        [parameters[name] for name in names],
         retain_graph=is_second_order,
         create_graph=is_second_order,
         allow_unused=True,
     )
-    slope = {id(p): g for p, g in zip(moving, gradients, strict=True) if g is not None}
-    updates = [-inner.lr * slope[id(p)] if id(p) in slope else None for p in module.parameters()]
-    learner.module = update_module(module, updates=updates)
+    update = {
+        name: -inner.rate(t, name) * g for name, g in zip(names, gradients, strict=True) if g is not None
+    }
+    learner.module = update_module(module, updates=[update.get(name) for name in parameters])
 
 
 def _clone_gradient(
     network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
-) -> tuple[Tensor, Tensor, Parameters]:
+) -> ChunkGradient:
     """Return one task's losses `(k + 1,)`, its query prediction and its gradient, by learn2learn."""
+    inner = inner.with_differentiable_rates()
     learner = clone_for_task(network, inner)
     losses: list[Tensor] = []
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-        adapt_clone(learner, support_loss, inner)
+        adapt_clone(learner, support_loss, inner, t)
         losses.append(support_loss.detach())
 
     query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
     losses.append(query_loss.detach())
-    parameters = trainable_parameters(network)
-    gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
-    gradient = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
-    return torch.stack(losses), prediction.detach(), gradient
+    parameters, rates = trainable_parameters(network), inner.rates or {}
+    gradients = torch.autograd.grad(
+        query_loss, [*parameters.values(), *rates.values()], allow_unused=True
+    )
+    named = [*zip([*parameters, *rates], gradients, strict=True)]
+    gradient, of_rates = named[: len(parameters)], named[len(parameters) :]
+    return ChunkGradient(
+        torch.stack(losses),
+        prediction.detach(),
+        {name: g for name, g in gradient if g is not None},
+        {name: g for name, g in of_rates if g is not None},
+    )
 
 
 def _stateless_gradient(
     network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
-) -> tuple[Tensor, Tensor, Parameters]:
+) -> ChunkGradient:
     """Compute the same as `_clone_gradient`, as a chunk of one task without a clone."""
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
     adapted = adapted_names(network, inner.adapt)
     chunk_loss = single_task_loss(network, loss, workarounds, adapted)
     result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
-    return result.inner_losses[0], result.prediction[0], result.gradient
+    return result._replace(inner_losses=result.inner_losses[0], prediction=result.prediction[0])
 
 
 def _clone_curves(
@@ -256,9 +272,9 @@ def _clone_steps(
     """Yield a clone before the first inner step on a chunk of one task, and after each step."""
     learner = clone_for_task(network, inner)
     yield learner
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])
-        adapt_clone(learner, support_loss, inner)
+        adapt_clone(learner, support_loss, inner, t)
         yield learner
 
 
@@ -267,7 +283,7 @@ def _losses_and_gradient(
 ) -> LossesAndGradient:
     engine = Learn2LearnEngine()
     result = engine._meta_gradient(network, loss, batch, inner, workarounds, metric=None)
-    return LossesAndGradient(result.inner_losses, result.gradient)
+    return LossesAndGradient(result.inner_losses, result.gradient, result.rates)
 
 
 def _query_losses(
@@ -275,7 +291,7 @@ def _query_losses(
 ) -> LossesAndGradient:
     engine = Learn2LearnEngine()
     curves = engine._curves(network, {"loss": loss}, loss, batch, inner, workarounds, transductive=True)
-    return LossesAndGradient(curves["loss"], {})
+    return LossesAndGradient(curves["loss"], {}, {})
 
 
 META_GRADIENT = Computation(

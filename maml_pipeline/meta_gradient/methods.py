@@ -20,6 +20,7 @@ import torch
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
     ChunkGradient,
+    RateGradient,
     gradient,
     inner_step,
     loss_and_gradient,
@@ -28,6 +29,9 @@ from maml_pipeline.meta_gradient.checkpointed import checkpointed
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
+
+RATE = "@inner_lr"
+"""Ends the name of a parameter's learned inner learning rates, beside the parameters themselves."""
 
 
 def chunk_gradient(
@@ -53,7 +57,7 @@ def first_order(
 ) -> ChunkGradient:
     """Return the query gradient at the adapted parameters, ignoring how they depend on theta.
 
-    Time: k + 1 gradients. Memory: A and a few P, independent of k.
+    Time: k + 1 gradients. Memory: A and a few P, independent of k; learned rates keep one P per step.
 
     When to use: second order is too slow, or a layer has no second derivative in PyTorch.
 
@@ -66,18 +70,23 @@ def first_order(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, section 5.2; Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
     """
-    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
-    for _ in range(inner.steps):
-        adapted, support_loss = inner_step(
-            chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
-        )
+    support = chunk.support_x, chunk.support_y
+    adapted, losses, slopes = chunk_loss.start(theta, chunk.support_x), [], []
+    for t in range(inner.steps):
+        adapted, support_loss, slope = inner_step(chunk_loss, adapted, *support, inner, t)
         losses.append(support_loss)
+        if inner.rates is not None:
+            slopes.append(slope)
+        del slope  # freed before the next step
     query_loss, prediction, query_gradient = loss_and_gradient(
         chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
+    rates = RateGradient(inner)
+    for t, slope in enumerate(slopes):
+        rates.add(t, slope, query_gradient)
     gradient = chunk_loss.sum_over_tasks(query_gradient)
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, gradient)
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, gradient, rates.result())
 
 
 def unrolled(
@@ -99,14 +108,23 @@ def unrolled(
         2017, equation 1.
     """
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
+    inner = inner.with_differentiable_rates()
     adapted, losses = chunk_loss.start(theta, chunk.support_x), []
-    for _ in range(inner.steps):
+    for t in range(inner.steps):
         support_loss, _ = chunk_loss(adapted, chunk.support_x, chunk.support_y)
         slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
-        adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
+        moved = {name: adapted[name] - inner.rate(t, name) * g for name, g in slope.items()}
+        adapted = adapted | moved
         losses.append(support_loss.detach())
 
     adapted = chunk_loss.without_features(adapted)
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)
     losses.append(query_loss.detach())
-    return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), gradient(query_loss, theta))
+    rates = dict(inner.rates or {})
+    both = gradient(query_loss, theta | {name + RATE: r for name, r in rates.items()})
+    return ChunkGradient(
+        torch.stack(losses, dim=1),
+        prediction.detach(),
+        {name: both[name] for name in theta},
+        {name: both[name + RATE] for name in rates},
+    )

@@ -158,7 +158,15 @@ class Comparison:
         length, steepness = _norm({name: theta[name] for name in slope}), _norm(slope)
         lr = min(10 * inner.lr, 0.05 * length / steepness) if steepness > 0 else inner.lr
         steps = min(inner.steps, _STEPS)
-        return replace(inner, lr=lr if isfinite(lr) and lr > 0 else inner.lr, steps=steps)
+        few = replace(inner, lr=lr if isfinite(lr) and lr > 0 else inner.lr, steps=steps)
+        return few if inner.rates is None else replace(few, rates=self._different_rates(few))
+
+    def _different_rates(self, inner: InnerLoop) -> Parameters:
+        """Choose a rate for each parameter and inner step, all different."""
+        return {
+            name: inner.lr * (0.5 + torch.rand(max(1, inner.steps), generator=self.generator).to(p))
+            for name, p in self.plain_autograd.adapted.items()
+        }
 
     def _expected(self, theta: Parameters) -> LossesAndGradient:
         self.random_state.restore()
@@ -189,10 +197,15 @@ def _difference(actual: LossesAndGradient, expected: LossesAndGradient) -> tuple
         scale = torch.maximum(changes, 1e-3 * scale)
     error = (actual.losses - expected.losses).abs().max()
     differences = [(_ratio(error, scale), " in the losses" if expected.gradient else "")]
-    largest = max((g.norm() for g in expected.gradient.values()), default=scale)
-    for name, g in expected.gradient.items():
-        error = (actual.gradient[name] - g).norm()
-        differences.append((_ratio(error, torch.maximum(g.norm(), 1e-3 * largest)), f" at {name}"))
+    for ours, theirs, where in (
+        (actual.gradient, expected.gradient, " at "),
+        (actual.rates, expected.rates, " at the inner learning rates of "),
+    ):
+        largest = max((g.norm() for g in theirs.values()), default=scale)
+        for name, g in theirs.items():
+            error = (ours[name] - g).norm()
+            ratio = _ratio(error, torch.maximum(g.norm(), 1e-3 * largest))
+            differences.append((ratio, where + name))
     return max(differences)
 
 

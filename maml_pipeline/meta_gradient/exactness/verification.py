@@ -50,7 +50,7 @@ def verified_workarounds(
     key = (
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
-        *(inner.first_order, inner.checkpointed, inner.steps > 0, inner.adapt),
+        *(inner.first_order, inner.checkpointed, inner.steps > 0, inner.adapt, inner.rates is None),
         batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
