@@ -164,7 +164,7 @@ def test_frozen_unused_and_shared_parameters(first_order: bool, checkpointed: bo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "vectorised"}, "engine is vectorised; it must be vectorized or learn2learn"),
+        ({"name": "vectorised"}, "engine is vectorised; it must be native, vectorized or learn2learn"),
         ({"name": "learn2learn", "tasks_per_chunk": 8}, "tasks_per_chunk is 8, but engine learn2learn"),
         ({"name": "vectorized", "tasks_per_chunk": 0}, "tasks_per_chunk is 0; it must be at least 1"),
     ],

@@ -56,7 +56,11 @@ GROUPS: dict[str, tuple[Key, ...]] = {
             "recompute inner steps to save memory",
             True,
         ),
-        Key("model.engine", "vectorized", "vectorized: all tasks at once; or learn2learn: one by one"),
+        Key(
+            "model.engine",
+            "native",
+            "native: the fastest; vectorized: all tasks at once; or learn2learn",
+        ),
         Key("model.tasks_per_chunk", "null: all", "vectorized: tasks at once, or auto"),
         Key("model.optimizer", "Adam", "class of the outer optimizer", True),
         Key("model.optimizer.lr", "", "outer learning rate", True),

@@ -47,11 +47,12 @@ class MetaLearner(EvaluatedByAdaptation):
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
         first_order_steps: Number of initial meta-steps that take first-order meta-gradients, before
             the order of `first_order` (derivative-order annealing).
-        engine: `"vectorized"` adapts all tasks at once; `"learn2learn"`, an optional dependency, one
-            after another, which is slower for small networks but supports more modules. Both compute
+        engine: `"native"` runs this project's networks as machine code on a CPU, and anything else like
+            `"vectorized"`, which adapts all tasks at once; `"learn2learn"`, an optional dependency, one
+            after another, which is slower for small networks but supports more modules. All compute
             the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
-            `"auto"` for as many as fit, `None` for all.
+            `"auto"` for as many as fit, `None` for all. Machine code runs one task on each thread.
         checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
             to save memory. First order keeps no graphs.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
@@ -84,7 +85,7 @@ class MetaLearner(EvaluatedByAdaptation):
         transductive: bool = True,
         first_order: bool = False,
         first_order_steps: NonNegativeInt = 0,
-        engine: Literal["vectorized", "learn2learn"] = "vectorized",
+        engine: Literal["native", "vectorized", "learn2learn"] = "native",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
         checkpoint_inner_steps: bool = False,
         metric: Callable[..., Any] | None = None,

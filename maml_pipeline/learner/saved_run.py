@@ -176,11 +176,11 @@ def _with_available_engine(settings: dict[str, Any], config: Path) -> dict[str, 
         learn2learn_maml()
     except UserError:
         warnings.warn(
-            f"engine in {config} is learn2learn, which cannot be imported; using vectorized, whose "
+            f"engine in {config} is learn2learn, which cannot be imported; using native, whose "
             "results differ by rounding only",
             stacklevel=5,
         )
-        return settings | {"engine": "vectorized"}
+        return settings | {"engine": "native"}
     return settings
 
 

@@ -13,6 +13,8 @@ One meta-gradient, from the learner down:
     |  |        +- reverse_sweep              one Hessian-vector product per step
     |  +- Learn2LearnEngine._meta_gradient learn2learn_engine.py, for each task: a clone of learn2learn's
     |                                         MAML; `checkpointed` as above
+    |  +- NativeEngine._meta_gradient      native_engine.py: machine code for the networks that it knows,
+    |                                         native/; anything else as VectorizedEngine
     +- loss_with_gradient                  learner/: a loss whose backward puts the gradient into .grad
 """
 
@@ -24,6 +26,7 @@ from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.exactness import initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss
 from maml_pipeline.meta_gradient.learn2learn_engine import Learn2LearnEngine
+from maml_pipeline.meta_gradient.native_engine import NativeEngine
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "Loss",
     "MetaGradient",
     "Method",
+    "NativeEngine",
     "VectorizedEngine",
     "build_engine",
     "initialise_lazy",
@@ -41,7 +45,7 @@ __all__ = [
 
 
 def build_engine(
-    name: Literal["vectorized", "learn2learn"],
+    name: Literal["native", "vectorized", "learn2learn"],
     tasks_per_chunk: int | Literal["auto"] | None = None,
 ) -> Engine:
     """Build an engine from the keys of a config.
@@ -53,13 +57,15 @@ def build_engine(
     Raises:
         UserError: The engine does not exist, does not have one of the settings, or is not installed.
     """
+    if name == "native":
+        return NativeEngine(tasks_per_chunk)
     if name == "vectorized":
         return VectorizedEngine(tasks_per_chunk)
     if name != "learn2learn":
-        raise UserError(f"engine is {name}; it must be vectorized or learn2learn")
+        raise UserError(f"engine is {name}; it must be native, vectorized or learn2learn")
     if tasks_per_chunk is not None:
         raise UserError(
             f"tasks_per_chunk is {tasks_per_chunk}, but engine learn2learn adapts one task at a time: "
-            "leave it out, or set engine to vectorized"
+            "leave it out, or set engine to native"
         )
     return Learn2LearnEngine()

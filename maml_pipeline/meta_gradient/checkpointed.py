@@ -188,11 +188,7 @@ class ParameterCheckpoints:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self._starts: list[int] = []
-        start, length = 0, longest_segment(steps)
-        while start < steps:
-            self._starts.append(start)
-            start, length = start + length, length - 1
+        self._starts = segment_starts(steps)
         self._by_step: dict[int, Parameters] = {}
 
     def save(self, t: int, theta_t: Parameters) -> None:
@@ -212,3 +208,12 @@ class ParameterCheckpoints:
 def longest_segment(steps: int) -> int:
     """Return L, the smallest integer such that L (L + 1) / 2 >= k."""
     return ceil((sqrt(8 * steps + 1) - 1) / 2)
+
+
+def segment_starts(steps: int) -> list[int]:
+    """Return the steps at which the segments start."""
+    starts, start, length = [], 0, longest_segment(steps)
+    while start < steps:
+        starts.append(start)
+        start, length = start + length, length - 1
+    return starts

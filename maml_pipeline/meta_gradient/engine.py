@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from maml_pipeline.meta_gradient.chunk_loss import single_task_loss
 from maml_pipeline.meta_gradient.exactness import (
     Computation,
     Workarounds,
@@ -13,7 +15,14 @@ from maml_pipeline.meta_gradient.exactness import (
     evaluation_mode,
     verified_workarounds,
 )
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
+from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
 
@@ -171,6 +180,28 @@ class Engine(ABC):
             workarounds = verified_workarounds(self._evaluation(), network, loss, task, inner)
             with workarounds.preserved_attributes(network):
                 return self._adapted(network, loss, task, inner, workarounds)
+
+    def flops(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> int:
+        """Count the floating-point operations of a meta-gradient, in matrix products and convolutions.
+
+        They are counted for one task without vmap, and are those of the method, whichever engine:
+        PyTorch miscounts the derivatives of grouped convolutions, and sees nothing of machine code.
+
+        Args:
+            network: Holds the initial parameters.
+            loss: (prediction, target) -> scalar.
+            batch: T tasks.
+            inner: Inner loop and gradient order.
+        """
+        task = TaskBatch(*(tensor[:1] for tensor in batch))
+        workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        adapted = adapted_names(network, inner.adapt)
+        chunk_loss = single_task_loss(network, loss, workarounds, adapted)
+        counter = FlopCounterMode(display=False)
+        with workarounds.preserved_attributes(network), counter:
+            chunk_gradient(chunk_loss, theta, task, inner)
+        return counter.get_total_flops() * len(batch.support_x)
 
     # What each engine implements -----------------------------------------------------------------
 

@@ -164,3 +164,8 @@ class DetachWatch(TorchFunctionMode):
     ) -> Any:
         self.found |= function in self.DETACHING
         return function(*args, **(kwargs or {}))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a module has hooks of any kind; there is no public list of them."""
+    return any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks"))

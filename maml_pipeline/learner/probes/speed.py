@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch.utils.flop_counter import FlopCounterMode
 
 from maml_pipeline.environment import PARALLEL_CELLS
 from maml_pipeline.learner.meta_learner import MetaLearner
@@ -15,7 +14,6 @@ from maml_pipeline.learner.probes.probe import (
     Probe,
     discard_meta_gradient,
     preserve_training_state,
-    probe_meta_gradient,
 )
 from maml_pipeline.tasks import TaskBatch
 
@@ -112,7 +110,5 @@ def _seconds(start: Instant, end: Instant) -> float:
 
 
 def _count_flops(trainer: Trainer, learner: MetaLearner, batch: TaskBatch) -> int:
-    counter = FlopCounterMode(display=False)
-    with preserve_training_state(learner.network, learner.device), counter:
-        probe_meta_gradient(learner, batch, learner.inner_loop())
-    return counter.get_total_flops()
+    with preserve_training_state(learner.network, learner.device):
+        return learner.engine.flops(learner.network, learner.loss, batch, learner.inner_loop())

@@ -1,0 +1,190 @@
+"""Recognise the networks that the compiled functions can run, and order their parameters for them."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from maml_pipeline.meta_gradient.torch_internals import has_hooks
+from maml_pipeline.networks import MLP, ConvNet
+from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
+from maml_pipeline.networks.convolution import Convolution2d
+
+
+@dataclass(frozen=True)
+class Block:
+    """A convolution without groups, normalisation by the statistics of the set, and ReLU.
+
+    Args:
+        channels: Channels of the input.
+        filters: Channels of the output.
+        kernel: Height and width of the kernel.
+        stride: Stride in both directions.
+        padding: Zeros added on each side.
+        eps: Added to the variance.
+        pools: Take the largest output of each square of two by two pixels.
+    """
+
+    channels: int
+    filters: int
+    kernel: int
+    stride: int
+    padding: int
+    eps: float
+    pools: bool
+
+    def output_size(self, size: int) -> int:
+        """Return the height or width of the convolution's output."""
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def pooled_size(self, size: int) -> int:
+        """Return the height or width of the block's output."""
+        return self.output_size(size) // (2 if self.pools else 1)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A network of convolutional blocks, perhaps none, and fully connected layers with ReLUs in between.
+
+    Args:
+        blocks: The blocks.
+        averages: Average the blocks' output over pixels, instead of flattening it.
+        dense: Number of inputs and outputs of each fully connected layer.
+        shapes: Name and shape of each parameter, in the order of the layers: weight, gain and bias of a
+            block, weight and bias of a fully connected layer. The second dimension is the channels',
+            which are last in the compiled functions. The biases of convolutions are missing: the
+            normalisation cancels them.
+    """
+
+    blocks: tuple[Block, ...]
+    averages: bool
+    dense: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether the network can predict an example of a shape, `(features,)` or `(C, H, W)`."""
+        inputs = self.dense[0][0]
+        if not self.blocks:
+            return shape == (inputs,)
+        if len(shape) != 3 or shape[0] != self.blocks[0].channels:
+            return False
+        height, width = shape[1:]
+        for block in self.blocks:
+            height, width = block.pooled_size(height), block.pooled_size(width)
+        positions = 1 if self.averages else height * width
+        return height > 0 and width > 0 and self.blocks[-1].filters * positions == inputs
+
+    def pack(self, theta: dict[str, Tensor]) -> Tensor:
+        """Concatenate parameters, with channels last: by name -> `(P,)`."""
+        return torch.cat(
+            [theta[name].reshape(shape).movedim(1, -1).reshape(-1) for name, shape in self.shapes]
+        )
+
+    def unpack(self, packed: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `pack`: `(..., P)` -> by name.
+
+        Args:
+            packed: Values of the parameters.
+            others: By name, in the order of the result: the values of parameters that `packed` does not
+                have, such as the bias of a convolution.
+        """
+        lead, start, values = packed.shape[:-1], 0, dict(others)
+        for name, (first, second, *rest) in self.shapes:
+            size = prod((first, second, *rest))
+            part = packed[..., start : start + size].reshape(*lead, first, *rest, second)
+            values[name] = part.movedim(-1, len(lead) + 1).reshape(*lead, *others[name].shape)
+            start += size
+        return {
+            name: v.expand(*lead, *v.shape) if v is others[name] else v for name, v in values.items()
+        }
+
+
+def feed_forward(network: nn.Module) -> FeedForward | None:
+    """Describe a network; `None` if the compiled functions cannot run it.
+
+    They run `ConvNet`, `MLP`, and sequences of fully connected layers with ReLUs in between:
+    these classes themselves, without hooks, whose parameters all adapt, on the CPU and in one type.
+    """
+    modules = list(network.modules())
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    is_plain = (
+        all(p.requires_grad and p.device.type == "cpu" and p.is_contiguous() for p in parameters)
+        and len({p.dtype for p in parameters}) == 1
+        and parameters[0].dtype in (torch.float32, torch.float64)
+        and len({id(p) for p in parameters}) == len(parameters)
+        and not any(has_hooks(module) or "forward" in vars(module) for module in modules)
+    )
+    if not is_plain:
+        return None
+    if type(network) is ConvNet:
+        return _convolutional(network)
+    if type(network) in (MLP, nn.Sequential):
+        return _fully_connected(network)
+    return None
+
+
+def _convolutional(network: ConvNet) -> FeedForward | None:
+    blocks, shapes = [], []
+    layers = dict(network.features.named_children())
+    each = len(layers) // ConvNet.BLOCKS
+    for first in range(0, len(layers), each):
+        names = [*layers][first : first + each]
+        convolution, norm, relu, *pool = (layers[name] for name in names)
+        if not (
+            type(convolution) is Convolution2d
+            and type(norm) is BatchStatisticsNorm2d
+            and type(relu) is nn.ReLU
+            and all(type(layer) is nn.MaxPool2d and layer.kernel_size == 2 for layer in pool)
+        ):
+            return None
+        kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
+        blocks.append(
+            Block(
+                channels=convolution.in_channels,
+                filters=convolution.out_channels,
+                kernel=kernel[0],
+                stride=stride[0],
+                padding=int(padding[0]),
+                eps=norm.eps,
+                pools=bool(pool),
+            )
+        )
+        shapes += [
+            (f"features.{names[0]}.weight", tuple(convolution.weight.shape)),
+            (f"features.{names[1]}.weight", (len(norm.weight), 1)),
+            (f"features.{names[1]}.bias", (len(norm.bias), 1)),
+        ]
+    head, filters = network.head, blocks[-1].filters
+    if type(head) is not nn.Linear:
+        return None
+    shapes += [
+        ("head.weight", (head.out_features, filters, head.in_features // filters)),
+        ("head.bias", (head.out_features, 1)),
+    ]
+    return FeedForward(
+        blocks=tuple(blocks),
+        averages=network.image_size is None,
+        dense=((head.in_features, head.out_features),),
+        shapes=tuple(shapes),
+    )
+
+
+def _fully_connected(network: nn.Module) -> FeedForward | None:
+    layers = dict(network.named_children())
+    linear = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
+    alternates = all(
+        type(layer) is (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(layers.values())
+    )
+    if not alternates or len(layers) % 2 == 0 or any(layer.bias is None for layer in linear.values()):
+        return None
+    return FeedForward(
+        blocks=(),
+        averages=True,
+        dense=tuple((layer.in_features, layer.out_features) for layer in linear.values()),
+        shapes=tuple(
+            (f"{name}.{parameter}", (layer.out_features, inputs))
+            for name, layer in linear.items()
+            for parameter, inputs in (("weight", layer.in_features), ("bias", 1))
+        ),
+    )

@@ -1,0 +1,62 @@
+"""Matrix products of the compiled functions; numba calls the BLAS of SciPy, on one thread."""
+
+from typing import Any
+
+import numpy as np
+
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
+
+
+@compiled
+def fill(target: Any, value: float) -> None:
+    """Set the numbers of a vector to one value."""
+    for i in range(len(target)):
+        target[i] = value
+
+
+@compiled
+def copy(values: Any, target: Any) -> None:
+    """Copy a vector to another one."""
+    for i in range(len(target)):
+        target[i] = values[i]
+
+
+@compiled
+def add(values: Any, target: Any) -> None:
+    """Add a matrix to another one in place."""
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] += values[i, j]
+
+
+@compiled
+def product(x: Any, w: Any, out: Any) -> None:
+    """Compute out = x w^T: the values of a layer with inputs x and weights w."""
+    np.dot(x, w.T, out)
+
+
+@compiled
+def product_by_input(delta: Any, w: Any, out: Any) -> None:
+    """Compute out = delta w: the gradient by the inputs of a layer."""
+    np.dot(delta, w, out)
+
+
+@compiled
+def product_by_weights(delta: Any, x: Any, out: Any) -> None:
+    """Compute out = delta^T x: the gradient by the weights of a layer."""
+    np.dot(delta.T, x, out)
+
+
+@compiled
+def matrix(array: Any, offset: int, rows: int, columns: int) -> Any:
+    """View a part of a flat array as a matrix."""
+    return array[offset : offset + rows * columns].reshape(rows, columns)
+
+
+@compiled
+def add_scaled(factor: float, values: Any, target: Any) -> None:
+    """Add `factor` times a matrix to another one in place."""
+    scale = values.dtype.type(factor)
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] += scale * values[i, j]

@@ -1,0 +1,160 @@
+"""The fastest engine on a CPU: machine code for this project's networks, one task on each thread."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
+from maml_pipeline.meta_gradient.engine import MetaGradient
+from maml_pipeline.meta_gradient.evaluation import measure_each_task
+from maml_pipeline.meta_gradient.exactness import Workarounds
+from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
+from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
+from maml_pipeline.tasks import TaskBatch
+
+
+class NativeEngine(VectorizedEngine):
+    """Run networks that it knows as machine code on a CPU; any other as `VectorizedEngine` does.
+
+    It knows `ConvNet`, `MLP`, and sequences of fully connected layers with ReLUs in between, with the
+    cross-entropy or the mean squared error, in float32 or float64. Their gradients and Hessian-vector
+    products are written out in closed form (`native/`) and compiled by numba: once on a machine, which
+    takes seconds, and kept on disk.
+
+    Time: little more than that of the matrix products. Memory: that of the method for one task on each
+    of PyTorch's threads, and one gradient for each task.
+
+    When to use: always; another network is as fast as with `VectorizedEngine`.
+
+    Weakness: no other network, loss or device gets faster.
+
+    Args:
+        tasks_per_chunk: As for `VectorizedEngine`, for networks that it does not know.
+
+    Raises:
+        UserError: `tasks_per_chunk` is below 1.
+    """
+
+    def __reduce__(self) -> tuple[type["NativeEngine"], tuple[object, ...]]:
+        return NativeEngine, (self.tasks_per_chunk,)
+
+    def _meta_gradient(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+        metric: Loss | None,
+    ) -> MetaGradient:
+        known = known_network(network, loss, batch, inner)
+        if known is None:
+            return super()._meta_gradient(network, loss, batch, inner, workarounds, metric)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        result = _compiled().batch_meta_gradient(known, theta, batch, inner)
+        measured = None
+        if metric is not None:
+            measured = measure_each_task(metric, result.prediction, batch.query_y)
+        return MetaGradient(
+            result.inner_losses[:, -1].mean(), result.gradient, result.inner_losses, measured
+        )
+
+    def _curves(
+        self,
+        network: nn.Module,
+        measures: dict[str, Loss],
+        loss: Loss,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+        transductive: bool,
+    ) -> dict[str, Tensor]:
+        known = known_network(network, loss, batch, inner)
+        if known is None:
+            return super()._curves(network, measures, loss, batch, inner, workarounds, transductive)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        sets = query_sets(batch, transductive)
+        adapted, predictions = _compiled().batch_curves(known, theta, batch, inner, sets)
+        predict = plain_predictions(network, workarounds)
+        with torch.no_grad():
+            last = torch.stack([predict(adapted, x) for x in sets])
+        curves: dict[str, list[Tensor]] = {name: [] for name in measures}
+        for of_sets in (*predictions, last):
+            prediction = of_sets[0] if transductive else of_sets[:, :, -1].movedim(0, 1)
+            for name, measure in measures.items():
+                curves[name].append(measure_each_task(measure, prediction, batch.query_y))
+        return {name: torch.stack(values, dim=1) for name, values in curves.items()}
+
+    def _adapted(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        task: TaskBatch,
+        inner: InnerLoop,
+        workarounds: Workarounds,
+    ) -> Parameters:
+        known = known_network(network, loss, task, inner)
+        if known is None:
+            return super()._adapted(network, loss, task, inner, workarounds)
+        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+        adapted = _compiled().batch_curves(known, theta, task, inner, []).adapted
+        return {name: p[0] for name, p in adapted.items()}
+
+
+def _compiled() -> Any:
+    """Import what runs the compiled functions: late, since importing numba takes 0.2 s."""
+    from maml_pipeline.meta_gradient.native import batch
+
+    return batch
+
+
+def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:
+    """Return the sets of inputs that an evaluation predicts, see `evaluation.predict_query`."""
+    if transductive:
+        return [batch.query_x]
+    return [
+        torch.cat([batch.support_x, batch.query_x[:, q : q + 1]], dim=1)
+        for q in range(batch.query_x.shape[1])
+    ]
+
+
+def known_network(
+    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+) -> FeedForward | None:
+    """Describe a network if it can run as machine code with a loss and tasks, otherwise `None`."""
+    known = feed_forward(network)
+    if known is None or inner.adapt is not None or torch.is_autocast_enabled("cpu"):
+        return None
+    dtype = next(network.parameters()).dtype
+    outputs = known.dense[-1][1]
+    for x, y in ((batch.support_x, batch.support_y), (batch.query_x, batch.query_y)):
+        if x.dtype != dtype or x.shape[2:] == () or not known.accepts(tuple(x.shape[2:])):
+            return None
+        if is_mean_squared_error(loss):
+            if y.dtype != dtype or y.shape != (*x.shape[:2], outputs):
+                return None
+        elif is_cross_entropy(loss):
+            is_class = y.dtype == torch.int64 and y.shape == x.shape[:2]
+            if not is_class or not 0 <= int(y.min()) <= int(y.max()) < outputs:
+                return None
+        else:
+            return None
+    return known
+
+
+def is_mean_squared_error(loss: Loss) -> bool:
+    """Tell whether a loss is the mean squared error."""
+    return loss is mse_loss or (type(loss) is nn.MSELoss and loss.reduction == "mean")
+
+
+def is_cross_entropy(loss: Loss) -> bool:
+    """Tell whether a loss is the mean cross-entropy, without weights, smoothing or ignored classes."""
+    return loss is cross_entropy or (
+        type(loss) is nn.CrossEntropyLoss
+        and loss.weight is None
+        and loss.reduction == "mean"
+        and loss.label_smoothing == 0
+    )
