@@ -10,7 +10,13 @@ from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
 from maml_pipeline.meta_gradient.engine import MetaGradient
 from maml_pipeline.meta_gradient.evaluation import measure_each_task
 from maml_pipeline.meta_gradient.exactness import Workarounds
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters, trainable_parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 from maml_pipeline.tasks import TaskBatch
@@ -58,9 +64,8 @@ class NativeEngine(VectorizedEngine):
         measured = None
         if metric is not None:
             measured = measure_each_task(metric, result.prediction, batch.query_y)
-        return MetaGradient(
-            result.inner_losses[:, -1].mean(), result.gradient, result.inner_losses, measured
-        )
+        loss_of_query = result.inner_losses[:, -1].mean()
+        return MetaGradient(loss_of_query, result.gradient, result.inner_losses, measured, rates={})
 
     def _curves(
         self,
@@ -126,7 +131,9 @@ def known_network(
 ) -> FeedForward | None:
     """Describe a network if it can run as machine code with a loss and tasks, otherwise `None`."""
     known = feed_forward(network)
-    if known is None or inner.adapt is not None or torch.is_autocast_enabled("cpu"):
+    if known is None or inner.rates is not None or torch.is_autocast_enabled("cpu"):
+        return None
+    if len(adapted_names(network, inner.adapt)) < len(trainable_parameters(network)):
         return None
     dtype = next(network.parameters()).dtype
     outputs = known.dense[-1][1]
