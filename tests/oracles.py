@@ -52,7 +52,7 @@ class PlainLoop:
         return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in self.theta}
 
     def first_order_of_rates(self, batch: TaskBatch) -> Parameters:
-        """Return -<a, g_t> by parameter `(k,)`, with a the query gradient and g_t that of inner step t."""
+        """Return -<a, g_t> by parameter `(k,)`, with a the query gradient and g_t that of step t."""
         total = {name: torch.zeros(self.inner.steps).to(self.theta[name]) for name in self.moves}
         for task in batch.tasks():
             *before, adapted = self._adapt(task)

@@ -2,14 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import yaml
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
+from maml_pipeline import MetaLearner, TaskDataModule
+from maml_pipeline.errors import UserError
+from maml_pipeline.learner import LearnedInnerLr
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
 from maml_pipeline.meta_gradient.inner_loop import adapted_names
+from maml_pipeline.networks import MLP
+from maml_pipeline.tasks import Lines, SineWaves
+from tests.helpers import (
+    SHORT,
+    SHORT_NAME,
+    Maml,
+    assert_same_run,
+    make_trainer,
+    read_checkpoint,
+    read_metrics,
+)
 from tests.networks import (
     IMAGE_NETWORKS,
     SMOOTH_NETWORKS,
@@ -118,3 +135,103 @@ def test_an_evaluation_takes_the_learned_rates(engine: str) -> None:
     torch.testing.assert_close(curves, PlainLoop(network, loss, inner).curves(batch), rtol=1e-10, atol=0)
     plain = ENGINES[engine].adaptation_curves(network, {"loss": loss}, loss, batch, InnerLoop(0.1, 4))
     assert not torch.allclose(curves, plain["loss"])
+
+
+# A run --------------------------------------------------------------------------------------------
+
+LEARNED = ("--model.learned_inner_lr.lr", 0.01, "--model.inner_steps", 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"first_order": True}, {"first_order": False}, {"checkpoint_inner_steps": True}]
+)
+def test_a_meta_step_moves_each_rate_by_its_own_learning_rate(settings: dict[str, Any]) -> None:
+    def descent(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.02, weight_decay=0.3)
+
+    torch.manual_seed(0)
+    learner = MetaLearner(
+        MLP(), loss=mse_loss, inner_lr=0.01, inner_steps=3, learned_inner_lr=LearnedInnerLr(0.005),
+        optimizer=descent, **settings,
+    ).double()  # fmt: skip
+    data = TaskDataModule(SineWaves(shots=10), meta_batch_size=4)
+    batch = SineWaves(shots=10).batch(0, "train", range(4))
+    assert learner.inner_rates is not None and learner.inner_rates.shape == (6, 3)
+    before = learner.inner_rates.detach().clone()
+    torch.testing.assert_close(before, torch.full_like(before, 0.01), rtol=1e-6, atol=0)
+    batch = type(batch)(*(tensor.double() for tensor in batch))
+    rates = (
+        VectorizedEngine().meta_gradient(learner.network, mse_loss, batch, learner.inner_loop()).rates
+    )
+    trainer = make_trainer(max_steps=1, precision="64-true")
+    trainer.fit(learner, datamodule=data)
+    torch.testing.assert_close(
+        learner.inner_rates.detach(), before - 0.005 * torch.stack([*rates.values()]), rtol=1e-9, atol=0
+    )
+    groups = trainer.optimizers[0].param_groups
+    assert [group["lr"] for group in groups] == [0.02, 0.005]
+    assert groups[1]["params"][0] is learner.inner_rates
+
+
+def test_a_run_learns_logs_saves_loads_and_exports_its_rates(maml: Maml) -> None:
+    run = Path("runs") / SHORT_NAME
+    maml("fit", *SHORT, *LEARNED)
+    learner = MetaLearner.from_run(run, "last")
+    assert learner.inner_rates is not None
+    assert torch.equal(learner.inner_rates, read_checkpoint(run, "last")["state_dict"]["inner_rates"])
+    assert not torch.allclose(learner.inner_rates, torch.tensor(0.1), rtol=1e-3)
+    logged = [float(row["train/inner_lr"]) for row in read_metrics(run) if row["train/inner_lr"]]
+    assert logged and logged[-1] != pytest.approx(0.1, rel=1e-3)
+
+    task = Lines().task(seed=0, split="test", index=0)
+    expected = step_by_hand(
+        learner, task.support_x, task.support_y, steps=3
+    )  # one more than in training
+    model = learner.adapt(task.support_x, task.support_y)
+    torch.testing.assert_close(dict(model.named_parameters()), expected)
+    plain = learner.adapt(task.support_x, task.support_y, inner_lr=0.1)
+    assert not torch.allclose(plain.weight, model.weight)  # type: ignore[arg-type]
+
+    maml("export", run, "toy.pt", "--which", "last")
+    exported = yaml.safe_load(Path("toy.yaml").read_text())["adaptation"]["learned_inner_lr"]
+    assert exported == dict(zip(["weight", "bias"], learner.inner_rates.tolist(), strict=True))
+    assert torch.load("toy.pt", weights_only=True).keys() == {"weight", "bias"}
+
+
+def step_by_hand(learner: MetaLearner, x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
+    assert learner.inner_rates is not None
+    linear = nn.Linear(1, 1)
+    linear.load_state_dict(learner.network.state_dict())
+    for t in range(steps):
+        linear.zero_grad()
+        mse_loss(linear(x), y).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for row, p in enumerate(linear.parameters()):
+                assert p.grad is not None
+                p.sub_(learner.inner_rates[row, min(t, 1)] * p.grad)
+    return dict(linear.named_parameters())
+
+
+@pytest.mark.parametrize("order", [(), ("--model.first_order", "true")])
+def test_a_resumed_run_ends_with_the_same_rates_to_the_bit(maml: Maml, order: tuple[str, ...]) -> None:
+    settings = ("fit", *SHORT, *LEARNED, *order)
+    maml(*settings, "--run.dir", "whole")
+    maml(*settings, "--run.dir", "resumed", "--trainer.max_steps", 5)
+    maml(*settings, "--run.dir", "resumed", "--ckpt_path", "last")
+    assert_same_run(Path("whole"), Path("resumed"))
+
+
+def test_a_run_without_learned_rates_has_none(maml: Maml) -> None:
+    maml("fit", *SHORT)
+    checkpoint = read_checkpoint(Path("runs") / SHORT_NAME, "last")
+    assert checkpoint["state_dict"].keys() == {"network.weight", "network.bias"}
+    assert MetaLearner.from_run(Path("runs") / SHORT_NAME).inner_rates is None
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_settings_that_learn_nothing_are_rejected(steps: int) -> None:
+    with pytest.raises(UserError, match=r"inner_steps is 0|learned_inner_lr\.lr is 0"):
+        MetaLearner(
+            MLP(), loss=mse_loss, inner_lr=0.1, inner_steps=steps,
+            learned_inner_lr=LearnedInnerLr(0.0 if steps else 0.1),
+        )  # fmt: skip
