@@ -1,4 +1,4 @@
-"""Read a file of settings, with errors that name file and line; drop keys of earlier versions."""
+"""Read a file of settings, with errors that name file and line; translate keys of earlier versions."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,13 @@ from maml_pipeline.errors import UserError
 
 REMOVED_KEYS = {"model.compile": "no longer needed"}
 """Keys of earlier versions, which files may still have, each with the reason why it was removed."""
+
+
+RENAMED_KEYS: dict[str, tuple[str, dict[bool, str]]] = {
+    "model.first_order_steps": ("model.first_order_meta_steps", {}),
+    "model.checkpoint_inner_steps": ("model.method", {True: "checkpointed", False: "unrolled"}),
+}
+"""Keys of earlier versions, each with its present name and the present names of its values."""
 
 
 def drop_removed_keys(config: Any) -> list[str]:
@@ -22,17 +29,48 @@ def drop_removed_keys(config: Any) -> list[str]:
     """
     asked = []
     for key in REMOVED_KEYS:
-        *parents, name = key.split(".")
-        holder = config
-        for parent in parents:
-            holder = holder.get(parent) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and holder.pop(name, None):
+        holder, name = _holder(config, key)
+        if holder.pop(name, None):
             asked.append(key)
     return asked
 
 
+def rename_keys(config: Any) -> list[str]:
+    """Give the keys in `RENAMED_KEYS` of a configuration their present names, also in `run.varied`.
+
+    Args:
+        config: Any value; a mapping is changed in place. A key with its present name has precedence.
+
+    Returns:
+        The earlier names of the keys that were renamed.
+    """
+    renamed = []
+    for key, (present, values) in RENAMED_KEYS.items():
+        holder, name = _holder(config, key)
+        if name in holder:
+            renamed.append(key)
+            value = holder.pop(name)
+            value = values.get(value, value) if isinstance(value, bool) else value
+            holder.setdefault(present.rpartition(".")[2], value)
+    model, _ = _holder(config, "model.first_order")
+    if "model.checkpoint_inner_steps" in renamed and model.get("first_order") is True:
+        model["method"] = "unrolled"  # first order ignored that key
+    run, _ = _holder(config, "run.varied")
+    if isinstance(varied := run.get("varied"), list):
+        run["varied"] = [RENAMED_KEYS[k][0] if k in [*RENAMED_KEYS] else k for k in varied]
+    return renamed
+
+
+def _holder(config: Any, key: str) -> tuple[dict[Any, Any], str]:
+    """Return the mapping that holds a key, or an empty one, and the key's last name."""
+    *parents, name = key.split(".")
+    for parent in parents:
+        config = config.get(parent) if isinstance(config, dict) else None
+    return (config if isinstance(config, dict) else {}), name
+
+
 def read_config(path: Path, key: str) -> dict[str, Any]:
-    """Read a configuration file, without adding defaults and without the keys in `REMOVED_KEYS`.
+    """Read a configuration file, without adding defaults; keys of earlier versions are translated.
 
     Args:
         path: Path of the file.
@@ -57,6 +95,7 @@ def read_config(path: Path, key: str) -> dict[str, Any]:
         kind = "empty" if not values else f"a {type(values).__name__}"
         raise UserError(f"{key} {path} is {kind}; it must hold keys with values, such as model:")
     drop_removed_keys(values)
+    rename_keys(values)
     return values
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder, Method
 
 
 def experiment_name(config: dict[str, Any]) -> str:
@@ -13,6 +13,8 @@ def experiment_name(config: dict[str, Any]) -> str:
     return str(name)
 
 
-def gradient_method(config: dict[str, Any]) -> Method:
-    """Return the method by which a resolved config computes meta-gradients."""
-    return Method.of(config["model"]["first_order"], config["model"]["checkpoint_inner_steps"])
+def gradient_order(config: dict[str, Any]) -> GradientOrder:
+    """Return the gradient order of a resolved config; one of an older version has no truncation."""
+    model = config["model"]
+    steps = model.get("differentiated_steps")
+    return GradientOrder(model["first_order"], steps, Method(model["method"]))

@@ -43,8 +43,8 @@ class RunSettings:
     """Where a run is saved, and which of its checkpoints is the best.
 
     Args:
-        experiment: Prefix of the run's name `<experiment>-<first|second>-s<seed>`; `null` for the name
-            of the tasks.
+        experiment: Prefix of the run's name `<experiment>-<first|truncated-n|second>-s<seed>`; `null`
+            for the name of the tasks.
         dir: The run's folder; by default `runs/<name>`, or `runs/<name>-2`, `-3`, ... if it exists.
         checkpoint_every: Meta-steps between two saves of `last.ckpt`.
         monitor: The metric that selects the checkpoint saved as `best.ckpt`.

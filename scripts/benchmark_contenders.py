@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.cli.fit_callbacks import fit_callbacks
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.learner.checkpoints import LastCheckpoint
 from maml_pipeline.learner.no_profiler import NoProfiler
 from maml_pipeline.learner.preemption import StopOnSignal
@@ -208,7 +209,8 @@ def _engine_step(engine: Engine) -> peers.MetaStep:
 
 def _engine(name: str, checkpointed: bool = False) -> Callable[[Case, Setting], TimeSteps]:
     def build(case: Case, setting: Setting) -> TimeSteps:
-        case = replace(case, inner=replace(case.inner, checkpointed=checkpointed))
+        if checkpointed:
+            case = replace(case, inner=case.inner.in_second_order(Method.CHECKPOINTED))
         step = _engine_step(build_engine(*_engine_settings(name, case).values()))
         return _bare(step, case, copy.deepcopy(case.network), setting)
 

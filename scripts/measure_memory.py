@@ -59,7 +59,7 @@ def main() -> None:
         plain = [plain_peak(InnerLoop(0.01, 10, first_order=order)) for order in (True, False)]
         first = peak(InnerLoop(0.01, 10, first_order=True))
         unrolled = peak(InnerLoop(0.01, 10))
-        checkpointed, hundred = (peak(InnerLoop(0.01, k, checkpointed=True)) for k in (10, 100))
+        checkpointed, hundred = (peak(InnerLoop(0.01, k, method="checkpointed")) for k in (10, 100))
         print(
             f"| {name} | {plain[0] / 1e6:.4g} MB | {first / 1e6:.4g} MB | {plain[1] / 1e6:.4g} MB "
             f"| {unrolled / 1e6:.4g} MB | {checkpointed / 1e6:.4g} MB | {checkpointed / plain[1]:.3f} "

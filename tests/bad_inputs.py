@@ -90,7 +90,9 @@ KEYS = {
     "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
     "model.learned_inner_lr.lr": "0 -1 nan x null",
     "model.adapt": "x [] [nope.*] [1] [weight,nope]",
-    "model.first_order_steps": "-1",
+    "model.first_order_meta_steps": "-1",
+    "model.differentiated_steps": "-1 2 1.5 x",
+    "model.method": "null checkpoint hessian-free",
     "model.engine": "higher null ''",
     "model.tasks_per_chunk": "0 -1 x 1.5",
     "model.optimizer": "null torch.optim.SparseAdam torch.optim.Nope torch.nn.Linear",
@@ -268,8 +270,16 @@ leave one of them out: tradeoff TOY --vary model.inner_lr=0.1,0.2 --model.inner_
 meta_batch_size: tradeoff TOY --vary model.inner_lr=0.1 --vary data.meta_batch_size=4,0
 model: tradeoff TOY --vary model=1
 use --seeds: tradeoff TOY --vary seed_everything=0,1
+orders contains truncated: tradeoff TOY --orders truncated
+orders contains truncated--1: tradeoff TOY --orders truncated--1
+inner_steps has 1; leave one of them out: tradeoff TOY --orders truncated-2 --inner_steps 1,2
+model.method: fit TOY --model.first_order true --model.method checkpointed
+model.differentiated_steps: fit TOY --model.first_order true --model.differentiated_steps 1
+model.method now, with the value checkpointed: fit TOY --model.checkpoint_inner_steps true
+model.first_order_meta_steps now: fit TOY --model.first_order_steps 3
 use --orders: tradeoff TOY --vary model.first_order=true,false
-use --orders: tradeoff TOY --vary model.checkpoint_inner_steps=true,false
+use --orders: tradeoff TOY --vary model.method=unrolled,checkpointed
+use --orders: tradeoff TOY --vary model.differentiated_steps=0,1
 use --inner_steps: tradeoff TOY --vary model.inner_steps=1,2
 use --out: tradeoff TOY --vary run.dir=a,b
 trainer.logger: tradeoff TOY --vary trainer.logger=CSVLogger

@@ -136,7 +136,7 @@ def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     orders: dict[str, list[str]] = {
         "first": ["--model.first_order", "true"],
         "second": [],
-        "checkpointed": ["--model.checkpoint_inner_steps", "true"],
+        "checkpointed": ["--model.method", "checkpointed"],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")

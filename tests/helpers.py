@@ -18,7 +18,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from maml_pipeline import MetaLearner
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
 from maml_pipeline.varied import folder_suffix
@@ -211,7 +211,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def make_run(
-    method: Method,
+    order: GradientOrder,
     inner_steps: int,
     seed: int = 0,
     *,
@@ -226,7 +226,7 @@ def make_run(
     """Return a tested run with the given result and peak memory, and with no files.
 
     Args:
-        method: Its gradient order, and whether inner steps are checkpointed.
+        order: Its gradient order, and how it is computed.
         inner_steps: Its inner steps in training and at test.
         seed: Its seed.
         result: The measure on the test tasks.
@@ -238,8 +238,9 @@ def make_run(
         varied: The value of each varied key, such as `model.inner_lr`.
     """
     model = {
-        "first_order": method is Method.FIRST_ORDER,
-        "checkpoint_inner_steps": method is Method.CHECKPOINTED,
+        "first_order": order.first_order,
+        "differentiated_steps": order.differentiated_steps,
+        "method": str(order.method),
         "inner_steps": inner_steps,
     }
     config: dict[str, Any] = {
@@ -265,5 +266,5 @@ def make_run(
     test = {f"test/{measure}": result, f"test/{measure}_ci95": ci95}
     for step in range(inner_steps + 1):
         test |= {f"test/{measure}_step_{step}": result, f"test/{measure}_step_{step}_ci95": ci95}
-    name = f"{method}-k{inner_steps}{folder_suffix(varied or {})}-s{seed}"
+    name = f"{order}-k{inner_steps}{folder_suffix(varied or {})}-s{seed}"
     return Run(Path(experiment) / name, config, [*history, {"step": 99, **costs}], test)

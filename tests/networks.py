@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_pipeline.meta_gradient import Loss, MetaGradient
+from maml_pipeline.gradient_order import GradientOrder
+from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import TaskBatch
 
@@ -66,6 +67,12 @@ def case(name: str, build: Callable[[], nn.Module], tasks: int) -> tuple[nn.Modu
         return network, cross_entropy, TaskBatch(x[0], y, x[1], y)
     x, target = torch.randn(2, tasks, 6, 2).double(), torch.randn(2, tasks, 6, 1).double()
     return network, mse_loss, TaskBatch(x[0], target[0], x[1], target[1])
+
+
+def inner_loop(order: str, lr: float, steps: int) -> InnerLoop:
+    """Build the inner loop of a gradient order by its name, such as `truncated-2-checkpointed`."""
+    parsed = GradientOrder.parse(order)
+    return InnerLoop(lr, steps, parsed.first_order, parsed.differentiated_steps, parsed.method)
 
 
 def relative_difference(actual: MetaGradient, expected: MetaGradient) -> float:

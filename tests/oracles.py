@@ -65,36 +65,62 @@ class PlainLoop:
         return total
 
     def slope_of_rates(self, batch: TaskBatch, name: str, t: int, h: float) -> float:
-        """Differentiate the mean adapted query loss along one inner learning rate."""
+        """Differentiate the mean adapted query loss along one inner learning rate.
+
+        Steps that are not differentiated move theta_{k-n} along the gradient of step t alone.
+        """
         inner, rates = self.inner, dict(self.inner.rates or {})
+        first = inner.first_differentiated_step
+        trajectories = [self._adapt(task) for task in batch.tasks()]
 
         def adapted_loss(distance: float) -> float:
-            moved = rates[name].clone()
+            moved, losses = rates[name].clone(), []
             moved[t] += distance
             self.inner = replace(inner, rates=rates | {name: moved})
-            return float(self.curves(batch)[:, -1].mean())
+            for trajectory, task in zip(trajectories, batch.tasks(), strict=True):
+                start = trajectory[first]
+                if t < first:
+                    g = self._gradient(trajectory[t], task.support_x, task.support_y)
+                    start = start | {name: start[name] - distance * g[name]}
+                self._set(self._adapt(task, start, inner.steps - first)[-1])
+                with torch.no_grad():
+                    losses.append(self.loss(self.network(task.query_x.clone()), task.query_y.clone()))
+            return float(torch.stack(losses).mean())
 
         slope = finite_difference(adapted_loss, h)
         self.inner = inner
+        self._set(self.theta)
         return slope
 
     def slope(self, batch: TaskBatch, direction: Parameters, h: float) -> float:
-        """Differentiate the mean adapted query loss along a direction by finite differences."""
-        initial = self.theta
+        """Differentiate the mean adapted query loss along a direction by finite differences.
+
+        Of the inner loop, the differentiated steps alone are a function of the parameters: those before
+        them lead once to where theta_{k-n} is displaced.
+        """
+        differentiated = self.inner.steps - self.inner.first_differentiated_step
+        starts = [self._adapt(task)[self.inner.first_differentiated_step] for task in batch.tasks()]
 
         def adapted_loss(distance: float) -> float:
-            self.theta = {name: p + distance * direction[name] for name, p in initial.items()}
-            return float(self.curves(batch)[:, -1].mean())
+            losses = []
+            for start, task in zip(starts, batch.tasks(), strict=True):
+                displaced = {name: p + distance * direction[name] for name, p in start.items()}
+                self._set(self._adapt(task, displaced, differentiated)[-1])
+                with torch.no_grad():
+                    losses.append(self.loss(self.network(task.query_x.clone()), task.query_y.clone()))
+            return float(torch.stack(losses).mean())
 
         slope = finite_difference(adapted_loss, h)
-        self.theta = initial
-        self._set(initial)
+        self._set(self.theta)
         return slope
 
-    def _adapt(self, task: Task) -> list[Parameters]:
-        """Return theta_0, ..., theta_k."""
-        trajectory = [self.theta]
-        for t in range(self.inner.steps):
+    def _adapt(
+        self, task: Task, start: Parameters | None = None, steps: int | None = None
+    ) -> list[Parameters]:
+        """Return the parameters before and after each of the last inner steps; by default of all k."""
+        trajectory = [self.theta if start is None else start]
+        first = 0 if steps is None else self.inner.steps - steps
+        for t in range(first, self.inner.steps):
             g = self._gradient(trajectory[-1], task.support_x, task.support_y)
             moved = {n: trajectory[-1][n] - self.inner.rate(t, n) * g[n] for n in self.moves}
             trajectory.append(trajectory[-1] | moved)

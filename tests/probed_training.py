@@ -15,7 +15,7 @@ ENGINES = ["learn2learn", "vectorized"]
 ORDERS: dict[str, dict[str, Any]] = {
     "first": {"first_order": True},
     "second": {},
-    "checkpointed": {"checkpoint_inner_steps": True},
+    "checkpointed": {"method": "checkpointed"},
 }
 
 Figures = dict[int, dict[str, float]]

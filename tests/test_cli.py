@@ -124,7 +124,7 @@ def test_omniglot_trains_from_its_config(
             "tasks_per_chunk is 8, but engine learn2learn",
         ),
         (["--model.tasks_per_chunk", 0], "model.tasks_per_chunk"),
-        (["--model.first_order_steps", -1], "model.first_order_steps"),
+        (["--model.first_order_meta_steps", -1], "model.first_order_meta_steps"),
         (["--data.meta_batch_size", 0], "error: data.meta_batch_size is 0; it must be at least 1"),
         (["--trainer.devices", 3], "data.meta_batch_size is 8, which 3 devices do not divide"),
         (["--trainer.devices", 8193], "trainer.devices is 8193, but this machine has "),

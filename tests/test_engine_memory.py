@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
+from maml_pipeline.meta_gradient import Engine, Learn2LearnEngine, VectorizedEngine
 from maml_pipeline.meta_gradient.checkpointed import longest_segment
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.meta_gradient.vectorized_engine import largest_fitting_chunk
 from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
+from tests.networks import inner_loop
 
 pytestmark = pytest.mark.exhaustive
 
@@ -22,14 +23,12 @@ def bytes_of(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
-def peak(
-    engine: Engine, network: ConvNet, steps: int, first_order: bool = False, checkpointed: bool = False
-) -> int:
+def peak(engine: Engine, network: ConvNet, steps: int, order: str = "second") -> int:
     """Measure one task's meta-gradient, with one image per class in each set."""
     ways = network.head.out_features
     x, y = torch.rand(2, 1, ways, 1, 28, 28), torch.arange(ways)[None]
     batch = TaskBatch(x[0], y, x[1], y)
-    inner = InnerLoop(0.1, steps, first_order, checkpointed)
+    inner = inner_loop(order, 0.1, steps)
     engine.meta_gradient(network, cross_entropy, batch, inner)  # the first call fills caches
     return peak_bytes(lambda: engine.meta_gradient(network, cross_entropy, batch, inner))
 
@@ -37,7 +36,7 @@ def peak(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_first_order_is_constant_in_the_inner_steps(engine: Engine) -> None:
     network = ConvNet(5, filters=16)
-    one, ten = (peak(engine, network, steps, first_order=True) for steps in (1, 10))
+    one, ten = (peak(engine, network, steps, "first") for steps in (1, 10))
     assert ten - one == 9 * FLOAT  # one loss per step
 
 
@@ -49,14 +48,37 @@ def test_unrolled_second_order_is_affine_in_the_inner_steps(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_checkpointed_second_order_grows_by_its_parameter_checkpoints(engine: Engine) -> None:
+def test_truncated_second_order_is_affine_in_the_differentiated_steps(engine: Engine) -> None:
+    network = ConvNet(5, filters=16)
+    one, three, five = (peak(engine, network, 10, f"truncated-{n}") for n in (1, 3, 5))
+    assert five - three == three - one > 2 * 400_000
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", ["", "-checkpointed", "-hessian-free"])
+def test_truncated_second_order_is_constant_in_the_steps_before(engine: Engine, method: str) -> None:
+    network = ConvNet(5, filters=16)
+    three, ten = (peak(engine, network, steps, f"truncated-2{method}") for steps in (3, 10))
+    assert ten - three == 7 * FLOAT
+
+
+@pytest.mark.parametrize("order", ["checkpointed", "hessian-free"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_reverse_sweep_grows_by_its_parameter_checkpoints(engine: Engine, order: str) -> None:
     network = ConvNet(5, filters=16)
     theta = bytes_of(network)
-    base = peak(engine, network, 1, checkpointed=True)
+    base = peak(engine, network, 1, order)
     for steps in (2, 3, 4, 10, 11):
-        grown = peak(engine, network, steps, checkpointed=True) - base
+        grown = peak(engine, network, steps, order) - base
         losses = (steps - 1) * FLOAT
         assert grown == (longest_segment(steps) - 1) * theta + losses
+
+
+@pytest.mark.parametrize("filters", [16, 64])
+def test_hessian_free_adds_to_first_order_two_copies_of_the_parameters(filters: int) -> None:
+    engine, network = VectorizedEngine(), ConvNet(5, filters=filters)
+    copies = peak(engine, network, 1, "hessian-free") - peak(engine, network, 1, "first")
+    assert copies / bytes_of(network) == pytest.approx(2, abs=0.01)
 
 
 def test_the_longest_segment_is_the_smallest_that_covers_all_steps() -> None:
@@ -68,22 +90,21 @@ def test_the_longest_segment_is_the_smallest_that_covers_all_steps() -> None:
 @pytest.mark.parametrize(("ways", "of_unrolled", "of_first_order"), [(5, 0.21, 2.14), (20, 0.165, 1.87)])
 def test_checkpointing_at_ten_steps(ways: int, of_unrolled: float, of_first_order: float) -> None:
     engine, network = VectorizedEngine(), ConvNet(ways)
-    first, unrolled = peak(engine, network, 10, first_order=True), peak(engine, network, 10)
-    checkpointed = peak(engine, network, 10, checkpointed=True)
+    first, unrolled = peak(engine, network, 10, "first"), peak(engine, network, 10)
+    checkpointed = peak(engine, network, 10, "checkpointed")
     assert checkpointed / unrolled == pytest.approx(of_unrolled, rel=0.02)
     assert checkpointed / first == pytest.approx(of_first_order, rel=0.02)
 
 
 def test_a_hundred_checkpointed_steps_need_less_than_ten_unrolled() -> None:
     engine, network = VectorizedEngine(), ConvNet(5, filters=16)
-    assert peak(engine, network, 100, checkpointed=True) < peak(engine, network, 10) / 2
+    assert peak(engine, network, 100, "checkpointed") < peak(engine, network, 10) / 2
 
 
-@pytest.mark.parametrize("checkpointed", [True, False])
-@pytest.mark.parametrize("first_order", [True, False])
-def test_chunks_bound_the_memory_of_any_number_of_tasks(first_order: bool, checkpointed: bool) -> None:
+@pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed", "hessian-free"])
+def test_chunks_bound_the_memory_of_any_number_of_tasks(order: str) -> None:
     network = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
-    inner = InnerLoop(0.1, 3, first_order, checkpointed)
+    inner = inner_loop(order, 0.1, 3)
 
     def measure(tasks: int, tasks_per_chunk: int | None) -> int:
         batch = TaskBatch(*(torch.rand(tasks, 50, n) for n in (8, 1, 8, 1)))

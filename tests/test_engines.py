@@ -1,6 +1,7 @@
 """Each engine, chunk size and method computes the same, exact meta-gradient."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.learner import accuracy
 from maml_pipeline.meta_gradient import (
     Engine,
@@ -23,6 +25,7 @@ from tests.networks import (
     VECTOR_NETWORKS,
     case,
     flatten,
+    inner_loop,
     relative_difference,
 )
 from tests.oracles import PlainLoop, inner_product, linear_closed_form
@@ -32,23 +35,28 @@ REFERENCE = Learn2LearnEngine()
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("order", ["first", "truncated-1", "truncated-3", "second"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_engines_chunks_and_checkpointing_agree(name: str, steps: int, first_order: bool) -> None:
+def test_engines_chunks_and_checkpointing_agree(name: str, steps: int, order: str) -> None:
     network, loss, batch = case(name, NETWORKS[name], tasks=4)
-    unrolled = InnerLoop(0.1, steps, first_order)
-    checkpointed = replace(unrolled, checkpointed=True)
+    if order == "truncated-3" and steps < 3:
+        order = "truncated-0"
+    unrolled = inner_loop(order, 0.1, steps)
     expected = REFERENCE.meta_gradient(network, loss, batch, unrolled)
 
     computations: dict[str, tuple[Engine, InnerLoop]] = {
         "vectorized": (VectorizedEngine(), unrolled),
         "one task a chunk": (VectorizedEngine(tasks_per_chunk=1), unrolled),
         "chunks that do not divide": (VectorizedEngine(tasks_per_chunk=3), unrolled),
-        "vectorized, checkpointed": (VectorizedEngine(), checkpointed),
-        "chunks, checkpointed": (VectorizedEngine(tasks_per_chunk=3), checkpointed),
-        "learn2learn, checkpointed": (REFERENCE, checkpointed),
     }
+    if not unrolled.first_order:
+        checkpointed = replace(unrolled, method="checkpointed")
+        computations |= {
+            "vectorized, checkpointed": (VectorizedEngine(), checkpointed),
+            "chunks, checkpointed": (VectorizedEngine(tasks_per_chunk=3), checkpointed),
+            "learn2learn, checkpointed": (REFERENCE, checkpointed),
+        }
     for computation, (engine, inner) in computations.items():
         actual = engine.meta_gradient(network, loss, batch, inner)
         assert relative_difference(actual, expected) <= 1e-10, computation
@@ -82,49 +90,76 @@ def test_engines_agree_on_the_adaptation_curves(name: str) -> None:
 
 
 @pytest.mark.parametrize("engine", [VectorizedEngine(), VectorizedEngine(2), REFERENCE])
-@pytest.mark.parametrize("checkpointed", [True, False])
-@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize(
+    ("order", "tolerance"),
+    [
+        *(("first", 1e-12), ("truncated-0", 1e-12), ("truncated-2", 1e-12), ("second", 1e-12)),
+        *(("truncated-2-checkpointed", 1e-12), ("checkpointed", 1e-12)),
+        # Differences of a linear gradient are exact but for rounding, eps / (e |v|).
+        *(("truncated-2-hessian-free", 1e-7), ("hessian-free", 1e-7)),
+    ],
+)
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 5, 11])
 def test_linear_networks_agree_with_the_closed_form(
-    engine: Engine, checkpointed: bool, first_order: bool, steps: int
+    engine: Engine, order: str, tolerance: float, steps: int
 ) -> None:
+    if order.startswith("truncated-2"):
+        steps += 2
     torch.manual_seed(steps)
     for features, lr in ((1, 0.01), (2, 0.1), (4, 0.2)):
         x, y = torch.randn(2, 3, 6, features).double(), torch.randn(2, 3, 6, 1).double()
         batch, network = TaskBatch(x[0], y[0], x[1], y[1]), nn.Linear(features, 1).double()
-        inner = InnerLoop(lr, steps, first_order, checkpointed)
+        inner = inner_loop(order, lr, steps)
         actual = flatten(engine.meta_gradient(network, mse_loss, batch, inner).gradient)
         expected = linear_closed_form(network, batch, inner)
-        assert (actual - expected).norm() <= 1e-12 * expected.norm()
+        assert (actual - expected).norm() <= tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("engine", [VectorizedEngine(), REFERENCE])
-@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize(
+    "order", ["truncated-1", "truncated-2", "second", "checkpointed", "hessian-free"]
+)
 @pytest.mark.parametrize("name", SMOOTH_NETWORKS)
-def test_only_second_order_agrees_with_finite_differences(
-    name: str, checkpointed: bool, engine: Engine
+def test_each_order_agrees_with_finite_differences_of_its_own_steps_alone(
+    name: str, order: str, engine: Engine
 ) -> None:
     network, loss, batch = case(name, SMOOTH_NETWORKS[name], tasks=3)
     direction = {name: torch.randn_like(p) for name, p in network.named_parameters()}
-    inner = InnerLoop(0.1, 3, checkpointed=checkpointed)
 
-    def slope(first_order: bool) -> float:
-        order = replace(inner, first_order=first_order)
-        return inner_product(engine.meta_gradient(network, loss, batch, order).gradient, direction)
+    def slope(order: str) -> float:
+        inner = inner_loop(order, 0.1, 3)
+        return inner_product(engine.meta_gradient(network, loss, batch, inner).gradient, direction)
 
-    difference = PlainLoop(network, loss, inner).slope(batch, direction, h=1e-5)
-    assert slope(first_order=False) == pytest.approx(difference, rel=1e-6)
-    assert slope(first_order=True) != pytest.approx(difference, rel=1e-3)
+    difference = PlainLoop(network, loss, inner_loop(order, 0.1, 3)).slope(batch, direction, h=1e-5)
+    assert slope(order) == pytest.approx(difference, rel=1e-6)
+    others = {"first", "truncated-1", "truncated-2"} - {order}
+    assert all(slope(other) != pytest.approx(difference, rel=1e-3) for other in others)
+
+
+@pytest.mark.parametrize("engine", [VectorizedEngine(), VectorizedEngine(2), REFERENCE])
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("name", ["strided", "relu", "tanh"])
+def test_the_ends_of_the_scale_are_first_and_second_order_to_the_bit(
+    name: str, method: Method, engine: Engine
+) -> None:
+    network, loss, batch = case(name, NETWORKS[name], tasks=3)
+
+    def gradient(inner: InnerLoop) -> list[torch.Tensor]:
+        return [*engine.meta_gradient(network, loss, batch, inner).gradient.values()]
+
+    for steps in (0, 1, 3):
+        second = InnerLoop(0.1, steps, method=method)
+        none, every = (replace(second, differentiated_steps=n) for n in (0, steps))
+        assert all(map(torch.equal, gradient(none), gradient(second.in_first_order())))
+        assert all(map(torch.equal, gradient(every), gradient(second)))
 
 
 @pytest.mark.parametrize("engine", [VectorizedEngine(), REFERENCE])
-@pytest.mark.parametrize("checkpointed", [True, False])
-def test_nothing_is_left_in_grad_and_the_network_is_unchanged(
-    engine: Engine, checkpointed: bool
-) -> None:
+@pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed", "hessian-free"])
+def test_nothing_is_left_in_grad_and_the_network_is_unchanged(engine: Engine, order: str) -> None:
     network, loss, batch = case("strided", IMAGE_NETWORKS["strided"], tasks=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    result = engine.meta_gradient(network, loss, batch, InnerLoop(0.1, 2, checkpointed=checkpointed))
+    result = engine.meta_gradient(network, loss, batch, inner_loop(order, 0.1, 2))
     assert all(p.grad is None for p in network.parameters())
     assert not any(g.requires_grad for g in (*result.gradient.values(), result.inner_losses))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -146,19 +181,34 @@ class FrozenUnusedAndShared(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("checkpointed", [True, False])
-@pytest.mark.parametrize("first_order", [True, False])
-def test_frozen_unused_and_shared_parameters(first_order: bool, checkpointed: bool) -> None:
+@pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed", "hessian-free"])
+def test_frozen_unused_and_shared_parameters(order: str) -> None:
     network, loss, batch = case("shared", FrozenUnusedAndShared, tasks=2)
-    inner = InnerLoop(0.1, 2, first_order, checkpointed)
-    expected = REFERENCE.meta_gradient(network, loss, batch, InnerLoop(0.1, 2, first_order))
+    inner = inner_loop(order, 0.1, 2)
+    expected = REFERENCE.meta_gradient(network, loss, batch, replace(inner, method="unrolled"))
     names = {"unused.weight", "unused.bias", "shared.weight", "shared.bias"}
     assert expected.gradient.keys() == names | {"head.weight", "head.bias"}
     assert expected.gradient["unused.weight"].abs().sum() == 0
     assert expected.gradient["shared.weight"].abs().sum() > 0
     for engine in (VectorizedEngine(), REFERENCE):
         actual = engine.meta_gradient(network, loss, batch, inner)
-        assert relative_difference(actual, expected) <= 1e-10
+        assert relative_difference(actual, expected) <= (1e-7 if order == "hessian-free" else 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "checkpoint"}, "method is checkpoint; it must be unrolled, checkpointed, hessian_f"),
+        ({"differentiated_steps": 3}, "differentiated_steps is 3, but there are 2 inner_steps; give at"),
+        ({"differentiated_steps": -1}, "differentiated_steps is -1; it must be at least 0"),
+        ({"differentiated_steps": 0.5}, "differentiated_steps is 0.5; it must be a whole number"),
+        ({"first_order": True, "differentiated_steps": 0}, "differentiated_steps is 0, but first_order"),
+        ({"first_order": True, "method": "checkpointed"}, "method is checkpointed, but first_order is"),
+    ],
+)
+def test_an_inner_loop_refuses_what_contradicts_itself(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        InnerLoop(0.1, 2, **settings)
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_the_config_names_network_adaptation_run_checkpoint_and_result(run: Path
     assert best["adaptation"]["inner_lr"] == 0.4 and best["adaptation"]["inner_steps"] == 5
     assert best["source"] == {
         **{"run": "runs/a", "checkpoint": "best.ckpt", "meta_step": 7, "experiment": "sine"},
-        **{"order": "second", "method": "checkpointed", "seed": 0},
+        **{"order": "checkpointed", "seed": 0},
         "result": {"measure": "test/loss", "mean": 0.25, "ci95": 0.0625},
     }
     # The test measured the best checkpoint.

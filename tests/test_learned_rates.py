@@ -46,13 +46,16 @@ ENGINES: dict[str, Engine] = {
 METHODS: dict[str, dict[str, Any]] = {
     "first order": {"first_order": True},
     "unrolled": {},
-    "checkpointed": {"checkpointed": True},
+    "checkpointed": {"method": "checkpointed"},
+    "truncated": {"differentiated_steps": 1},
+    "truncated, checkpointed": {"differentiated_steps": 2, "method": "checkpointed"},
+    "Hessian-free": {"method": "hessian_free"},
 }
-PARTS: list[tuple[str, list[str] | None]] = [
+PARTS = [
     ("tanh", None),
     ("tanh", ["2.*"]),
-    ("strided", ["head.*", "features.9.*"]),
-    ("batch_norm", ["[05].*"]),
+    pytest.param("strided", ["head.*", "features.9.*"], marks=pytest.mark.exhaustive),
+    pytest.param("batch_norm", ["[05].*"], marks=pytest.mark.exhaustive),
 ]
 
 
@@ -88,15 +91,16 @@ def test_the_gradient_of_every_rate_is_exact(
         name: torch.tensor([oracle.slope_of_rates(batch, name, t, h=1e-4) for t in range(3)]).double()
         for name in oracle.moves
     }
-    assert largest_relative_difference(result.rates, slopes) <= 1e-6
+    tolerance = 1e-4 if inner.method == "hessian_free" else 1e-6
+    assert largest_relative_difference(result.rates, slopes) <= tolerance
     direction = {name: torch.randn_like(p) for name, p in oracle.theta.items()}
     difference = oracle.slope(batch, direction, h=1e-4)
-    assert inner_product(result.gradient, direction) == pytest.approx(difference, rel=1e-6)
+    assert inner_product(result.gradient, direction) == pytest.approx(difference, rel=tolerance)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["relu", "max_pool"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("max_pool", marks=pytest.mark.exhaustive)])
 def test_equal_rates_are_a_plain_inner_learning_rate(name: str, engine: str, method: str) -> None:
     network, loss, batch = case(name, NETWORKS[name], tasks=3)
     inner = InnerLoop(0.1, 3, **METHODS[method])
@@ -104,11 +108,11 @@ def test_equal_rates_are_a_plain_inner_learning_rate(name: str, engine: str, met
     assert not plain.rates
     rates = {name: torch.full((3,), 0.1, dtype=torch.float64) for name, _ in network.named_parameters()}
     learned = ENGINES[engine].meta_gradient(network, loss, batch, replace(inner, rates=rates))
-    assert relative_difference(learned, plain) <= 1e-10
+    tolerance = 1e-4 if inner.method == "hessian_free" else 1e-10
+    assert relative_difference(learned, plain) <= tolerance
     assert learned.rates.keys() == rates.keys()
-    # The sum over a parameter's rates is the derivative along a common rate, in any engine.
     reference = ENGINES["learn2learn"].meta_gradient(network, loss, batch, replace(inner, rates=rates))
-    assert largest_relative_difference(learned.rates, reference.rates) <= 1e-10
+    assert largest_relative_difference(learned.rates, reference.rates) <= tolerance
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -143,7 +147,7 @@ LEARNED = ("--model.learned_inner_lr.lr", 0.01, "--model.inner_steps", 2)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"first_order": True}, {"first_order": False}, {"checkpoint_inner_steps": True}]
+    "settings", [{"first_order": True}, {"first_order": False}, {"method": "hessian_free"}]
 )
 def test_a_meta_step_moves_each_rate_by_its_own_learning_rate(settings: dict[str, Any]) -> None:
     def descent(parameters: Any) -> torch.optim.Optimizer:

@@ -216,12 +216,14 @@ def test_batches_reach_the_learner_as_task_batches() -> None:
         assert batch.support_x.shape == (3, 5, 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"checkpoint_inner_steps": True}])
-@pytest.mark.parametrize("first_order", [True, False])
-def test_engines_train_the_same_weights(first_order: bool, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"tasks_per_chunk": 3}, {"method": "checkpointed"}])
+@pytest.mark.parametrize("order", [{"first_order": True}, {"differentiated_steps": 1}, {}])
+def test_engines_train_the_same_weights(order: dict[str, Any], settings: dict[str, Any]) -> None:
+    if "first_order" in order and "method" in settings:
+        return  # refused
     data = TaskDataModule(SineWaves(shots=5), meta_batch_size=4, test_tasks=20)
-    reference = make_learner(first_order=first_order, inner_steps=2)
-    vectorized = make_learner(first_order=first_order, inner_steps=2, engine="vectorized", **settings)
+    reference = make_learner(inner_steps=2, **order)
+    vectorized = make_learner(inner_steps=2, engine="vectorized", **order, **settings)
     for learner in (reference, vectorized):
         make_trainer(max_steps=5).fit(learner, datamodule=data)
     torch.testing.assert_close(
@@ -242,11 +244,12 @@ def test_annealing_trains_first_order_then_second_order(engine: str) -> None:
         make_trainer(max_steps=steps).fit(learner, datamodule=data)
         return network_weights(learner)
 
-    assert torch.equal(trained(3, first_order_steps=3), trained(3, first_order=True))
-    assert not torch.equal(trained(4, first_order_steps=3), trained(4, first_order=True))
-    assert not torch.equal(trained(4, first_order_steps=3), trained(4))
+    assert torch.equal(trained(3, first_order_meta_steps=3), trained(3, first_order=True))
+    assert not torch.equal(trained(4, first_order_meta_steps=3), trained(4, first_order=True))
+    assert not torch.equal(trained(4, first_order_meta_steps=3), trained(4))
     # With first_order there is nothing to anneal to.
-    assert torch.equal(trained(4, first_order_steps=3, first_order=True), trained(4, first_order=True))
+    annealed = trained(4, first_order_meta_steps=3, first_order=True)
+    assert torch.equal(annealed, trained(4, first_order=True))
 
 
 def test_annealing_is_logged_and_resumes_exactly(tmp_path: Path) -> None:
@@ -259,13 +262,13 @@ def test_annealing_is_logged_and_resumes_exactly(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: Trainer, *arguments: object) -> None:
             self.seen.append(trainer.callback_metrics["train/first_order"].item())
 
-    whole, orders = make_learner(first_order_steps=3), Orders()
+    whole, orders = make_learner(first_order_meta_steps=3), Orders()
     make_trainer(max_steps=6, callbacks=[orders]).fit(whole, datamodule=data)
     assert orders.seen == [1, 1, 1, 0, 0, 0]
 
     first, resumed, later = (
-        make_learner(first_order_steps=3),
-        make_learner(first_order_steps=3),
+        make_learner(first_order_meta_steps=3),
+        make_learner(first_order_meta_steps=3),
         Orders(),
     )
     lightning = make_trainer(max_steps=2)
@@ -293,11 +296,23 @@ class Bag(nn.Module):
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
 def test_a_layer_without_a_second_derivative_is_named(engine: Any) -> None:
     learner = MetaLearner(Bag(), loss=mse_loss, inner_lr=0.1, engine=engine)
-    message = r"Bag with first_order false: the derivative for .* set first_order to true$"
+    message = r"Bag with first_order false: the derivative for .*or set method to hessian_free or "
     with pytest.raises(UserError, match=message):
         learner.check_task(SineWaves().task(0, "train", 0))
     with pytest.raises(UserError, match=message):
         learner.meta_gradient(sine_batch())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])
+def test_hessian_free_trains_a_layer_without_a_second_derivative(engine: Any) -> None:
+    network = nn.Sequential(Bag(), nn.Tanh(), nn.Linear(1, 1))
+    learner = MetaLearner(
+        network, loss=mse_loss, inner_lr=0.01, inner_steps=2, method="hessian_free", engine=engine
+    )
+    before = network_weights(learner)
+    make_trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(SineWaves(), meta_batch_size=4))
+    assert not torch.equal(network_weights(learner), before)
 
 
 @pytest.mark.parametrize("engine", ["learn2learn", "vectorized"])

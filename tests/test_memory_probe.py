@@ -64,7 +64,7 @@ def test_checkpointed_memory_grows_by_the_parameter_checkpoints(engine: str) -> 
     theta = sum(p.numel() * FLOAT for p in network.parameters())
 
     def peak(steps: int) -> int:
-        settings = {"inner_steps": steps, "engine": engine, "checkpoint_inner_steps": True}
+        settings = {"inner_steps": steps, "engine": engine, "method": "checkpointed"}
         return memory(network, RandomImages(), **settings)
 
     base = peak(3)

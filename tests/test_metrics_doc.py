@@ -24,7 +24,7 @@ def test_every_logged_metric_is_documented_and_vice_versa(
         "data.tasks.root": synthetic_omniglot,
         "data.tasks.cache_dir": synthetic_cache,
         "model.network.filters": 4,
-        "model.first_order_steps": 3,
+        "model.first_order_meta_steps": 3,
         "model.learned_inner_lr.lr": 0.01,
         "run.dir": tmp_path / "run",
     }

@@ -16,7 +16,7 @@ from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.meta_gradient.native_engine import known_network
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import TaskBatch
-from tests.networks import relative_difference
+from tests.networks import inner_loop, relative_difference
 from tests.oracles import PlainLoop, inner_product, linear_closed_form
 
 ENGINE = NativeEngine()
@@ -26,7 +26,10 @@ LOOPS = {
     "first order": InnerLoop(0.1, 3, first_order=True),
     "one step": InnerLoop(0.1, 1),
     "unrolled": InnerLoop(0.1, 4),
-    "checkpointed": InnerLoop(0.1, 7, checkpointed=True),
+    "checkpointed": InnerLoop(0.1, 7, method="checkpointed"),
+    "truncated": InnerLoop(0.1, 5, differentiated_steps=2),
+    "truncated, checkpointed": InnerLoop(0.1, 7, differentiated_steps=5, method="checkpointed"),
+    "truncated to nothing": InnerLoop(0.1, 3, differentiated_steps=0, method="checkpointed"),
 }
 IMAGE_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "strided": lambda: ConvNet(ways=3, filters=4, in_channels=2),
@@ -52,7 +55,7 @@ def case(
     network = NETWORKS[name]().to(dtype)
     with torch.no_grad():  # away from zero biases
         for p in network.parameters():
-            p += 0.1 * torch.randn_like(p)
+            p.add_(0.1 * torch.randn_like(p))
     shape = (2, 19, 19) if name in IMAGE_NETWORKS else (2,)
     support_x, query_x = (torch.randn(tasks, n, *shape, dtype=dtype) for n in (6, 7))
     if loss is mse_loss:
@@ -236,9 +239,9 @@ def test_other_losses_types_and_labels_are_not_known() -> None:
 # Memory ----------------------------------------------------------------------------------------------
 
 
-def peak(name: str, steps: int, first_order: bool = False, checkpointed: bool = False) -> int:
+def peak(name: str, steps: int, order: str = "second") -> int:
     network, batch = case(name, cross_entropy, tasks=1, dtype=torch.float32)
-    inner = InnerLoop(0.1, steps, first_order, checkpointed)
+    inner = inner_loop(order, 0.1, steps)
     ENGINE.meta_gradient(network, cross_entropy, batch, inner)  # the first call fills caches
     return peak_bytes(lambda: ENGINE.meta_gradient(network, cross_entropy, batch, inner))
 
@@ -246,16 +249,19 @@ def peak(name: str, steps: int, first_order: bool = False, checkpointed: bool = 
 @pytest.mark.parametrize("name", ["strided", "pooled", "mlp"])
 def test_memory_obeys_the_laws_of_the_methods(name: str) -> None:
     loss = 4
-    first, more = (peak(name, steps, first_order=True) for steps in (1, 10))
+    first, more = (peak(name, steps, "first") for steps in (1, 10))
     assert more - first == 9 * loss
     two, six, ten = (peak(name, steps) for steps in (2, 6, 10))
     assert ten - six == six - two > 0
+    one, three, five = (peak(name, 10, f"truncated-{n}") for n in (1, 3, 5))
+    assert five - three == three - one > 0
+    assert peak(name, 12, "truncated-3") - three == 2 * loss
     theta = 4 * sum(p.numel() for n, p in case(name, cross_entropy)[0].named_parameters())
     if name in IMAGE_NETWORKS:  # the biases of its four convolutions are not needed
         theta -= 4 * 4 * 4
-    one = peak(name, 1, checkpointed=True)
+    one = peak(name, 1, "checkpointed")
     for steps in (2, 3, 4, 10, 11):
-        grown = peak(name, steps, checkpointed=True) - one
+        grown = peak(name, steps, "checkpointed") - one
         assert grown == (longest_segment(steps) - 1) * theta + (steps - 1) * loss
 
 

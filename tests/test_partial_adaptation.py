@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline import MetaLearner
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.meta_gradient.checkpointed import longest_segment
 from maml_pipeline.meta_gradient.closed_form import quadratic
@@ -28,6 +29,7 @@ from tests.networks import (
     VECTOR_NETWORKS,
     case,
     flatten,
+    inner_loop,
     largest_relative_difference,
     relative_difference,
 )
@@ -61,14 +63,14 @@ ENGINES: dict[str, Engine] = {
 # The meta-gradient --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("order", ["truncated-1", "second", "checkpointed", "hessian-free"])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "adapt"), PARTS)
 def test_the_meta_gradient_of_all_parameters_is_exact(
-    name: str, adapt: list[str], engine: str, checkpointed: bool
+    name: str, adapt: list[str], engine: str, order: str
 ) -> None:
     network, loss, batch = case(name, SMOOTH_NETWORKS[name], tasks=3)
-    inner = InnerLoop(0.1, 3, checkpointed=checkpointed, adapt=adapt)
+    inner = replace(inner_loop(order, 0.1, 3), adapt=adapt)
     result = ENGINES[engine].meta_gradient(network, loss, batch, inner)
     oracle = PlainLoop(network, loss, inner)
     for part in ("adapted", "fixed"):  # separately, since one may be much smaller
@@ -78,21 +80,21 @@ def test_the_meta_gradient_of_all_parameters_is_exact(
         }
         difference = oracle.slope(batch, direction, h=1e-4)
         assert inner_product(result.gradient, direction) == pytest.approx(difference, rel=1e-5), part
-    first = ENGINES[engine].meta_gradient(network, loss, batch, replace(inner, first_order=True))
+    first = ENGINES[engine].meta_gradient(network, loss, batch, inner.in_first_order())
     assert largest_relative_difference(first.gradient, oracle.first_order(batch)) <= 1e-10
     assert relative_difference(first, result) > 1e-4
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("order", ["first", "truncated-2", "second"])
 @pytest.mark.parametrize(("name", "adapt"), [*PARTS, ("max_pool", ["head.*"]), ("relu", ["0.*"])])
-def test_engines_chunks_and_methods_agree(name: str, adapt: list[str], first_order: bool) -> None:
+def test_engines_chunks_and_methods_agree(name: str, adapt: list[str], order: str) -> None:
     network, loss, batch = case(name, NETWORKS[name], tasks=3)
-    inner = InnerLoop(0.1, 3, first_order, adapt=adapt)
+    inner = replace(inner_loop(order, 0.1, 3), adapt=adapt)
     expected = ENGINES["learn2learn"].meta_gradient(network, loss, batch, inner)
     for engine in ENGINES.values():
-        for checkpointed in (True, False):
-            other = replace(inner, checkpointed=checkpointed)
+        for method in [Method.UNROLLED] if inner.first_order else [Method.UNROLLED, Method.CHECKPOINTED]:
+            other = replace(inner, method=method)
             actual = engine.meta_gradient(network, loss, batch, other)
             assert relative_difference(actual, expected) <= 1e-10
             torch.testing.assert_close(actual.inner_losses, expected.inner_losses, rtol=1e-10, atol=0)
@@ -109,23 +111,22 @@ def masked_meta_gradient(theta: Tensor, mask: Tensor, task: Task, inner: InnerLo
     A = torch.eye(len(theta), dtype=theta.dtype) - inner.lr * mask[:, None] * H_s
     for _ in range(inner.steps):
         theta = A @ theta + inner.lr * mask * b_s
-    slope = torch.linalg.matrix_power(A, 0 if inner.first_order else inner.steps)
+    slope = torch.linalg.matrix_power(A, inner.steps - inner.first_differentiated_step)
     gradient: Tensor = slope.T @ (H_q @ theta - b_q)
     return gradient
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("checkpointed", [True, False])
-@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed"])
 @pytest.mark.parametrize("adapt", ["weight", "bias"])
-@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 def test_linear_units_agree_with_the_closed_form(
-    engine: str, checkpointed: bool, first_order: bool, adapt: str, steps: int
+    engine: str, order: str, adapt: str, steps: int
 ) -> None:
     torch.manual_seed(steps)
     x, y = torch.randn(2, 3, 6, 4).double(), torch.randn(2, 3, 6, 1).double()
     batch, network = TaskBatch(x[0], y[0], x[1], y[1]), nn.Linear(4, 1).double()
-    inner = InnerLoop(0.2, steps, first_order, checkpointed, adapt=[adapt])
+    inner = replace(inner_loop(order, 0.2, steps), adapt=[adapt])
     actual = flatten(ENGINES[engine].meta_gradient(network, mse_loss, batch, inner).gradient)
     theta = torch.cat([network.weight.detach()[0], network.bias.detach()])
     mask = torch.tensor([adapt == "weight"] * 4 + [adapt == "bias"]).double()
@@ -135,7 +136,7 @@ def test_linear_units_agree_with_the_closed_form(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("settings", [{"first_order": True}, {}, {"checkpointed": True}])
+@pytest.mark.parametrize("settings", [{"first_order": True}, {}, {"method": "checkpointed"}])
 @pytest.mark.parametrize("name", ["strided", "relu", "batch_norm"])
 def test_adapting_everything_by_a_pattern_changes_no_bit(
     name: str, settings: dict[str, Any], engine: str
@@ -168,11 +169,11 @@ class FrozenUnusedAndTied(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("order", ["truncated-1", "second", "checkpointed", "hessian-free"])
 @pytest.mark.parametrize("adapt", ["also_shared.*", "head.*", "unused.*"])
-def test_frozen_unused_and_tied_parameters(adapt: str, checkpointed: bool, engine: str) -> None:
+def test_frozen_unused_and_tied_parameters(adapt: str, order: str, engine: str) -> None:
     network, loss, batch = case("shared", FrozenUnusedAndTied, tasks=3)
-    inner = InnerLoop(0.1, 2, checkpointed=checkpointed, adapt=[adapt])
+    inner = replace(inner_loop(order, 0.1, 2), adapt=[adapt])
     result = ENGINES[engine].meta_gradient(network, loss, batch, inner)
     oracle = PlainLoop(network, loss, replace(inner, adapt=[adapt.removeprefix("also_")]))
     direction = {name: torch.randn_like(p) for name, p in oracle.theta.items()}
@@ -317,7 +318,8 @@ def bytes_of(parameters: Iterable[Tensor]) -> int:
 METHODS: dict[str, dict[str, Any]] = {
     "first order": {"first_order": True},
     "unrolled": {},
-    "checkpointed": {"checkpointed": True},
+    "checkpointed": {"method": "checkpointed"},
+    "hessian-free": {"method": "hessian_free"},
 }
 
 
@@ -349,7 +351,7 @@ def test_checkpoints_hold_the_adapted_parameters_alone() -> None:
     for engine in (VectorizedEngine(), Learn2LearnEngine()):
         peaks = []
         for steps in (1, 3, 11):
-            inner = InnerLoop(0.1, steps, checkpointed=True, adapt=["features.0.*"])
+            inner = InnerLoop(0.1, steps, method="checkpointed", adapt=["features.0.*"])
             call = partial(engine.meta_gradient, network, cross_entropy, batch, inner)
             call()
             peaks.append(peak_bytes(call))

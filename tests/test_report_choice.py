@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import DEFAULT_ORDERS, GradientOrder
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.findings import choice_notes, findings
 from maml_pipeline.report.page import write_report
@@ -24,13 +24,13 @@ from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.summary import summarize
 from tests.helpers import make_run
 
-FIRST, SECOND, CHECKPOINTED = Method.FIRST_ORDER, Method.UNROLLED, Method.CHECKPOINTED
+FIRST, SECOND, CHECKPOINTED = DEFAULT_ORDERS
 LR = "model.inner_lr"
 RATES = (0.05, 0.1, 0.4)
 
 
 def run(
-    method: Method,
+    order: GradientOrder,
     rate: float,
     validation: float | None,
     seed: int = 0,
@@ -43,7 +43,7 @@ def run(
 ) -> Run:
     history = [] if validation is None else [{"step": 9, f"val/{measure}": validation}]
     made = make_run(
-        method,
+        order,
         k,
         seed,
         result=result,
@@ -58,10 +58,10 @@ def run(
 def grid(numbers: random.Random, measure: str) -> list[Run]:
     """Return a whole grid with random validation and test results."""
     runs = []
-    for method, k, seed, rate in product(Method, (1, 5), (0, 1, 2), RATES):
+    for order, k, seed, rate in product(DEFAULT_ORDERS, (1, 5), (0, 1, 2), RATES):
         history = [{"step": 10 * n, f"val/{measure}": numbers.random()} for n in range(4)]
         made = make_run(
-            method,
+            order,
             k,
             seed,
             result=numbers.random(),
@@ -78,27 +78,27 @@ def rows_of(runs: Sequence[Run]) -> list[ComparisonRow]:
     return rows
 
 
-def chosen(rows: Sequence[ComparisonRow]) -> dict[tuple[Method, int], float]:
-    """Return the chosen learning rate by method and inner steps."""
-    return {(row.method, row.inner_steps): row.setting[LR] for row in rows if row.chosen}
+def chosen(rows: Sequence[ComparisonRow]) -> dict[tuple[GradientOrder, int], float]:
+    """Return the chosen learning rate by order and inner steps."""
+    return {(row.order, row.inner_steps): row.setting[LR] for row in rows if row.chosen}
 
 
-def chosen_by_hand(runs: Sequence[Run], measure: str) -> dict[tuple[Method, int], float]:
+def chosen_by_hand(runs: Sequence[Run], measure: str) -> dict[tuple[GradientOrder, int], float]:
     """Choose as a reader with the logs and a pencil would."""
     pick, best = (min, min) if measure == "loss" else (max, max)
     found = {}
-    for method, k in product(Method, (1, 5)):
+    for order, k in product(DEFAULT_ORDERS, (1, 5)):
         means = {}
         for rate in RATES:
             own = [
                 r for r in runs
-                if (r.method, r.inner_steps, r.config["model"]["inner_lr"]) == (method, k, rate)
+                if (r.order, r.inner_steps, r.config["model"]["inner_lr"]) == (order, k, rate)
             ]  # fmt: skip
             results = [
                 best(row[f"val/{measure}"] for row in r.history if f"val/{measure}" in row) for r in own
             ]
             means[rate] = math.fsum(results) / len(results)
-        found[method, k] = pick(means, key=lambda rate: means[rate])
+        found[order, k] = pick(means, key=lambda rate: means[rate])
     return found
 
 
@@ -111,7 +111,7 @@ def test_the_choice_is_the_one_by_hand(number: int, measure: str) -> None:
     runs = grid(random.Random(number), measure)
     rows = rows_of(runs)
     assert chosen(rows) == chosen_by_hand(runs, measure)
-    assert len(rows) == len(Method) * 2 * len(RATES)
+    assert len(rows) == len(DEFAULT_ORDERS) * 2 * len(RATES)
     # The chosen setting comes first, then the others by their value.
     for first, *others in (rows[i : i + 3] for i in range(0, len(rows), 3)):
         assert first.chosen and not any(row.chosen for row in others)
@@ -143,7 +143,7 @@ def test_every_ratio_is_to_first_order_with_its_own_best_setting() -> None:
     costs = {(FIRST, 0.05): 1e6, (FIRST, 0.1): 2e6, (SECOND, 0.05): 4e6, (SECOND, 0.1): 8e6}
     losses = {(FIRST, 0.05): 0.2, (FIRST, 0.1): 0.1, (SECOND, 0.05): 0.1, (SECOND, 0.1): 0.2}
     rows = rows_of([run(*of, losses[of], peak_bytes=cost) for of, cost in costs.items()])
-    ratios = {(row.method, row.setting[LR]): row.ratio("peak_bytes") for row in rows}
+    ratios = {(row.order, row.setting[LR]): row.ratio("peak_bytes") for row in rows}
     assert ratios == {(FIRST, 0.1): None, (FIRST, 0.05): 0.5, (SECOND, 0.05): 2, (SECOND, 0.1): 4}
     (sentence,) = findings(rows)
     assert "second order (inner_lr 0.05) reached" in sentence
@@ -220,7 +220,7 @@ def test_a_run_that_diverges_after_its_best_validation_counts_with_that() -> Non
 
 
 def test_without_any_validation_all_settings_are_shown_equally() -> None:
-    rows = rows_of([run(method, rate, None) for method in (FIRST, SECOND) for rate in RATES])
+    rows = rows_of([run(order, rate, None) for order in (FIRST, SECOND) for rate in RATES])
     assert not chosen(rows) and not any(row.is_outdone for row in rows)
     assert all(row.to_json()["chosen"] is None for row in rows)
     notes = choice_notes(rows)
@@ -240,11 +240,11 @@ def test_a_best_value_at_an_end_of_those_tried_is_named() -> None:
 
 def test_equal_remarks_are_one_sentence() -> None:
     end = "inner_lr 0.05 is the smallest value tried: a better one may lie beyond it."
-    runs = [run(method, rate, rate, k=k) for method in Method for k in (1, 5) for rate in RATES]
+    runs = [run(order, rate, rate, k=k) for order in DEFAULT_ORDERS for k in (1, 5) for rate in RATES]
     assert choice_notes(rows_of(runs))[1:] == [f"Every order and number of inner steps: {end}"]
     runs = [
-        run(method, rate, abs(rate - (0.1 if (method, k) == (SECOND, 1) else 0.05)), k=k)
-        for method, k, rate in product((FIRST, SECOND), (1, 5), RATES)
+        run(order, rate, abs(rate - (0.1 if (order, k) == (SECOND, 1) else 0.05)), k=k)
+        for order, k, rate in product((FIRST, SECOND), (1, 5), RATES)
     ]
     (note,) = choice_notes(rows_of(runs))[1:]
     assert note == f"First order, 1 and 5 inner steps; second order, 5 inner steps: {end}"
@@ -353,11 +353,12 @@ def test_plots_join_the_chosen_rows_and_show_the_others_faintly() -> None:
 
 
 def test_where_nothing_is_chosen_a_line_for_each_setting_has_one_label() -> None:
-    rows = rows_of([run(m, rate, None, k=k) for m in Method for k in (1, 3, 5) for rate in RATES])
+    grid = product(DEFAULT_ORDERS, (1, 3, 5), RATES)
+    rows = rows_of([run(order, rate, None, k=k) for order, k, rate in grid])
     (plot,) = [plot for plot in draw_plots(rows) if plot.name == "tradeoff"]
     (ax,) = plot.figure.axes
     labels = [text.get_text() for text in ax.texts]
-    assert sorted(labels) == sorted(f"k=5 ({rate})" for rate in RATES for _ in Method)
+    assert sorted(labels) == sorted(f"k=5 ({rate})" for rate in RATES for _ in DEFAULT_ORDERS)
 
 
 def test_the_page_greys_the_others_and_says_how_the_choice_was_made(tmp_path: Path) -> None:
@@ -374,7 +375,7 @@ def test_the_page_greys_the_others_and_says_how_the_choice_was_made(tmp_path: Pa
 def test_a_report_without_varied_keys_has_no_sign_of_a_choice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = rows_of([make_run(method, 1) for method in Method])
+    rows = rows_of([make_run(order, 1) for order in DEFAULT_ORDERS])
     page = write_report({"sine": rows}, tmp_path).read_text()
     print_table("sine", rows)
     table = page[: page.index("What the columns mean")]

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from maml_pipeline.cli import main
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.report.page import escape_markdown
 from maml_pipeline.text import printable
 from maml_pipeline.tradeoff.grid import Cell
@@ -101,7 +101,7 @@ def test_names_are_shown_literally(
 
 def test_progress_shows_names_literally(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(file=StringIO(), force_terminal=True, width=200)
-    cell = Cell(Method.FIRST_ORDER, 1, 0)
+    cell = Cell(GradientOrder(first_order=True), 1, 0)
     progress = GridProgress([cell], 10, console)
     with progress.bars:
         progress.start(cell, 0)

@@ -13,19 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import DEFAULT_ORDERS, GradientOrder, Method
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.curves import MOST_POINTS, series_over_seeds
 from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.plots import draw_plots
-from maml_pipeline.report.style import METHOD_STYLES, plain_number, plot_style
+from maml_pipeline.report.style import order_style, plain_number, plot_style
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.runs.run import Run
 from tests.helpers import make_run
 
-FIRST, SECOND, CHECKPOINTED = Method.FIRST_ORDER, Method.UNROLLED, Method.CHECKPOINTED
+FIRST, SECOND, CHECKPOINTED = DEFAULT_ORDERS
+ORDERS = [
+    *DEFAULT_ORDERS,
+    GradientOrder(method=Method.HESSIAN_FREE),
+    *(GradientOrder(differentiated_steps=n) for n in range(1, 9)),
+]
 
-# (method, inner steps): (result, half its interval, peak memory in MB), as measured.
+# (order, inner steps): (result, half its interval, peak memory in MB), as measured.
 TWENTY_WAY = {
     (FIRST, 1): (0.368, 0.006, 112.0),
     (SECOND, 1): (0.496, 0.007, 228.0),
@@ -58,14 +63,14 @@ COINCIDING = dict.fromkeys(SINE, (0.5, 0.1, 1.0))
 
 
 def rows(
-    results: dict[tuple[Method, int], tuple[float, float, float]],
+    results: dict[tuple[GradientOrder, int], tuple[float, float, float]],
     experiment: str = "sine",
     measure: str = "loss",
     seeds: Sequence[int] = (0,),
 ) -> list[ComparisonRow]:
     runs = [
         make_run(
-            method,
+            order,
             k,
             seed,
             result=result * (1 + 0.1 * seed),
@@ -74,7 +79,7 @@ def rows(
             experiment=experiment,
             measure=measure,
         )
-        for (method, k), (result, ci95, megabytes) in results.items()
+        for (order, k), (result, ci95, megabytes) in results.items()
         for seed in seeds
     ]
     return next(iter(compare(runs).values()))
@@ -189,7 +194,7 @@ def probe(step: int, cosine: float) -> dict[str, float]:
 
 
 def test_a_single_probe_is_a_visible_mark_on_an_axis_with_different_ticks() -> None:
-    runs = [make_run(method, 1, history=[probe(10, 0.9)]) for method in (FIRST, SECOND)]
+    runs = [make_run(order, 1, history=[probe(10, 0.9)]) for order in (FIRST, SECOND)]
     (shown,) = compare(runs).values()
     (plot,) = [plot for plot in draw_plots(shown) if plot.name == "order-gap-k1"]
     draw(plot.figure)
@@ -205,8 +210,8 @@ def test_a_single_probe_is_a_visible_mark_on_an_axis_with_different_ticks() -> N
 # Without colour, and at any number of experiments -----------------------------------------------
 
 
-def test_methods_differ_without_colour() -> None:
-    styles = [METHOD_STYLES[method] for method in Method]
+def test_orders_differ_without_colour() -> None:
+    styles = [order_style(order) for order in ORDERS]
     for one, other in combinations(styles, 2):
         assert one.marker != other.marker and one.line != other.line and one.label != other.label
     assert len({style.fill for style in styles[:2]}) == 2

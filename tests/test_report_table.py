@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import DEFAULT_ORDERS
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.printed_table import print_table
 from maml_pipeline.report.table import seeds_text, table_columns, with_unit
@@ -14,11 +14,13 @@ from tests.helpers import make_run
 
 PROBES = [{"step": 49, "order_gap/cosine": 0.983}]
 
+FIRST, SECOND, _ = DEFAULT_ORDERS
+
 
 def rows(seeds: Sequence[int] = (0, 1), measure: str = "accuracy") -> list[ComparisonRow]:
     runs = [
         make_run(
-            method,
+            order,
             k,
             seed,
             result=0.5 + 0.01 * seed,
@@ -27,7 +29,7 @@ def rows(seeds: Sequence[int] = (0, 1), measure: str = "accuracy") -> list[Compa
             history=PROBES,
         )
         for k in (1, 10)
-        for method in Method
+        for order in DEFAULT_ORDERS
         for seed in seeds
     ]
     return next(iter(compare(runs).values()))
@@ -92,14 +94,14 @@ def test_the_order_has_the_same_three_names_everywhere() -> None:
 def test_columns_without_a_value_are_left_out() -> None:
     headings = [column.heading for column in table_columns(rows())]
     assert "test accuracy, lowest result" in headings and "cosine of the orders" in headings
-    alone = compare([make_run(Method.UNROLLED, 1)])["sine"]
+    alone = compare([make_run(SECOND, 1)])["sine"]
     headings = [column.heading for column in table_columns(alone)]
     assert not any("seed," in h or "ratio" in h or "gap" in h or "FLOPs" in h for h in headings)
 
 
 def test_an_unfinished_seed_has_a_star_and_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    tested = make_run(Method.FIRST_ORDER, 1, 0)
-    killed = replace(make_run(Method.FIRST_ORDER, 1, 1), test={})
+    tested = make_run(FIRST, 1, 0)
+    killed = replace(make_run(FIRST, 1, 1), test={})
     (row,) = compare([tested, killed])["sine"]
     assert seeds_text(row) == "0, 1*"
     print_table("sine", [row])
@@ -107,9 +109,9 @@ def test_an_unfinished_seed_has_a_star_and_a_note(capsys: pytest.CaptureFixture[
 
 
 def test_a_validation_result_is_marked_beside_a_test_result(capsys: pytest.CaptureFixture[str]) -> None:
-    tested = make_run(Method.FIRST_ORDER, 1)
+    tested = make_run(FIRST, 1)
     history = [{"step": 49, "val/loss": 0.25}]
-    untested = replace(make_run(Method.UNROLLED, 1, history=history), test={})
+    untested = replace(make_run(SECOND, 1, history=history), test={})
     shown = compare([tested, untested])["sine"]
     means = next(column for column in table_columns(shown) if column.name == "mean")
     assert means.heading == "test loss, mean" and means.cells == ["0.5000", "0.2500 (validation)"]
@@ -118,7 +120,7 @@ def test_a_validation_result_is_marked_beside_a_test_result(capsys: pytest.Captu
 
 
 def test_a_diverged_result_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    (row,) = compare([make_run(Method.FIRST_ORDER, 1, result=float("nan"), ci95=float("nan"))])["sine"]
+    (row,) = compare([make_run(FIRST, 1, result=float("nan"), ci95=float("nan"))])["sine"]
     print_table("sine", [row])
     assert "nan" in capsys.readouterr().out
     means = next(column for column in table_columns([row]) if column.name == "mean")

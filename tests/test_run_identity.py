@@ -120,12 +120,12 @@ def test_a_key_missing_from_a_config_has_its_default(maml: Maml, maml_error: Cal
     maml("fit", *SHORT)
     folder = Path("runs", SHORT_NAME)
     old = read_config(folder)
-    del old["model"]["first_order_steps"], old["data"]["tasks"]["init_args"]["query_shots"]
+    del old["model"]["first_order_meta_steps"], old["data"]["tasks"]["init_args"]["query_shots"]
     (folder / "config.yaml").write_text(yaml.safe_dump(old))
     maml("fit", *SHORT, "--ckpt_path", "last")
     (folder / "config.yaml").write_text(yaml.safe_dump(old))
-    error = maml_error("fit", *SHORT, "--model.first_order_steps", 3, "--ckpt_path", "last")
-    assert "model.first_order_steps is 3 here and 0 there" in error
+    error = maml_error("fit", *SHORT, "--model.first_order_meta_steps", 3, "--ckpt_path", "last")
+    assert "model.first_order_meta_steps is 3 here and 0 there" in error
 
 
 def test_the_hint_after_ctrl_c_is_a_command_that_resumes(

@@ -33,7 +33,7 @@ def essence(run: Run) -> dict[str, object]:
 
 
 @pytest.mark.integration
-def test_runs_are_sorted_by_experiment_inner_steps_method_and_seed(trained_runs: Path) -> None:
+def test_runs_are_sorted_by_experiment_inner_steps_order_and_seed(trained_runs: Path) -> None:
     orders = ("first", "second", "checkpointed")
     grid = [("toy", f"{o}-k{k}-s{s}") for k in (1, 2) for o in orders for s in (0, 1)]
     found = [(run.experiment, run.name) for run in find_runs([trained_runs]).runs]
@@ -119,7 +119,7 @@ def rows(trained_runs: Path) -> list[ComparisonRow]:
 
 
 def test_runs_that_differ_by_their_seed_are_one_row(rows: list[ComparisonRow]) -> None:
-    assert [(row.method, row.inner_steps, len(row.runs)) for row in rows] == [
+    assert [(str(row.order), row.inner_steps, len(row.runs)) for row in rows] == [
         (order, k, 2) for k in (1, 2) for order in ("first", "second", "checkpointed")
     ]
     for row in rows:
@@ -134,7 +134,7 @@ def test_a_comparison_does_not_depend_on_the_order_of_runs(trained_runs: Path) -
 
     def compared(runs: list[Run]) -> list[tuple[object, ...]]:
         return [
-            (row.method, row.inner_steps, {run.seed for run in row.runs}, row.ratio("flops"))
+            (str(row.order), row.inner_steps, {run.seed for run in row.runs}, row.ratio("flops"))
             for row in compare(runs)["toy"]
         ]
 
@@ -143,7 +143,7 @@ def test_a_comparison_does_not_depend_on_the_order_of_runs(trained_runs: Path) -
 
 def test_ratios_are_to_first_order_with_the_same_inner_steps(rows: list[ComparisonRow]) -> None:
     for row in rows:
-        first = next(r for r in rows if (r.method, r.inner_steps) == ("first", row.inner_steps))
+        first = next(r for r in rows if (str(r.order), r.inner_steps) == ("first", row.inner_steps))
         for cost in ("peak_bytes", "flops", "meta_step_ms"):
             own, other = row.mean(cost), first.mean(cost)
             assert own is not None and other is not None
@@ -172,7 +172,7 @@ def test_runs_with_other_settings_are_separate_groups(trained_runs: Path) -> Non
         replace(run, config=run.config | {"run": run.config["run"] | {"mode": "max"}}) for run in runs
     ]
     assert [*compare(runs[:1] + other[1:])] == ["toy, run.mode min", "toy, run.mode max"]
-    groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.method)))
+    groups = compare(sorted(runs + faster, key=lambda run: (run.inner_steps, run.order.rank)))
     assert [*groups] == [f"toy, model.inner_lr {lr}" for lr in (model["inner_lr"], 0.2)]
     assert all(len(row.runs) == 2 for rows in groups.values() for row in rows)
     # Data paths and the number of workers do not matter.
@@ -198,7 +198,7 @@ def test_tradeoff_json_never_contains_nan(rows: list[ComparisonRow]) -> None:
     assert json.dumps(summarize(lost), allow_nan=False)
     for row in [*rows, diverged]:
         text = json.dumps(row.to_json(), allow_nan=False)
-        assert json.loads(text)["method"] == row.method
+        assert json.loads(text)["order"] == str(row.order)
 
 
 def test_meta_steps_are_counted_while_metrics_csv_grows(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_json_has_every_field_of_every_run_and_nothing_else(tmp_path: Path, maml
     tested, stopped = json.loads(maml("runs", "--json"))[::-1]
     assert tuple(tested) == tuple(stopped) == FIELDS
     assert tested == {
-        **{"experiment": "sine", "order": "second", "method": "checkpointed", "inner_steps": 5},
+        **{"experiment": "sine", "order": "checkpointed", "inner_steps": 5},
         **{"seed": 7, "inner_lr": 0.4, "meta_steps": 100, "max_steps": 100, "state": "finished"},
         **{"job": None, "reason": None},
         **{"measure": "loss", "split": "test", "result": 0.25, "ci95": 0.0625, "folder": "runs/a"},
@@ -132,7 +132,7 @@ def test_a_pipe_gets_one_whole_line_per_run(tmp_path: Path, maml: Maml) -> None:
     ]
     heading, *lines = maml("runs").splitlines()
     assert heading.split() == [
-        *("experiment", "method", "k", "seed", "alpha", "meta-steps", "state", "result"),
+        *("experiment", "order", "k", "seed", "alpha", "meta-steps", "state", "result"),
         *("measure", "folder"),
     ]
     for folder, line in zip(folders, lines, strict=True):
@@ -184,7 +184,7 @@ def grid(tmp_path: Path) -> Path:
     [
         ("", "acc2 acc f1 s1 c1 s5"),
         ("--reverse", "s5 c1 s1 f1 acc acc2"),
-        ("--sort method", "f1 acc2 acc s1 s5 c1"),
+        ("--sort order", "f1 acc2 acc s1 s5 c1"),
         ("--sort k,experiment --reverse", "s5 acc2 f1 s1 c1 acc"),
         ("--sort result", "acc acc2 s1 c1 f1 s5"),
         ("--sort alpha", "s5 f1 acc2 acc s1 c1"),
@@ -195,8 +195,8 @@ def grid(tmp_path: Path) -> Path:
         ("--sort folder", "acc acc2 c1 f1 s1 s5"),
         ("--filter k=5", "s5"),
         ("--filter k=5.0", "s5"),
-        ("--filter order=second --filter inner_steps=1", "acc s1 c1"),
-        ("--filter method=second --filter k=1", "acc s1"),
+        ("--filter order=second --filter inner_steps=1", "acc s1"),
+        ("--filter order=second --filter k=1", "acc s1"),
         ("--filter experiment=omniglot-*", "acc2 acc"),
         ("--filter state=stopped", "s5"),
         ("--filter split=validation", "s5"),

@@ -57,7 +57,7 @@ def test_a_run_of_each_method_is_loaded_to_the_bit(trained_runs: Path, name: str
     settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]
     assert learner.inner.steps == settings["inner_steps"]
     assert learner.inner.first_order == settings["first_order"]
-    assert learner.inner.checkpointed == settings["checkpoint_inner_steps"]
+    assert learner.inner.method == settings["method"]
     assert (learner.eval_inner.lr, learner.eval_inner.steps) == (0.1, 3)
 
 

@@ -19,7 +19,8 @@ from tests.helpers import CONFIGS
         ("omniglot/5way_1shot", {}, "omniglot-5w1s-k1", "omniglot-5w1s-second-s0"),
         ("omniglot/5way_1shot", {"inner_steps": 5}, "omniglot-5w1s-k5", "omniglot-5w1s-second-k5-s0"),
         ("sine", {"first_order": True}, "sine-10shot-k1", "sine-10shot-first-s0"),
-        ("sine", {"checkpoint_inner_steps": True}, "sine-10shot-k1", "sine-10shot-checkpointed-s0"),
+        ("sine", {"method": "checkpointed"}, "sine-10shot-k1", "sine-10shot-checkpointed-s0"),
+        ("sine", {"differentiated_steps": 1}, "sine-10shot-k1", "sine-10shot-truncated-1-s0"),
         ("toy", {}, "toy-k1", "toy-second-s0"),
     ],
 )
@@ -30,12 +31,12 @@ def test_group_name_and_tags_follow_from_the_config(
     tasks = values["data"]["tasks"]
     named = resolve_name(tasks["class_path"])(**tasks["init_args"])
     values["run"]["experiment"] = named.name  # as in the resolved config
-    defaults = {"checkpoint_inner_steps": False, "engine": "learn2learn"}
+    defaults = {"method": "unrolled", "engine": "learn2learn"}
     model = values["model"] = {**defaults, **values["model"], **changes}
     about = describe_run(values, world_size=2)
     assert (about.group, about.name) == (group, name)
     assert {"world-size-2", model["engine"]} <= set(about.tags)
-    assert ("checkpointed" in about.tags) == model["checkpoint_inner_steps"]
+    assert (model["method"] in about.tags) == (model["method"] != "unrolled")
 
 
 @pytest.mark.integration

@@ -97,7 +97,7 @@ def test_a_failed_cell_is_reported_and_does_not_stop_the_others(
     grid = ("--orders", "checkpointed,first", "--out", tmp_path / "grid")
     error = maml_error(*TOY, *SHORT, *network, *grid)
     assert "1 of 2 cells failed (checkpointed-k1-s0); the first:" in error
-    assert "set checkpoint_inner_steps to false" in error
+    assert "set method to unrolled" in error
     assert (tmp_path / "grid" / "first-k1-s0" / "test.json").exists()
     (failed,) = json.loads((tmp_path / "grid" / "tradeoff.json").read_text())["failed"]
     assert failed["folder"] == "checkpointed-k1-s0" and "log.txt" in failed["reason"]
@@ -150,7 +150,7 @@ def test_a_dry_run_tells_how_far_a_stopped_cell_is(maml: Maml, tmp_path: Path) -
     [
         (
             ["--orders", "first,third"],
-            "orders contains third; choose from first, second, checkpointed",
+            "orders contains third; choose from first, truncated-N, second, checkpointed, hessian-free",
         ),
         (["--seeds", "0,0"], "seeds has 0 more than once"),
         (["--inner_steps", "1,-1"], "inner_steps has -1; each must be 0 or more"),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from maml_pipeline.cli import tradeoff
 from maml_pipeline.errors import UserError
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import DEFAULT_ORDERS
 from maml_pipeline.locks import is_locked
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
@@ -396,7 +396,8 @@ def test_a_report_says_when_times_were_measured_side_by_side(
 ) -> None:
     side_by_side = {"step": 99, "speed/parallel_cells": 4.0}
     for history, shown in (([], False), ([side_by_side], True)):
-        runs = [make_run(Method.FIRST_ORDER, 1), make_run(Method.UNROLLED, 1, history=history)]
+        first, second, _ = DEFAULT_ORDERS
+        runs = [make_run(first, 1), make_run(second, 1, history=history)]
         experiments = compare(runs)
         for title, rows in experiments.items():
             print_table(title, rows)

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, Loss, VectorizedEngine
 from maml_pipeline.tasks import TaskBatch
-from tests.networks import relative_difference
+from tests.networks import inner_loop, relative_difference
 
 BATCH = TaskBatch(*(torch.rand(3, 4, n) for n in (2, 1, 2, 1)))
 
@@ -68,8 +68,7 @@ def test_vectorized_rejects_random_numbers_and_data_dependence(network: nn.Modul
 
 
 @pytest.mark.parametrize("engine", [VectorizedEngine(), Learn2LearnEngine()])
-@pytest.mark.parametrize("checkpointed", [True, False])
-@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("order", ["first", "second", "checkpointed", "hessian-free"])
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -85,9 +84,9 @@ def test_vectorized_rejects_random_numbers_and_data_dependence(network: nn.Modul
     ],
 )
 def test_every_engine_rejects_state_that_a_call_changes(
-    build: Callable[[], nn.Module], message: str, first_order: bool, checkpointed: bool, engine: Engine
+    build: Callable[[], nn.Module], message: str, order: str, engine: Engine
 ) -> None:
-    inner = InnerLoop(0.1, 1, first_order, checkpointed)
+    inner = inner_loop(order, 0.1, 1)
     with pytest.raises(UserError, match=message):
         engine.meta_gradient(build(), mse_loss, BATCH, inner)
 
@@ -97,9 +96,10 @@ def test_vectorized_rejects_recurrent_layers() -> None:
         VectorizedEngine().meta_gradient(Recurrent(), mse_loss, BATCH, InnerLoop(0.1))
 
 
-def test_checkpointing_rejects_steps_that_do_not_repeat() -> None:
-    inner = InnerLoop(0.1, 2, checkpointed=True)
-    with pytest.raises(UserError, match="set checkpoint_inner_steps to false"):
+@pytest.mark.parametrize("order", ["checkpointed", "hessian-free"])
+def test_a_reverse_sweep_rejects_steps_that_do_not_repeat(order: str) -> None:
+    inner = inner_loop(order, 0.1, 2)
+    with pytest.raises(UserError, match="set method to unrolled"):
         Learn2LearnEngine().meta_gradient(sequential(nn.Dropout(0.5)), mse_loss, BATCH, inner)
 
 

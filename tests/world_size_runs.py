@@ -35,10 +35,10 @@ EVALUATED = (1, 2, 5, 8, 13)  # test tasks: fewer than ranks, not divisible, one
 
 ENGINES: dict[str, dict[str, Any]] = {
     "learn2learn": {"engine": "learn2learn"},
-    "learn2learn checkpointed": {"engine": "learn2learn", "checkpoint_inner_steps": True},
+    "learn2learn checkpointed": {"engine": "learn2learn", "method": "checkpointed"},
     "vectorized": {"engine": "vectorized"},
     "vectorized in chunks": {"engine": "vectorized", "tasks_per_chunk": 3},
-    "vectorized checkpointed": {"engine": "vectorized", "checkpoint_inner_steps": True},
+    "vectorized checkpointed": {"engine": "vectorized", "method": "checkpointed"},
 }
 SLOW_ON_IMAGES = ("learn2learn checkpointed", "vectorized in chunks")
 
@@ -109,7 +109,7 @@ def cases() -> Iterator[tuple[str, Case]]:
             yield f"{engine}, {order}, accumulated and clipped", both
             if engine not in SLOW_ON_IMAGES:
                 yield f"{engine}, {order}, images", Case(learner, small_convnet, images=True)
-        yield f"{engine}, annealed", Case({"first_order_steps": 15, **settings})
+        yield f"{engine}, annealed", Case({"first_order_meta_steps": 15, **settings})
         yield f"{engine}, partly", Case(settings, Partly)
         learned = {"learned_inner_lr": LearnedInnerLr(0.01), "adapt": ["2.*", "4.*"], "inner_steps": 3}
         yield f"{engine}, learned rates", Case(settings | learned)

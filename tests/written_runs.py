@@ -6,16 +6,19 @@ from typing import Any
 
 import yaml
 
-METHODS = {
-    "first": {"first_order": True, "checkpoint_inner_steps": False},
-    "second": {"first_order": False, "checkpoint_inner_steps": False},
-    "checkpointed": {"first_order": False, "checkpoint_inner_steps": True},
-}
+from maml_pipeline.gradient_order import GradientOrder
+
+
+def order_settings(name: str) -> dict[str, Any]:
+    """Return the keys of `model` for a gradient order."""
+    order = GradientOrder.parse(name)
+    steps, method = order.differentiated_steps, str(order.method)
+    return {"first_order": order.first_order, "differentiated_steps": steps, "method": method}
 
 
 def write_run(
     folder: Path,
-    method: str = "second",
+    order: str = "second",
     k: int = 1,
     seed: int = 0,
     *,
@@ -29,7 +32,7 @@ def write_run(
 
     Args:
         folder: Its folder.
-        method: `first`, `second` or `checkpointed`.
+        order: Such as `first`, `truncated-2` or `checkpointed`.
         k: Inner steps.
         seed: Its seed.
         experiment: Its experiment.
@@ -42,7 +45,7 @@ def write_run(
     settings = {"inner_lr": 0.1, "inner_steps": k, "network": network, "metric": None}
     config = {
         "seed_everything": seed,
-        "model": {**settings, **METHODS[method], **model},
+        "model": {**settings, **order_settings(order), **model},
         "data": {"tasks": {"class_path": "maml_pipeline.tasks.SineWaves", "init_args": {"shots": 10}}},
         "trainer": {"max_steps": 100, "precision": None},
         "run": {

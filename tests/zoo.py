@@ -362,10 +362,14 @@ WEIGHT_NORM = {
     f"train {engine} second": "wrong second derivative" for engine in ("vectorized", "learn2learn")
 }
 WRONG_TWICE = "the second derivative of network .* is wrong in PyTorch"
+ASYMMETRIC = {
+    f"train {engine} hessian free": "the gradient of network .* is not that of its loss values"
+    for engine in ("vectorized", "learn2learn")
+}
 SECOND_DERIVATIVE = {f"train {engine} second": WRONG_TWICE for engine in ("vectorized", "learn2learn")}
 NO_SECOND_DERIVATIVE = {
     f"train {engine} second": r"derivative for '?\S*_backward'? is not implemented; replace that "
-    "layer, or set first_order to true$"
+    "layer, or set method to hessian_free or first_order to true$"
     for engine in ("vectorized", "learn2learn")
 }
 MAPPED = r"engine vectorized cannot run network .* under vmap: .*; use engine learn2learn"
@@ -419,7 +423,8 @@ ZOO: dict[str, Entry] = {
         lambda: between(nn.Dropout(0.5), nn.Tanh()),
         {
             "train vectorized": "draws random numbers",
-            "train learn2learn second checkpointed": "set checkpoint_inner_steps to false",
+            "train learn2learn second checkpointed": "set method to unrolled",
+            "train learn2learn hessian free": "set method to unrolled",
         },
         random=True,
     ),
@@ -442,7 +447,12 @@ ZOO: dict[str, Entry] = {
     "view": Entry(lambda: Calling(through_view, with_view), {"": "through a view or .data"}),
     "recomputed": Entry(
         lambda: Calling(recomputed),
-        {"train vectorized": ".*", "eval vectorized": ".*", "train learn2learn second": RECOMPUTED},
+        {
+            "train vectorized": ".*",
+            "eval vectorized": ".*",
+            "train learn2learn second": RECOMPUTED,
+            "train learn2learn hessian free": RECOMPUTED,
+        },
     ),
     "recomputed, reentrant": Entry(
         lambda: Calling(partial(recomputed, use_reentrant=True)), {"": "use_reentrant=False"}
@@ -473,9 +483,11 @@ ZOO: dict[str, Entry] = {
     ),
     "hook": Entry(lambda: Calling(plain, with_hook)),
     "hook over a parameter": Entry(lambda: Calling(plain, with_changing_hook), {"": ".*"}),
-    "straight-through": Entry(lambda: Calling(straight_through), stops_gradients=True),
-    "no_grad": Entry(lambda: Calling(stopping), stops_gradients=True),
-    "single precision inside": Entry(lambda: Calling(in_single_precision), stops_gradients=True),
+    "straight-through": Entry(lambda: Calling(straight_through), ASYMMETRIC, stops_gradients=True),
+    "no_grad": Entry(lambda: Calling(stopping), ASYMMETRIC, stops_gradients=True),
+    "single precision inside": Entry(
+        lambda: Calling(in_single_precision), ASYMMETRIC, stops_gradients=True
+    ),
     "right Function": Entry(lambda: Calling(lambda s, x: s.c(Squared.apply(s.a(x))))),
     "embedding": Entry(Tokens, inputs="tokens"),
     "padding": Entry(lambda: Tokens(padding_idx=0), inputs="tokens"),
@@ -485,14 +497,15 @@ ZOO: dict[str, Entry] = {
         lambda: Tokens(max_norm=0.5), {"": "changes its parameter embedding.weight"}, inputs="tokens"
     ),
     "scaled by frequency": Entry(
-        lambda: Tokens(scale_grad_by_freq=True), SECOND_DERIVATIVE, inputs="tokens"
+        lambda: Tokens(scale_grad_by_freq=True), SECOND_DERIVATIVE | ASYMMETRIC, inputs="tokens"
     ),
     "sparse": Entry(
         lambda: Tokens(sparse=True),
         {
             "train vectorized": MAPPED,
             "eval vectorized": MAPPED,
-            "train learn2learn second checkpointed": "set checkpoint_inner_steps to false",
+            "train learn2learn second checkpointed": "set method to unrolled",
+            "train learn2learn hessian free": "set method to unrolled",
         },
         inputs="tokens",
     ),

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
     for derivation in derivations:
         if wrong := derivation.disagreements():
             raise UserError(
-                f"the {derivation.inner.order}-order meta-gradients disagree: " + "; ".join(wrong)
+                f"the {derivation.inner.order.degree}-order meta-gradients disagree: " + "; ".join(wrong)
             )
 
 

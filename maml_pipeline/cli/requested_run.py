@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from maml_pipeline import run_folder
 from maml_pipeline.files import expand_home
-from maml_pipeline.run_config import gradient_method
+from maml_pipeline.run_config import gradient_order
 from maml_pipeline.run_folder import read_run_config
 from maml_pipeline.runs.compatibility import Difference, config_differences
 from maml_pipeline.tasks import TaskDistribution
@@ -25,7 +25,7 @@ class RequestedRun:
     Args:
         parser: The command's parser.
         values: The settings as plain values, without `run.dir` and `ckpt_path`.
-        name: The name of its folder, `<experiment>-<order>-s<seed>`: both second-order methods share it.
+        name: The name of its folder, `<experiment>-<order>-s<seed>`: all methods of an order share it.
         run_dir: The setting `run.dir`.
         config_of: The run whose `config.yaml` was given with `--config`.
         ckpt_path: `best`, `last`, a file, or `None`.
@@ -63,7 +63,7 @@ class RequestedRun:
             name = str(tasks.name)
             run_folder.check_name("the tasks' name", name)
             run["experiment"] = name
-        order = gradient_method(values).order
+        order = gradient_order(values).degree
         return cls(
             parser,
             values,

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="maml runs",
-        description="List the runs in and below some folders: experiment, gradient method, inner steps "
+        description="List the runs in and below some folders: experiment, gradient order, inner steps "
         "k, seed, inner learning rate alpha, meta-steps done, state, and result: the mean over the test "
         "tasks, or before the test over the validation tasks, with its 95 % confidence interval.",
         examples=(
@@ -77,7 +77,7 @@ def _parser() -> Parser:
         metavar="KEY[,KEY]",
         type=_keys_argument,
         default=[],
-        help="sort by these keys; result: best first (default: experiment,k,method,seed)",
+        help="sort by these keys; result: best first (default: experiment,k,order,seed)",
     )
     add("--reverse", action="store_true", help="reverse the order")
     add("--json", action="store_true", help="print a JSON array with all fields instead of a table")

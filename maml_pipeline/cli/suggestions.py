@@ -11,7 +11,7 @@ from typing import Any
 
 from maml_pipeline.cli.config_files import config_files
 from maml_pipeline.cli.training_help import GROUPS
-from maml_pipeline.config_file import REMOVED_KEYS, read_config
+from maml_pipeline.config_file import REMOVED_KEYS, RENAMED_KEYS, read_config
 from maml_pipeline.run_folder import CONFIG
 from maml_pipeline.shipped_files import shipped_configs
 
@@ -115,6 +115,10 @@ def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:
     """
     if removed := [key for key in REMOVED_KEYS if re.search(rf"\b{re.escape(key)}\b", message)]:
         return f"; {removed[0]} is {REMOVED_KEYS[removed[0]]}, leave it out"
+    for key, (present, values) in RENAMED_KEYS.items():
+        if re.search(rf"\b{re.escape(key)}\b", message):
+            meant = " or ".join(values.values())
+            return f"; {key} is {present} now" + (f", with the value {meant}" if meant else "")
     if (found := _UNKNOWN_MODULE.search(message)) and find_spec(found[1]) is None:
         return f"; put the folder of {found[1]} on PYTHONPATH"
     if found := _UNKNOWN_CLASS.match(message):

@@ -91,7 +91,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--orders",
         type=lambda text: text.split(","),
         metavar="ORDER,...",
-        help="any of first,second,checkpointed (default: all)",
+        help="any of first, truncated-N (only the last N inner steps are differentiated), second, "
+        "checkpointed, hessian-free, truncated-N-checkpointed, truncated-N-hessian-free (default: "
+        "first,second,checkpointed)",
     )
     add(
         "--inner_steps",

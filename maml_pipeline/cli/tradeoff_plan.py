@@ -8,7 +8,7 @@ from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.vary import varied_settings_of
 from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import DEFAULT_ORDERS
 from maml_pipeline.run_folder import RUNS
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, make_grid
@@ -32,7 +32,7 @@ class Plan:
         _check_fit_arguments(fit_arguments)
         config = ResolvedConfig(fit_arguments, elsewhere).values
         cells = make_grid(
-            settings.orders or [*Method],
+            settings.orders or [*map(str, DEFAULT_ORDERS)],
             settings.inner_steps or [config["model"]["inner_steps"]],
             settings.seeds or [config["seed_everything"]],
             varied_settings_of(settings.vary, fit_arguments, elsewhere),

@@ -52,13 +52,9 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("model.adapt", "null: all", "parameters that inner steps move: [head.*], ..."),
         Key("model.transductive", "true", "evaluate a query set as one batch"),
         Key("model.first_order", "false", "use first-order meta-gradients", True),
-        Key("model.first_order_steps", "0", "initial meta-steps that use first order", True),
-        Key(
-            "model.checkpoint_inner_steps",
-            "false",
-            "recompute inner steps to save memory",
-            True,
-        ),
+        Key("model.differentiated_steps", "null: all", "last inner steps that are differentiated", True),
+        Key("model.method", "unrolled", "or checkpointed, hessian_free: for less memory", True),
+        Key("model.first_order_meta_steps", "0", "initial meta-steps that use first order", True),
         Key(
             "model.engine",
             "native",

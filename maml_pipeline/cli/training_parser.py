@@ -21,7 +21,7 @@ from maml_pipeline.cli.jsonargparse_internals import has_subcommands, parser_key
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.cli.parser_messages import one_line
 from maml_pipeline.cli.suggestions import describe_missing, suggest
-from maml_pipeline.config_file import REMOVED_KEYS, drop_removed_keys
+from maml_pipeline.config_file import REMOVED_KEYS, RENAMED_KEYS, drop_removed_keys, rename_keys
 from maml_pipeline.errors import UserError
 from maml_pipeline.rank import is_rank_zero
 
@@ -29,10 +29,12 @@ MAX_LISTED_CLASSES = 20
 
 
 def _load(text: str) -> Any:
-    """Load YAML as jsonargparse does, without the keys of a config that earlier versions had."""
+    """Load YAML as jsonargparse does, and translate the keys of a config that earlier versions had."""
     value = get_loader("yaml")(text)
     for key in drop_removed_keys(value):
         tell_once(f"{key} is {REMOVED_KEYS[key]} and is ignored")
+    for key in rename_keys(value):
+        tell_once(f"{key} is {RENAMED_KEYS[key][0]} now")
     return value
 
 
@@ -43,7 +45,7 @@ def tell_once(notice: str) -> None:
         print(notice, file=sys.stderr)
 
 
-PARSER_MODE = "yaml without removed keys"
+PARSER_MODE = "yaml with keys of earlier versions"
 set_loader(PARSER_MODE, _load, exceptions=(yaml.YAMLError,))
 
 

@@ -54,16 +54,19 @@ class MetaLearner(EvaluatedByAdaptation):
             each query point separately, normalised with the support set. Training is always
             transductive.
         first_order: `True` for first-order meta-gradients (FOMAML), `False` for second-order (MAML).
-        first_order_steps: Number of initial meta-steps that take first-order meta-gradients, before
-            the order of `first_order` (derivative-order annealing).
+        differentiated_steps: For second order: differentiate through the last n inner steps alone
+            (truncated); `None` for all. 0 is first order, and `inner_steps` second order, bit for bit.
+        method: How second order is computed. `"unrolled"` keeps the graph of the differentiated steps;
+            `"checkpointed"` recomputes them, to save memory; `"hessian_free"` takes differences of
+            gradients in place of second derivatives, which is not exact.
+        first_order_meta_steps: Number of initial meta-steps that take first-order meta-gradients,
+            before the order of the other keys (derivative-order annealing).
         engine: `"native"` runs this project's networks as machine code on a CPU, and anything else like
             `"vectorized"`, which adapts all tasks at once; `"learn2learn"`, an optional dependency, one
             after another, which is slower for small networks but supports more modules. All compute
             the same meta-gradient, and reject networks that they cannot run exactly.
         tasks_per_chunk: For `"vectorized"`: number of tasks that adapt at once, which bounds memory;
             `"auto"` for as many as fit, `None` for all. Machine code runs one task on each thread.
-        checkpoint_inner_steps: Recompute inner steps in second order instead of keeping their graphs,
-            to save memory. First order keeps no graphs.
         metric: A second measure beside the loss, of the same form, logged under its name; such as
             `maml_pipeline.learner.accuracy`.
         optimizer: Builds the outer optimizer from the parameters; default: Adam with 1e-3.
@@ -75,11 +78,14 @@ class MetaLearner(EvaluatedByAdaptation):
 
     References:
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
-        2017, algorithm 1; Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
-        (derivative-order annealing, learned inner learning rates); Nichol, Achiam, Schulman, "On
-        First-Order Meta-Learning Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio,
-        Vinyals, "Rapid Learning or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim,
-        Yun, "BOIL", 2021 (the body alone).
+        2017, algorithm 1; Shaban, Cheng, Hatch, Boots, "Truncated Back-propagation for Bilevel
+        Optimization", 2019 (`differentiated_steps`); Fallah, Mokhtari, Ozdaglar, "On the Convergence
+        Theory of Gradient-Based Model-Agnostic Meta-Learning Algorithms", 2020 (`hessian_free`);
+        Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4 (derivative-order
+        annealing, learned inner learning rates); Nichol, Achiam, Schulman, "On First-Order
+        Meta-Learning Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio, Vinyals,
+        "Rapid Learning or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim, Yun,
+        "BOIL", 2021 (the body alone).
     """
 
     def __init__(
@@ -94,10 +100,11 @@ class MetaLearner(EvaluatedByAdaptation):
         adapt: list[str] | None = None,
         transductive: bool = True,
         first_order: bool = False,
-        first_order_steps: NonNegativeInt = 0,
+        differentiated_steps: NonNegativeInt | None = None,
+        method: Literal["unrolled", "checkpointed", "hessian_free"] = "unrolled",
+        first_order_meta_steps: NonNegativeInt = 0,
         engine: Literal["native", "vectorized", "learn2learn"] = "native",
         tasks_per_chunk: PositiveInt | Literal["auto"] | None = None,
-        checkpoint_inner_steps: bool = False,
         metric: Callable[..., Any] | None = None,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -107,12 +114,12 @@ class MetaLearner(EvaluatedByAdaptation):
                 f"network {type(network).__name__} has no parameter that requires a gradient"
             )
         check_measures(loss, metric)
-        check_whole("first_order_steps", first_order_steps, 0)
+        check_whole("first_order_meta_steps", first_order_meta_steps, 0)
         if eval_inner_steps is not None:
             check_whole("eval_inner_steps", eval_inner_steps, 0)
         super().__init__(network, loss, metric)
-        self.first_order_steps = first_order_steps
-        self.inner = InnerLoop(inner_lr, inner_steps, first_order, checkpoint_inner_steps, adapt)
+        self.first_order_meta_steps = first_order_meta_steps
+        self.inner = InnerLoop(inner_lr, inner_steps, first_order, differentiated_steps, method, adapt)
         self.adapted_names = adapted_names(network, self.inner.adapt)
         self.learned_inner_lr = learned_inner_lr
         dtype = network.get_parameter(self.adapted_names[0]).dtype
@@ -150,9 +157,8 @@ class MetaLearner(EvaluatedByAdaptation):
 
     def inner_loop(self) -> InnerLoop:
         """Return the inner loop of the current meta-step, with its gradient order."""
-        first_order = self.takes_first_order()
         inner = self._with_rates(self.inner)
-        return inner if inner.first_order == first_order else replace(inner, first_order=first_order)
+        return inner.in_first_order() if self.takes_first_order() else inner
 
     def evaluation_loop(self) -> InnerLoop:
         """Return the inner loop of an evaluation, with the learned rates if there are any."""
@@ -166,7 +172,7 @@ class MetaLearner(EvaluatedByAdaptation):
 
     def takes_first_order(self) -> bool:
         """Tell whether the current meta-step takes the first-order meta-gradient."""
-        return self.inner.first_order or 0 < self.first_order_steps > self.global_step
+        return self.inner.is_first_order or 0 < self.first_order_meta_steps > self.global_step
 
     def _check_finite(self, result: MetaGradient) -> None:
         # If the sum is finite, so is every loss: one operation in all but the last meta-step.
@@ -187,7 +193,7 @@ class MetaLearner(EvaluatedByAdaptation):
             measures[measure_name(self.metric)] = result.metric.mean()
         for name, value in measures.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=tasks, sync_dist=True)
-        if self.first_order_steps:
+        if self.first_order_meta_steps:
             self.log("train/first_order", float(self.takes_first_order()))
         if self.inner_rates is not None:
             for layer, rate in mean_rates(self.inner_rates.detach(), self.adapted_names).items():
@@ -297,10 +303,10 @@ class MetaLearner(EvaluatedByAdaptation):
         initialise_lazy(self.network, task)
         check_compatibility(self.network, self.loss, self.metric, task)
         batch = TaskBatch.stack([task])
-        starts_first_order = self.inner.first_order or self.first_order_steps > 0
-        for first_order in {starts_first_order, self.inner.first_order}:
-            inner = replace(self._with_rates(self.inner), first_order=first_order)
-            self.engine.check(self.network, self.loss, batch, inner)
+        inner = self._with_rates(self.inner)
+        if self.first_order_meta_steps > 0:
+            self.engine.check(self.network, self.loss, batch, inner.in_first_order())
+        self.engine.check(self.network, self.loss, batch, inner)
         self.engine.check_evaluation(self.network, self.loss, batch, self.evaluation_loop())
         self._is_checked = True
 

@@ -8,11 +8,12 @@ One meta-gradient, from the learner down:
     |  +- VectorizedEngine._meta_gradient  vectorized_engine.py, for each chunk of tasks:
     |  |  +- chunk_gradient                methods.py
     |  |     +- first_order                   adapt, then the query gradient
-    |  |     +- unrolled                      differentiate through the graph of all inner steps
+    |  |     +- unrolled                      differentiate through the graph of inner steps
     |  |     +- checkpointed               checkpointed.py: adapt without a graph, carry the adjoint back
-    |  |        +- reverse_sweep              one Hessian-vector product per step
+    |  |     |  +- reverse_sweep              one Hessian-vector product per step
+    |  |     +- hessian_free               hessian_free.py: the same with differences of gradients
     |  +- Learn2LearnEngine._meta_gradient learn2learn_engine.py, for each task: a clone of learn2learn's
-    |                                         MAML; `checkpointed` as above
+    |                                         MAML; `checkpointed` and `hessian_free` as above
     |  +- NativeEngine._meta_gradient      native_engine.py: machine code for the networks that it knows,
     |                                         native/; anything else as VectorizedEngine
     +- loss_with_gradient                  learner/: a loss whose backward puts the gradient into .grad

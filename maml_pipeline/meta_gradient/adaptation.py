@@ -68,17 +68,28 @@ class RateGradient:
     """The gradient of learned inner learning rates: -<a_{t+1}, g_t> for each parameter and inner step t.
 
     a_{t+1} is the adjoint after the step and g_t the support gradient in it. Steps beyond the last
-    learned rate share it.
+    learned rate share it. Nothing is kept or added if no rates are learned.
+
+    Attributes:
+        total: By parameter name, `(n,)`, summed over tasks.
     """
 
     def __init__(self, inner: InnerLoop) -> None:
-        self._sums = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
+        self.total = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
+        self._kept: list[tuple[int, Parameters]] = []
 
     def add(self, t: int, slope: Parameters, adjoint: Parameters) -> None:
         """Add inner step t of all tasks of a chunk."""
-        for name, sums in self._sums.items():
+        for name, sums in self.total.items():
             sums[min(t, len(sums) - 1)] -= (slope[name] * adjoint[name]).sum()
 
-    def result(self) -> Parameters:
-        """Return the gradient by parameter name, `(n,)`, summed over tasks."""
-        return self._sums
+    def keep(self, t: int, slope: Parameters) -> None:
+        """Keep the gradient of a step that is not differentiated, until its adjoint is known."""
+        if self.total:
+            self._kept.append((t, slope))
+
+    def add_kept(self, adjoint: Parameters) -> None:
+        """Add the steps that were kept: the adjoint is the same for all of them."""
+        for t, slope in self._kept:
+            self.add(t, slope, adjoint)
+        self._kept.clear()

@@ -7,8 +7,9 @@ since H is symmetric,
     a_k = grad L_query(theta_k),
     a_t = (I - alpha H(theta_t)) a_{t+1} = a_{t+1} - alpha H(theta_t) a_{t+1},   t = k - 1, ..., 0,
 
-and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse order. A step needs
-theta_t alone. Its activations are recomputed, and freed before the next step.
+and a_0 is the meta-gradient: one Hessian-vector product per step, in reverse order. Truncated second
+order stops at a_{k-n}. A step needs theta_t alone. Its activations are recomputed, and freed before the
+next step.
 
 If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and the same adjoint is
 
@@ -20,11 +21,11 @@ prefix, which count as fixed parameters during the sweep; after it, their adjoin
 A learned inner learning rate alpha_{t,p} of parameter p has the gradient -<a_{t+1,p}, g(theta_t)_p>,
 and alpha_t multiplies a_{t+1} before its Hessian-vector product.
 
-Nor is every theta_t kept. The k steps are divided into segments of L, L - 1, ..., 1 steps, with L the
-smallest integer such that L (L + 1) / 2 >= k. Only the first theta_t of each segment is a checkpoint;
-the sweep recomputes the others of a segment when it reaches it. The earlier a segment, the fewer
-checkpoints remain in front of it, so the longer it may be: at most L - 1, about sqrt(2 k), copies of the
-parameters are held besides the current one. Each inner step is recomputed at most once.
+Nor is every theta_t kept. The n differentiated steps are divided into segments of L, L - 1, ..., 1
+steps, with L the smallest integer such that L (L + 1) / 2 >= n. Only the first theta_t of each segment
+is a checkpoint; the sweep recomputes the others of a segment when it reaches it. The earlier a segment,
+the fewer checkpoints remain in front of it, so the longer it may be: at most L - 1, about sqrt(2 n),
+copies of the parameters are held besides the current one. Each inner step is recomputed at most once.
 
 The Hessian-vector products are reverse-over-reverse. Forward-over-reverse held more memory and took
 longer on each network of this project (PyTorch 2.15): it carries a tangent with every activation.
@@ -54,14 +55,17 @@ from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, is_feature
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
 
+Product = Callable[[Parameters, Parameters], Parameters]
+"""(theta_t, vector) -> the Hessian of each task's support loss at theta_t, times the task's vector."""
+
 
 def checkpointed(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
     """Adapt without a graph, then carry the adjoint back step by step from parameter checkpoints.
 
-    Time: at most 2 k + 1 gradients, and k Hessian-vector products. Memory: several A for one
-    Hessian-vector product, and about sqrt(2 k) P. At k = 10 it needs a fifth of the memory of `unrolled`
+    Time: at most k + n + 1 gradients, and n Hessian-vector products. Memory: several A for one
+    Hessian-vector product, and about sqrt(2 n) P. At k = 10 it needs a fifth of the memory of `unrolled`
     on the 5-way ConvNet (`tests/test_engine_memory.py`).
 
     When to use: `unrolled` does not fit into memory.
@@ -77,18 +81,42 @@ def checkpointed(
     """
     support = chunk.support_x, chunk.support_y
 
-    def step(theta_t: Parameters, t: int) -> tuple[Parameters, Tensor]:
-        return inner_step(chunk_loss, theta_t, *support, inner, t)[:2]
-
     def product(theta_t: Parameters, vector: Parameters) -> Parameters:
         return hessian_vector_product(chunk_loss, theta_t, *support, vector)
 
+    return sweep(chunk_loss, theta, chunk, inner, product)
+
+
+def sweep(
+    chunk_loss: ChunkLoss,
+    theta: Parameters,
+    chunk: TaskBatch,
+    inner: InnerLoop,
+    product: Product,
+) -> ChunkGradient:
+    """Adapt without a graph, then carry the adjoint back with any Hessian-vector product."""
+    support = chunk.support_x, chunk.support_y
+    first = inner.first_differentiated_step
+
+    rates = RateGradient(inner)
+
+    def step(theta_t: Parameters, t: int) -> Parameters:
+        return inner_step(chunk_loss, theta_t, *support, inner, t)[0]
+
+    def learn_rates(theta_t: Parameters, t: int, adjoint: Parameters) -> None:
+        if inner.rates is not None:
+            rates.add(t, support_gradient(chunk_loss, theta_t, *support)[1], adjoint)
+
     adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     features = {name: p for name, p in adapted.items() if is_feature(name)}
-    checkpoints = ParameterCheckpoints(inner.steps)
+    checkpoints = ParameterCheckpoints(inner.steps - first)
     for t in range(inner.steps):
-        checkpoints.save(t, adapted)
-        adapted, support_loss = step(adapted, t)
+        if t >= first:
+            checkpoints.save(t - first, adapted)
+        adapted, support_loss, slope = inner_step(chunk_loss, adapted, *support, inner, t)
+        if t < first:
+            rates.keep(t, slope)
+        del slope  # freed before the next step
         losses.append(support_loss)
 
     query_loss, prediction, adjoint = loss_and_gradient(
@@ -97,21 +125,14 @@ def checkpointed(
     losses.append(query_loss)
     del adapted  # freed before the sweep
     adjoint |= {name: torch.zeros_like(feature) for name, feature in features.items()}
-    rates = RateGradient(inner)
-
-    def learn_rates(theta_t: Parameters, t: int, adjoint: Parameters) -> None:
-        if inner.rates is not None:
-            rates.add(t, support_gradient(chunk_loss, theta_t, *support)[1], adjoint)
-
-    adjoint = reverse_sweep(
-        adjoint, checkpoints, lambda theta_t, t: step(theta_t, t)[0], product, learn_rates, inner
-    )
+    adjoint = reverse_sweep(adjoint, checkpoints, step, product, learn_rates, inner)
+    rates.add_kept(adjoint)
     of_features = {name: adjoint.pop(name) for name in features}
     meta_gradient = chunk_loss.sum_over_tasks(adjoint)
     if features:
         through_prefix = features_gradient(chunk_loss, theta, chunk.support_x, of_features)
         meta_gradient |= {name: meta_gradient[name] + g for name, g in through_prefix.items()}
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient, rates.result())
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient, rates.total)
 
 
 def hessian_vector_product(
@@ -148,11 +169,11 @@ def reverse_sweep(
     adjoint: Parameters,
     checkpoints: "ParameterCheckpoints",
     step: Callable[[Parameters, int], Parameters],
-    product: Callable[[Parameters, Parameters], Parameters],
+    product: Product,
     learn_rates: Callable[[Parameters, int, Parameters], None],
     inner: InnerLoop,
 ) -> Parameters:
-    """Compute a_0 from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
+    """Compute a_{k-n} from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
 
     Those of shared parameters are `(...)`, summed over tasks.
 
@@ -164,8 +185,9 @@ def reverse_sweep(
         learn_rates: Called with theta_t, t and a_{t+1}.
         inner: Inner learning rates.
     """
-    for t in reversed(range(checkpoints.steps)):
-        theta_t = checkpoints.pop(t, step)
+    first = inner.first_differentiated_step
+    for t in reversed(range(first, inner.steps)):
+        theta_t = checkpoints.pop(t - first, lambda theta_s, s: step(theta_s, s + first))
         learn_rates(theta_t, t, adjoint)
         if inner.rates is None:
             curvature, lr = product(theta_t, adjoint), inner.lr
@@ -180,10 +202,10 @@ def reverse_sweep(
 
 
 class ParameterCheckpoints:
-    """The parameters from which `reverse_sweep` recomputes theta_{k-1}, ..., theta_0.
+    """The parameters from which `reverse_sweep` recomputes theta_{k-1}, ..., theta_{k-n}.
 
     Args:
-        steps: Number of inner steps k.
+        steps: Number of differentiated steps n; their indices start at 0 here.
     """
 
     def __init__(self, steps: int) -> None:
@@ -206,7 +228,7 @@ class ParameterCheckpoints:
 
 
 def longest_segment(steps: int) -> int:
-    """Return L, the smallest integer such that L (L + 1) / 2 >= k."""
+    """Return L, the smallest integer such that L (L + 1) / 2 >= n."""
     return ceil((sqrt(8 * steps + 1) - 1) / 2)
 
 

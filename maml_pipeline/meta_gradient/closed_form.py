@@ -12,7 +12,8 @@ def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
 
     The support loss is quadratic with Hessian H_s, so theta_k is affine in theta with slope
     (I - alpha H_s)^k. The chain rule gives (I - alpha H_s)^k times the query gradient at theta_k
-    for second order; first order is the query gradient alone.
+    for second order, and (I - alpha H_s)^n if the last n steps are differentiated; first order is the
+    query gradient alone, n = 0.
 
     Args:
         theta: Weights followed by the bias, `(D + 1,)`.
@@ -34,9 +35,8 @@ def linear_meta_gradient(theta: Tensor, task: Task, inner: InnerLoop) -> Tensor:
     for _ in range(inner.steps):
         theta_k = A @ theta_k + inner.lr * b_s
     query_gradient = H_q @ theta_k - b_q
-    if inner.first_order:
-        return query_gradient
-    meta_gradient: Tensor = torch.linalg.matrix_power(A, inner.steps) @ query_gradient
+    differentiated = inner.steps - inner.first_differentiated_step
+    meta_gradient: Tensor = torch.linalg.matrix_power(A, differentiated) @ query_gradient
     return meta_gradient
 
 

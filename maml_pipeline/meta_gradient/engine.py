@@ -111,7 +111,7 @@ class Engine(ABC):
         Raises:
             UserError: The evaluation would not be exact; the message names a remedy.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with evaluation_mode(network):
             verified_workarounds(self._evaluation(), network, loss, batch, inner)
 
@@ -145,7 +145,7 @@ class Engine(ABC):
         Returns:
             `(T, k + 1)` for each measure, by its name.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
             # Autograd cannot save inference tensors, but it can save their clones.
             batch = TaskBatch(*(tensor.clone() for tensor in batch))
@@ -173,7 +173,7 @@ class Engine(ABC):
         Raises:
             UserError: The adaptation would not be exact; the message names a remedy.
         """
-        inner = inner.for_evaluation()
+        inner = inner.in_first_order()
         with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
             support = support_x.clone(), support_y.clone()
             task = TaskBatch.stack([Task(*support, *support)])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,21 +34,23 @@ class InnerLoop:
         steps: Number of inner steps k, at least 0.
         first_order: Treat the support gradients as constants (FOMAML) instead of differentiating
             through them (MAML).
-        checkpointed: Compute second order by recomputing inner steps instead of keeping their graph.
-            Has no effect on first order, which keeps no graph.
+        differentiated_steps: Differentiate through the last n inner steps alone, 0 to k (truncated
+            second order); `None` for all. 0 is first order, and k second order, bit for bit.
+        method: How second order is computed: `"unrolled"`, `"checkpointed"` or `"hessian_free"`.
         adapt: Patterns of the names of the parameters that the inner steps move, such as `("head.*",)`;
             `None` for all. See `adapted_names`.
         rates: Learned inner learning rates `(n,)` of each adapted parameter, by its name, one for each
             inner step; later steps take the last one. `None` for `lr`.
 
     Raises:
-        UserError: A setting is out of range.
+        UserError: A setting is out of range, or contradicts another.
     """
 
     lr: float
     steps: int = 1
     first_order: bool = False
-    checkpointed: bool = False
+    differentiated_steps: int | None = None
+    method: Method | Literal["unrolled", "checkpointed", "hessian_free"] = Method.UNROLLED
     adapt: Sequence[str] | None = None
     rates: Rates | None = field(default=None, compare=False, repr=False)
 
@@ -56,16 +59,55 @@ class InnerLoop:
         check_whole("inner_steps", self.steps, 0)
         if self.adapt is not None:
             object.__setattr__(self, "adapt", _checked_patterns(self.adapt))
+        if self.method not in [*Method]:
+            raise UserError(f"method is {self.method}; it must be {', '.join(Method)}")
+        object.__setattr__(self, "method", Method(self.method))
+        if self.differentiated_steps is not None:
+            check_whole("differentiated_steps", self.differentiated_steps, 0)
+            if self.differentiated_steps > self.steps:
+                raise UserError(
+                    f"differentiated_steps is {self.differentiated_steps}, but there are {self.steps} "
+                    "inner_steps; give at most as many, or null for all"
+                )
+        self._check_first_order()
+
+    def _check_first_order(self) -> None:
+        if self.first_order and self.differentiated_steps is not None:
+            raise UserError(
+                f"differentiated_steps is {self.differentiated_steps}, but first_order is true, which "
+                "differentiates no inner step; set first_order to false, or leave it out"
+            )
+        if self.first_order and self.method is not Method.UNROLLED:
+            raise UserError(
+                f"method is {self.method}, but first_order is true, and only second order has a method; "
+                "set first_order to false, or leave it out"
+            )
 
     @property
-    def method(self) -> Method:
-        """How the meta-gradient is computed."""
-        return Method.of(self.first_order, self.checkpointed)
+    def first_differentiated_step(self) -> int:
+        """The first inner step t that the meta-gradient differentiates through; k if there is none.
+
+        The steps before it are taken as in first order: theta_t is a constant plus theta_0 to the
+        meta-gradient.
+        """
+        if self.first_order:
+            return self.steps
+        return 0 if self.differentiated_steps is None else self.steps - self.differentiated_steps
+
+    @property
+    def is_first_order(self) -> bool:
+        """Whether no inner step is differentiated: the meta-gradient is the query gradient alone."""
+        return self.first_differentiated_step == self.steps
+
+    @property
+    def needs_second_derivatives(self) -> bool:
+        """Whether the meta-gradient takes derivatives of gradients."""
+        return not self.is_first_order and self.method is not Method.HESSIAN_FREE
 
     @property
     def order(self) -> GradientOrder:
-        """The gradient order."""
-        return self.method.order
+        """The gradient order with its method, as trade-offs and reports name it."""
+        return GradientOrder(self.first_order, self.differentiated_steps, Method(self.method))
 
     def rate(self, t: int, name: str) -> float | Tensor:
         """Return the inner learning rate of a parameter in inner step t."""
@@ -80,9 +122,13 @@ class InnerLoop:
             return self
         return replace(self, rates={name: r.detach().requires_grad_() for name, r in self.rates.items()})
 
-    def for_evaluation(self) -> "InnerLoop":
-        """Return the same steps without a meta-gradient, so that no graph is kept."""
-        return replace(self, first_order=True, checkpointed=False)
+    def in_first_order(self) -> "InnerLoop":
+        """Return the same steps with the first-order meta-gradient, for which no graph is kept."""
+        return replace(self, first_order=True, differentiated_steps=None, method=Method.UNROLLED)
+
+    def in_second_order(self, method: Method = Method.UNROLLED) -> "InnerLoop":
+        """Return the same steps with the second-order meta-gradient of all steps."""
+        return replace(self, first_order=False, differentiated_steps=None, method=method)
 
 
 def trainable_parameters(network: nn.Module) -> Parameters:

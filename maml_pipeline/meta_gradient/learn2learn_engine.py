@@ -53,9 +53,9 @@ class Learn2LearnEngine(Engine):
 
     Weakness: slow for small networks, whose kernels are launched for each task.
 
-    Two cases call the network with each step's parameters instead of a clone: the checkpointed method,
-    since a clone keeps its graph, and networks whose layers a clone does not replace everywhere, such
-    as layers that are also in a plain list.
+    Two cases call the network with each step's parameters instead of a clone: the methods `checkpointed`
+    and `hessian_free`, since a clone keeps its graph, and networks whose layers a clone does not
+    replace everywhere, such as layers that are also in a plain list.
 
     Raises:
         UserError: learn2learn is not installed, or cannot be imported.
@@ -65,7 +65,7 @@ class Learn2LearnEngine(Engine):
         learn2learn_maml()
 
     def _computation(self, inner: InnerLoop) -> Computation:
-        return CHECKPOINTED if inner.method is Method.CHECKPOINTED else META_GRADIENT
+        return SWEEP if _is_swept(inner) else META_GRADIENT
 
     def _evaluation(self) -> Computation:
         return EVALUATION
@@ -79,7 +79,7 @@ class Learn2LearnEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        is_stateless = inner.method is Method.CHECKPOINTED or workarounds.bypass_clones
+        is_stateless = _is_swept(inner) or workarounds.bypass_clones
         task_gradient = _stateless_gradient if is_stateless else _clone_gradient
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -180,29 +180,35 @@ def learn2learn_maml() -> "type[MAML]":
     return maml
 
 
+def _is_swept(inner: InnerLoop) -> bool:
+    """Tell whether a reverse sweep computes the meta-gradient."""
+    return not inner.is_first_order and inner.method is not Method.UNROLLED
+
+
 def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
     """Return learn2learn's differentiable clone of the network, ready to adapt to one task."""
     # Frozen and unused parameters are allowed and left unchanged.
     return learn2learn_maml()(
-        network, lr=inner.lr, first_order=inner.first_order, allow_unused=True, allow_nograd=True
+        network, lr=inner.lr, first_order=inner.is_first_order, allow_unused=True, allow_nograd=True
     ).clone()
 
 
 def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
     """Take inner step t; learn2learn's own `adapt` moves every parameter by the same rate."""
+    is_differentiated = t >= inner.first_differentiated_step
     if inner.adapt is None and inner.rates is None:
-        learner.adapt(support_loss)
+        learner.adapt(support_loss, first_order=not is_differentiated)
         return
     from learn2learn.utils import update_module
 
-    module, is_second_order = learner.module, not inner.first_order
+    module = learner.module
     parameters = dict(module.named_parameters())
     names = adapted_names(module, inner.adapt)  # a clone's parameters keep their names
     gradients = torch.autograd.grad(
         support_loss,
         [parameters[name] for name in names],
-        retain_graph=is_second_order,
-        create_graph=is_second_order,
+        retain_graph=is_differentiated,
+        create_graph=is_differentiated,
         allow_unused=True,
     )
     update = {
@@ -304,9 +310,9 @@ META_GRADIENT = Computation(
     random_remedy=None,
     remedy="read parameters from the attributes that hold them (or from nn.ParameterDict)",
 )
-CHECKPOINTED = META_GRADIENT._replace(
+SWEEP = META_GRADIENT._replace(
     uses_clones=False,
-    error_remedy="set checkpoint_inner_steps to false",
-    random_remedy="set checkpoint_inner_steps to false",
+    error_remedy="set method to unrolled",
+    random_remedy="set method to unrolled",
 )
 EVALUATION = META_GRADIENT._replace(compute=_query_losses, is_evaluation=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
 from maml_pipeline.meta_gradient.engine import MetaGradient
 from maml_pipeline.meta_gradient.evaluation import measure_each_task
@@ -35,7 +36,7 @@ class NativeEngine(VectorizedEngine):
 
     When to use: always; another network is as fast as with `VectorizedEngine`.
 
-    Weakness: no other network, loss or device gets faster.
+    Weakness: no other network, loss, device or method (`hessian_free`) gets faster.
 
     Args:
         tasks_per_chunk: As for `VectorizedEngine`, for networks that it does not know.
@@ -135,6 +136,8 @@ def known_network(
         return None
     if len(adapted_names(network, inner.adapt)) < len(trainable_parameters(network)):
         return None
+    if inner.method is Method.HESSIAN_FREE and not inner.is_first_order:
+        return None  # machine code has exact products alone
     dtype = next(network.parameters()).dtype
     outputs = known.dense[-1][1]
     for x, y in ((batch.support_x, batch.support_y), (batch.query_x, batch.query_y)):

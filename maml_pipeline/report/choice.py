@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.runs.run import Run, mean
 from maml_pipeline.varied import identity, sort_key
 
@@ -19,12 +19,12 @@ Setting = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """How the settings of one method and number of inner steps validated, and which one was chosen.
+    """How the settings of one order and number of inner steps validated, and which one was chosen.
 
     Only finished runs count. Settings are compared on the seeds that they all have.
 
     Args:
-        method: How the meta-gradient is computed.
+        order: The gradient order and its method.
         inner_steps: Inner steps in training.
         chosen: The setting with the best validation result; `None` if none could be chosen.
         scores: The best validation result of each compared setting, averaged over `seeds`, by identity.
@@ -36,7 +36,7 @@ class Choice:
         missing_seeds: Seeds that were not compared, each with the settings that have not finished it.
     """
 
-    method: Method
+    order: GradientOrder
     inner_steps: int
     chosen: Setting | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -65,8 +65,8 @@ def choose(runs: Sequence[Run], settings: Sequence[Setting]) -> Choice:
     is chosen.
 
     Args:
-        runs: Those of one method and number of inner steps.
-        settings: All settings that any method was trained with, in order.
+        runs: Those of one order and number of inner steps.
+        settings: All settings that any order was trained with, in order.
     """
     finished: dict[str, dict[int, Run]] = {identity(setting): {} for setting in settings}
     for run in runs:
@@ -89,7 +89,7 @@ def choose(runs: Sequence[Run], settings: Sequence[Setting]) -> Choice:
     best = min(losses.values(), default=None)
     equal = [s for s in compared if best is not None and losses.get(identity(s)) == best]
     return Choice(
-        runs[0].method,
+        runs[0].order,
         runs[0].inner_steps,
         chosen=equal[0] if equal else None,
         scores=scores,

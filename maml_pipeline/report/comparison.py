@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.report.choice import Choice, Setting, choose, varied_in
 from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import printable
@@ -20,13 +20,13 @@ QUANTITIES = (*COSTS, "held_bytes", "gap_cosine")
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """The runs of one experiment, method, number of inner steps and setting, averaged over seeds.
+    """The runs of one experiment, order, number of inner steps and setting, averaged over seeds.
 
     Args:
         runs: Runs that differ only in their seed.
         first_order_row: The first-order row with as many inner steps, the denominator of all ratios;
             `None` if there is none. If keys are varied, it is first order's chosen row.
-        choice: How its method's settings were compared; `None` if there is only one.
+        choice: How its order's settings were compared; `None` if there is only one.
     """
 
     runs: list[Run]
@@ -34,8 +34,8 @@ class ComparisonRow:
     choice: Choice | None = None
 
     @property
-    def method(self) -> Method:
-        return self.runs[0].method
+    def order(self) -> GradientOrder:
+        return self.runs[0].order
 
     @property
     def inner_steps(self) -> int:
@@ -53,7 +53,7 @@ class ComparisonRow:
 
     @property
     def is_outdone(self) -> bool:
-        """Whether another setting was chosen, which represents its method."""
+        """Whether another setting was chosen, which represents its order."""
         return self.chosen is False
 
     @property
@@ -117,8 +117,7 @@ class ComparisonRow:
         result, result_range = self.result, self.result_range
         return {
             "experiment": self.runs[0].experiment,
-            "order": self.method.order,
-            "method": self.method,
+            "order": str(self.order),
             "inner_steps": self.inner_steps,
             "varied": self.setting,
             "chosen": self.chosen,
@@ -150,7 +149,7 @@ def compare(runs: Iterable[Run]) -> dict[str, list[ComparisonRow]]:
     If the runs of a trade-off say that a key is varied, they stay together, with a row for each value.
 
     Returns:
-        The rows of each group, sorted by inner steps and method, the chosen one first, under its title:
+        The rows of each group, sorted by inner steps and order, the chosen one first, under its title:
         the experiment, and the settings that distinguish it from others of the same name.
     """
     groups: dict[str, list[ComparisonRow]] = {}
@@ -178,7 +177,7 @@ def _split_by_settings(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
 
 
 def _split_repeats(runs: Iterable[Run]) -> list[list[Run]]:
-    """Split runs with the same settings so that no group holds a method, inner steps and seed twice."""
+    """Split runs with the same settings so that no group holds an order, inner steps and seed twice."""
     groups: list[dict[str, Run]] = []
     for run in runs:
         group = next((group for group in groups if run.name not in group), None)
@@ -194,23 +193,23 @@ def _unique(title: str, taken: Container[str]) -> str:
 
 
 def _rows(runs: Sequence[Run]) -> Iterator[ComparisonRow]:
-    by_row: dict[tuple[int, Method], list[Run]] = {}
+    by_row: dict[tuple[int, GradientOrder], list[Run]] = {}
     for run in runs:
-        by_row.setdefault((run.inner_steps, run.method), []).append(run)
+        by_row.setdefault((run.inner_steps, run.order), []).append(run)
     settings = varied_in(runs)
     for inner_steps in sorted({steps for steps, _ in by_row}):
         first_order: list[ComparisonRow] = []
-        for method in Method:  # first order comes first: the others need its rows
-            if same_method := by_row.get((inner_steps, method)):
-                rows = _rows_of_settings(same_method, settings, first_order)
-                first_order = first_order or rows
-                yield from rows
+        orders = {order for steps, order in by_row if steps == inner_steps}
+        for order in sorted(orders, key=lambda order: order.rank):  # the others need first order's rows
+            rows = _rows_of_settings(by_row[inner_steps, order], settings, first_order)
+            first_order = rows if order.first_order else first_order
+            yield from rows
 
 
 def _rows_of_settings(
     runs: Sequence[Run], settings: Sequence[Setting], first_order: list[ComparisonRow]
 ) -> list[ComparisonRow]:
-    """Return a row for each setting of one method and number of inner steps, the chosen one first."""
+    """Return a row for each setting of one order and number of inner steps, the chosen one first."""
     by_setting: dict[str, list[Run]] = {}
     for run in runs:
         by_setting.setdefault(identity(run.varied), []).append(run)
@@ -218,10 +217,9 @@ def _rows_of_settings(
     own = [setting for setting in settings if identity(setting) in by_setting]
     if choice is not None:
         own.sort(key=lambda setting: not choice.is_chosen(setting))
-    is_first_order = runs[0].method is Method.FIRST_ORDER
     rows: list[ComparisonRow] = []
     for setting in own:
-        known = first_order or [row for row in rows if is_first_order and row.chosen]
+        known = first_order or [row for row in rows if row.order.first_order and row.chosen]
         same_runs = by_setting[identity(setting)]
         rows.append(ComparisonRow(same_runs, _reference(known, setting), choice))
     return rows
@@ -234,8 +232,13 @@ def _reference(first_order: Sequence[ComparisonRow], setting: Setting) -> Compar
     return chosen or next(same, None)
 
 
+def orders_in(rows: Iterable[ComparisonRow]) -> list[GradientOrder]:
+    """Return the orders of some rows, from first to second order."""
+    return sorted({row.order for row in rows}, key=lambda order: order.rank)
+
+
 def lines(rows: Iterable[ComparisonRow]) -> list[list[ComparisonRow]]:
-    """Group the rows of one method into lines over the inner steps, without those that are outdone.
+    """Group the rows of one order into lines over the inner steps, without those that are outdone.
 
     The chosen rows are one line; where nothing was chosen, each setting is one.
     """

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from maml_pipeline.report.comparison import ComparisonRow
-from maml_pipeline.report.style import METHOD_STYLES, drawable, faint_line, line_style, meta_step_axis
+from maml_pipeline.report.style import drawable, faint_line, line_style, meta_step_axis, order_style
 from maml_pipeline.runs.run import Run, mean
 from maml_pipeline.text import shortened
 
@@ -35,12 +35,12 @@ def draw_series(ax: Axes, rows: Sequence[ComparisonRow], metric: str, label: str
         if not series.steps:
             continue
         if row.is_outdone:
-            ax.plot(series.steps, series.means, **faint_line(row.method))
+            ax.plot(series.steps, series.means, **faint_line(row.order))
             continue
         every = max(1, math.ceil(len(series.steps) / 8))
-        ax.plot(series.steps, series.means, markevery=every, markersize=4, **line_style(row.method))
+        ax.plot(series.steps, series.means, markevery=every, markersize=4, **line_style(row.order))
         if len(row.runs) > 1:
-            colour = METHOD_STYLES[row.method].colour
+            colour = order_style(row.order).colour
             ax.fill_between(
                 series.steps, series.lowest, series.highest, color=colour, alpha=0.15, linewidth=0
             )
@@ -87,9 +87,9 @@ def draw_adaptation(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
         means = [drawable(mean([point.mean for point in seeds])) for seeds in points]
         margins = [drawable(mean([point.ci95 for point in seeds])) for seeds in points]
         if row.is_outdone:
-            ax.plot(range(len(means)), means, **faint_line(row.method))
+            ax.plot(range(len(means)), means, **faint_line(row.order))
             continue
-        style = line_style(row.method)
+        style = line_style(row.order)
         ax.errorbar(range(len(means)), means, margins, markersize=4, capsize=2, elinewidth=1, **style)
     ax.axvline(rows[0].inner_steps, color="#999999", linewidth=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -165,7 +165,7 @@ def build_report(entity: str, project: str, measure: str, inner_steps: int) -> w
         entity=entity,
         project=project,
         title=title(measure),
-        description="First order, second order and checkpointed second order on the same tasks.",
+        description="First order, second order and what lies between them, on the same tasks.",
         blocks=blocks,
         width="fluid",
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.report.choice import Choice, Setting, varied_in
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.runs.run import Run
@@ -27,12 +27,11 @@ def findings(rows: Sequence[ComparisonRow]) -> list[str]:
             for name, cost in (("peak memory", "peak_bytes"), ("time", "meta_step_ms"))
             if (ratio := row.ratio(cost)) is not None
         ]
-        checkpointed = "checkpointed " if row.method is Method.CHECKPOINTED else ""
         steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
         split = {"test": "test", "val": "validation"}[own.split]
         measure = printable(row.runs[0].measure)
         sentences.append(
-            f"Trained with {steps}, {checkpointed}second order{_in_brackets(row)} reached a {split} "
+            f"Trained with {steps}, {row.order.phrase}{_in_brackets(row)} reached a {split} "
             f"{measure} of {own.mean:.4f} and first order{_in_brackets(row.first_order_row)} "
             f"{other.mean:.4f}" + (f", at {' and '.join(costs)}." if costs else ".")
         )
@@ -75,14 +74,14 @@ def _describe(choices: Sequence[Choice], settings: Sequence[Setting], run: Run) 
         f"Varied: {values}. Each order and number of inner steps is compared with the {plural} that "
         f"validated best: {best} {printable(run.monitor)} of the best checkpoint, averaged over seeds. "
         "Test results play no part in the choice.",
-        *_merged({_Row(c.method, c.inner_steps): [*_remarks(c, settings)] for c in choices}),
+        *_merged({_Row(c.order, c.inner_steps): [*_remarks(c, settings)] for c in choices}),
     ]
 
 
 class _Row(NamedTuple):
-    """The method and the inner steps of a choice."""
+    """The order and the inner steps of a choice."""
 
-    method: Method
+    order: GradientOrder
     inner_steps: int
 
 
@@ -103,16 +102,15 @@ def _merged(remarks: Mapping[_Row, Sequence[str]]) -> Iterator[str]:
 
 def _names(rows: Sequence[_Row]) -> str:
     """Name rows in words, such as `First order, 1 and 5 inner steps; second order, 5 inner steps`."""
-    steps: dict[Method, list[int]] = {}
+    steps: dict[GradientOrder, list[int]] = {}
     for row in rows:
-        steps.setdefault(row.method, []).append(row.inner_steps)
+        steps.setdefault(row.order, []).append(row.inner_steps)
     names = []
-    for method, numbers in steps.items():
-        checkpointed = ", checkpointed" if method is Method.CHECKPOINTED else ""
+    for order, numbers in steps.items():
         *others, last = numbers
         before = f"{', '.join(map(str, others))} and " if others else ""
         plural = counted(last, "inner step") if not others else f"{last} inner steps"
-        names.append(f"{method.order} order{checkpointed}, {before}{plural}")
+        names.append(f"{order.phrase}, {before}{plural}")
     text = "; ".join(names)
     return text[0].upper() + text[1:]
 

@@ -23,7 +23,7 @@ from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.report.findings import choice_notes, findings
 from maml_pipeline.report.plots import Plot, draw_plots
-from maml_pipeline.report.style import METHOD_STYLES, plot_style
+from maml_pipeline.report.style import order_style, plot_style
 from maml_pipeline.report.table import Column, table_columns, table_notes
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.run_folder import CONFIG
@@ -133,7 +133,7 @@ def _render(
     environment.filters |= {"data_uri": data_uri, "md": escape_markdown}
     values = {
         "sections": sections,
-        "styles": METHOD_STYLES,
+        "styles": {run.order: order_style(run.order) for run in runs},
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "config_link": lambda run: _config_link(run, folder),
         "finished": sum(run.is_finished for run in runs),

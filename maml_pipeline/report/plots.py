@@ -9,12 +9,11 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_pipeline.report.comparison import ComparisonRow, lines
+from maml_pipeline.report.comparison import ComparisonRow, lines, orders_in
 from maml_pipeline.report.curves import draw_adaptation, draw_series
 from maml_pipeline.report.labels import separate_labels
 from maml_pipeline.report.style import (
     HEIGHT,
-    METHOD_STYLES,
     WIDTH,
     add_legend,
     drawable,
@@ -53,7 +52,7 @@ def draw_plots(rows: Sequence[ComparisonRow]) -> list[Plot]:
     """Draw every plot for which something was logged.
 
     Args:
-        rows: Those of one experiment, by inner steps and method.
+        rows: Those of one experiment, by inner steps and order.
     """
     with plot_style():
         return [*_tradeoff_and_costs(rows), *_training_and_adaptation(rows)]
@@ -67,7 +66,8 @@ def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
             "tradeoff",
             f"{measure.capitalize()} against peak memory",
             f"{result_label(rows)}, with its 95 % confidence interval over tasks, against the most "
-            "memory that a meta-step adds. A line joins the numbers of inner steps k in training; faint "
+            "memory that a meta-step adds. A line joins the numbers of inner steps k in training, and a "
+            "thin one leads from first over truncated to second order; faint "
             f"marks are single seeds.{_note(rows, 'Small faint marks', label_note(rows))}",
             partial(draw_tradeoff, rows=rows),
         )
@@ -159,10 +159,10 @@ def _plot(name: str, title: str, caption: str, draw: Callable[[Axes], None]) -> 
 
 def _draw_cost(ax: Axes, rows: Sequence[ComparisonRow], cost: str, label: str, unit: float = 1) -> None:
     most = 0.0
-    for method in METHOD_STYLES:
-        own = [row for row in rows if row.method is method]
+    for order in orders_in(rows):
+        own = [row for row in rows if row.order == order]
         outdone = [row for row in own if row.is_outdone]
-        styled = [(line, line_style(method)) for line in lines(own)] + [(outdone, faint_mark(method))]
+        styled = [(line, line_style(order)) for line in lines(own)] + [(outdone, faint_mark(order))]
         for line, style in styled:
             known = [(row.inner_steps, row.mean(cost)) for row in line]
             points = [(k, drawable(value / unit)) for k, value in known if value]

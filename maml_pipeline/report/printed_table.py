@@ -8,7 +8,6 @@ from rich.table import Table
 
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.report.findings import choice_notes
-from maml_pipeline.report.style import METHOD_STYLES
 from maml_pipeline.report.table import (
     CHOSEN,
     COST_NAMES,
@@ -66,7 +65,7 @@ def _print_choices(console: Console, rows: Sequence[ComparisonRow]) -> None:
     cells = []
     for row in rows:
         setting = [setting_cell(row, key) for key in names]
-        texts = [METHOD_STYLES[row.method].label, str(row.inner_steps), *setting, seeds_text(row)]
+        texts = [row.order.label, str(row.inner_steps), *setting, seeds_text(row)]
         result = result_text(row, rows, with_range=False)
         cells.append([*texts, validation_text(row), result, CHOSEN[row.chosen]])
     console.print("\nChosen by validation:")
@@ -128,7 +127,7 @@ def _stacked_cells(row: ComparisonRow, rows: Sequence[ComparisonRow], with_colum
     for cost in COST_NAMES:
         ratio = ratio_text(row, cost)
         costs.append(cost_text(row, cost) + ("" if ratio == UNKNOWN else f"\n{ratio}x"))
-    label, steps = METHOD_STYLES[row.method].label, str(row.inner_steps)
+    label, steps = row.order.label, str(row.inner_steps)
     setting = {name: setting_cell(row, key) for key, name in varied_names(rows).items()}
     below = [] if with_columns else [f"{name} {value}" for name, value in setting.items()]
     columns = setting.values() if with_columns else ()

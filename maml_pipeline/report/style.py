@@ -1,4 +1,4 @@
-"""How plots look: one label, colour, marker and line style per method, the same in every plot."""
+"""How plots look: one label, colour, marker and line style per order, the same in every plot."""
 
 import math
 import warnings
@@ -13,17 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder, Method
 
 
 @dataclass(frozen=True)
-class MethodStyle:
-    """How a method is labelled and drawn.
+class OrderStyle:
+    """How a gradient order is labelled and drawn.
 
     Args:
         label: In the column `order` of tables and in the legends of plots.
         colour: One of Okabe and Ito's, "Color universal design", 2008, which every kind of colour
-            vision tells apart. Without colour, marker and line style tell the methods apart.
+            vision tells apart. Without colour, marker and line style tell the orders apart.
         marker: Matplotlib's marker.
         fill: Matplotlib's fill style of the marker; hollow marks show those that they lie on.
         line: Matplotlib's line style.
@@ -33,14 +33,22 @@ class MethodStyle:
     colour: str
     marker: str
     fill: Literal["full", "none"]
-    line: str
+    line: str | tuple[float, tuple[float, ...]]
 
 
-METHOD_STYLES = {
-    Method.FIRST_ORDER: MethodStyle("first", "#0072B2", "o", "full", "-"),
-    Method.UNROLLED: MethodStyle("second", "#D55E00", "s", "none", "--"),
-    Method.CHECKPOINTED: MethodStyle("second, checkpointed", "#009E73", "^", "none", ":"),
+FIRST_ORDER = OrderStyle("first", "#0072B2", "o", "full", "-")
+SECOND_ORDER = {
+    Method.UNROLLED: OrderStyle("second", "#D55E00", "s", "none", "--"),
+    Method.CHECKPOINTED: OrderStyle("second, checkpointed", "#009E73", "^", "none", ":"),
+    Method.HESSIAN_FREE: OrderStyle("second, hessian-free", "#CC79A7", "D", "none", "-."),
 }
+TRUNCATED_COLOURS = {
+    Method.UNROLLED: "#E69F00",
+    Method.CHECKPOINTED: "#56B4E9",
+    Method.HESSIAN_FREE: "#000000",
+}
+TRUNCATED_MARKERS = "v<>PXph*"
+"""For n = 1, 2, ...; their lines are dashes with n dots in between."""
 
 WIDTH, HEIGHT = 4.2, 3.2
 """Inches of one plot: at 96 pixels an inch it fits a phone without being scaled down."""
@@ -84,9 +92,20 @@ def plot_style() -> Iterator[None]:
         yield
 
 
-def line_style(method: Method) -> dict[str, Any]:
-    """Return Matplotlib's keyword arguments for a method's line."""
-    style = METHOD_STYLES[method]
+def order_style(order: GradientOrder) -> OrderStyle:
+    """Return how an order is labelled and drawn."""
+    if order.first_order:
+        return FIRST_ORDER
+    if (n := order.differentiated_steps) is None:
+        return SECOND_ORDER[order.method]
+    marker = TRUNCATED_MARKERS[(n - 1) % len(TRUNCATED_MARKERS)]
+    dots = (1.0, 1.5) * min(n, 8)
+    return OrderStyle(order.label, TRUNCATED_COLOURS[order.method], marker, "none", (0, (5, 1.5, *dots)))
+
+
+def line_style(order: GradientOrder) -> dict[str, Any]:
+    """Return Matplotlib's keyword arguments for an order's line."""
+    style = order_style(order)
     return {
         "label": style.label,
         "color": style.colour,
@@ -96,14 +115,14 @@ def line_style(method: Method) -> dict[str, Any]:
     }
 
 
-def faint_mark(method: Method) -> dict[str, Any]:
+def faint_mark(order: GradientOrder) -> dict[str, Any]:
     """Return Matplotlib's keyword arguments for a mark of a setting that was not chosen."""
-    return {**line_style(method), "linestyle": "none", "label": None, "alpha": 0.4, "markersize": 3}
+    return {**line_style(order), "linestyle": "none", "label": None, "alpha": 0.4, "markersize": 3}
 
 
-def faint_line(method: Method) -> dict[str, Any]:
+def faint_line(order: GradientOrder) -> dict[str, Any]:
     """Return Matplotlib's keyword arguments for a curve of a setting that was not chosen."""
-    return {**line_style(method), "marker": "", "label": None, "alpha": 0.35, "linewidth": 0.8}
+    return {**line_style(order), "marker": "", "label": None, "alpha": 0.35, "linewidth": 0.8}
 
 
 def add_legend(figure: Figure, title: str = "order") -> None:

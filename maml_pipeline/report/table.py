@@ -8,7 +8,6 @@ from functools import partial
 from matplotlib.ticker import EngFormatter
 
 from maml_pipeline.report.comparison import ComparisonRow
-from maml_pipeline.report.style import METHOD_STYLES
 from maml_pipeline.runs.run import Estimate
 from maml_pipeline.text import in_one_notation, printable
 from maml_pipeline.varied import short_names, value_text
@@ -52,7 +51,7 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
     """Return the columns for the rows of one experiment; columns without a single value are left out."""
     measure, costs = measure_heading(rows), COST_NAMES.items()
     columns: list[tuple[str, str, Callable[[ComparisonRow], str]]] = [
-        ("order", "", lambda row: METHOD_STYLES[row.method].label),
+        ("order", "", lambda row: row.order.label),
         ("inner steps", "", lambda row: str(row.inner_steps)),
         *((name, "", partial(setting_cell, key=key)) for key, name in varied_names(rows).items()),
         (f"best validation {printable(rows[0].runs[0].measure)}", "", validation_text),

@@ -6,26 +6,29 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_pipeline.report.comparison import ComparisonRow, lines
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.report.comparison import ComparisonRow, lines, orders_in
 from maml_pipeline.report.labels import add_label, separate_labels
 from maml_pipeline.report.style import (
     LARGEST,
-    METHOD_STYLES,
     add_legend,
     drawable,
     faint_mark,
     line_style,
     log_x_axis,
+    order_style,
     plot_style,
 )
 from maml_pipeline.runs.run import Estimate
 from maml_pipeline.text import printable, shortened, wrapped
-from maml_pipeline.varied import short_names, value_text
+from maml_pipeline.varied import identity, short_names, value_text
 
 COLUMNS = 3
 """Experiments side by side in the overview."""
 PANEL = (3.1, 3.1)
 """Inches of one experiment in the overview."""
+SCALE_COLOUR = "#999999"
+"""Of the lines from first to second order."""
 
 
 def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
@@ -50,24 +53,29 @@ def draw_overview(experiments: dict[str, list[ComparisonRow]]) -> Figure:
 
 
 def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
-    """Draw the result against peak memory, one line per method; `separate_labels` places the labels.
+    """Draw the result against peak memory, one line per order; `separate_labels` places the labels.
 
-    Settings that were not chosen are small faint marks.
+    Settings that were not chosen are small faint marks. Where truncated orders were trained, thin lines
+    lead from first to second order.
     """
     compared, (unit, unit_name) = _rows_with_results(rows), memory_unit(rows)
-    for method, style in METHOD_STYLES.items():
-        points = {
-            id(row): (peak / unit, drawable(result.mean), drawable(result.ci95))
-            for row, result in compared
-            if row.method is method and (peak := row.mean("peak_bytes")) and 0 < peak < LARGEST
-        }
-        drawn = [row for row, _ in compared if id(row) in points]
+    points = {
+        id(row): (peak / unit, drawable(result.mean), drawable(result.ci95))
+        for row, result in compared
+        if (peak := row.mean("peak_bytes")) and 0 < peak < LARGEST
+    }
+    for scale in _scales([row for row, _ in compared if id(row) in points]):
+        peaks, means, _ = zip(*(points[id(row)] for row in scale), strict=True)
+        ax.plot(peaks, means, color=SCALE_COLOUR, linewidth=0.9, zorder=1)
+    for order in orders_in(rows):
+        style = order_style(order)
+        drawn = [row for row, _ in compared if row.order == order and id(row) in points]
         for row in drawn:
             if row.is_outdone:
-                ax.plot(*points[id(row)][:2], **faint_mark(method))
+                ax.plot(*points[id(row)][:2], **faint_mark(order))
         for line in lines(drawn):
             peaks, means, margins = zip(*(points[id(row)] for row in line), strict=True)
-            ax.errorbar(peaks, means, margins, capsize=2, elinewidth=1, **line_style(method))
+            ax.errorbar(peaks, means, margins, capsize=2, elinewidth=1, **line_style(order))
             for row in line:
                 _draw_seeds(ax, row, unit)
                 peak, value, _ = points[id(row)]
@@ -81,9 +89,26 @@ def draw_tradeoff(ax: Axes, rows: Sequence[ComparisonRow]) -> None:
     ax.set_ylabel(f"{result_label(rows).lower()}\n({better} is better)")
 
 
+def _scales(rows: Sequence[ComparisonRow]) -> list[list[ComparisonRow]]:
+    """Return, for each number of inner steps, the unrolled orders from first to second order.
+
+    Numbers without a truncated order are left out, and so are settings that were not chosen.
+    """
+    scales: dict[tuple[int, str], list[ComparisonRow]] = {}
+    for row in rows:
+        if row.order.method is Method.UNROLLED and not row.is_outdone:
+            own = "" if row.chosen else identity(row.setting)
+            scales.setdefault((row.inner_steps, own), []).append(row)
+    return [
+        sorted(scale, key=lambda row: row.order.rank)
+        for scale in scales.values()
+        if any(row.order.differentiated_steps is not None for row in scale)
+    ]
+
+
 def _draw_seeds(ax: Axes, row: ComparisonRow, unit: float) -> None:
     """Draw a faint mark for each of several seeds."""
-    style = METHOD_STYLES[row.method]
+    style = order_style(row.order)
     for run in row.evaluated if len(row.evaluated) > 1 else []:
         if run.result is not None and run.peak_bytes is not None:
             mark = (drawable(run.peak_bytes / unit), drawable(run.result.mean))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.gradient_order import Method
 from maml_pipeline.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -70,9 +69,7 @@ def find_runs(paths: Sequence[Path], unlogged: bool = False) -> FoundRuns:
     for path in paths:
         search.visit(path)
     search.read_logs()
-    runs = sorted(
-        search.runs, key=lambda r: (r.experiment, r.inner_steps, [*Method].index(r.method), r.seed)
-    )
+    runs = sorted(search.runs, key=lambda r: (r.experiment, r.inner_steps, r.order.rank, r.seed))
     runs, duplicates = remove_duplicates(runs)
     skipped = [*search.skipped, *duplicates]
     if not runs:

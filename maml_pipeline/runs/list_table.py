@@ -13,8 +13,8 @@ from maml_pipeline.text import in_one_notation, printable
 
 UNKNOWN = "-"
 
-HEADINGS = ("experiment", "method", "k", "seed", "alpha", "meta-steps", "state", "result")
-LEFT = ("experiment", "method", "state", "measure", "folder")
+HEADINGS = ("experiment", "order", "k", "seed", "alpha", "meta-steps", "state", "result")
+LEFT = ("experiment", "order", "state", "measure", "folder")
 """Headings of the columns that are text, which are aligned at the left."""
 
 LEAST_WIDTH = 8
@@ -71,7 +71,7 @@ def _cells(listed: ListedRun) -> list[str]:
         result = mean if margin == "nan" else f"{mean} ± {margin}"
     return [
         printable(listed.run.experiment),
-        fields["method"],
+        fields["order"],
         str(fields["inner_steps"]),
         str(fields["seed"]),
         UNKNOWN if alpha is None else f"{alpha:g}",

@@ -46,8 +46,7 @@ class ListedRun:
         inner_lr = config_value(run.config, "model.inner_lr")
         return {
             "experiment": run.experiment,
-            "order": str(run.method.order),
-            "method": str(run.method),
+            "order": str(run.order),
             "inner_steps": run.inner_steps,
             "seed": run.seed,
             "inner_lr": inner_lr if is_number(inner_lr) else None,
@@ -70,7 +69,7 @@ class ListedRun:
 
 
 FIELDS = (
-    *("experiment", "order", "method", "inner_steps", "seed", "inner_lr", "meta_steps", "max_steps"),
+    *("experiment", "order", "inner_steps", "seed", "inner_lr", "meta_steps", "max_steps"),
     *("state", "job", "reason", "measure", "split", "result", "ci95", "folder"),
 )
 """The names of all fields, for `--sort`, `--filter` and `--json`."""

@@ -127,7 +127,7 @@ def _evaluated_state(trainer: Trainer, learner: MetaLearner) -> str:
         if step == 0:
             return "the initial parameters"
     end = f" of {trainer.max_steps:,}" if trainer.max_steps >= step else ""
-    return f"{state}, from meta-step {step:,}{end}, {learner.inner.order} order"
+    return f"{state}, from meta-step {step:,}{end}, {learner.inner.order.phrase}"
 
 
 def points_interact(network: nn.Module, query_x: Tensor, support_x: Tensor) -> bool:

@@ -8,15 +8,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from maml_pipeline.gradient_order import Method
+from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.metrics_table import MetricsRow
-from maml_pipeline.run_config import experiment_name, gradient_method
+from maml_pipeline.run_config import experiment_name, gradient_order
 from maml_pipeline.runs.compatibility import is_listed
 from maml_pipeline.text import printable
 from maml_pipeline.varied import folder_suffix, varied_settings
 
 NOT_COMPARED = {
-    *("model.first_order", "model.checkpoint_inner_steps", "model.inner_steps", "data.seed"),
+    *("model.first_order", "model.differentiated_steps", "model.method"),
+    *("model.inner_steps", "data.seed"),
     *("data.num_workers", "data.tasks.init_args.root", "data.tasks.init_args.cache_dir"),
 }
 """Keys of `model` and `data` that may differ between the runs of one comparison."""
@@ -62,9 +63,9 @@ class Run:
         return experiment_name(self.config)
 
     @property
-    def method(self) -> Method:
-        """How the meta-gradient is computed."""
-        return gradient_method(self.config)
+    def order(self) -> GradientOrder:
+        """The gradient order, and how it is computed."""
+        return gradient_order(self.config)
 
     @property
     def inner_steps(self) -> int:
@@ -77,7 +78,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name within its experiment; that of its cell if it belongs to a trade-off."""
-        return f"{self.method}-k{self.inner_steps}{folder_suffix(self.varied)}-s{self.seed}"
+        return f"{self.order}-k{self.inner_steps}{folder_suffix(self.varied)}-s{self.seed}"
 
     @property
     def varied(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.gradient_order import Method
 from maml_pipeline.runs.listing import ALIASES, FIELDS, MISSING, ListedRun, is_number
 from maml_pipeline.runs.state import RunState
 from maml_pipeline.text import shortened
@@ -158,8 +157,8 @@ def _rank(listed: ListedRun, key: str) -> tuple[Any, ...] | None:
         return None
     if key == "result":
         return (listed.run.measure, -value if listed.run.higher_is_better else value)
-    if key == "method":
-        return ([*Method].index(Method(value)),)
+    if key == "order":
+        return listed.run.order.rank
     if key == "state":
         return ([*RunState].index(RunState(value)),)
     return (0, value) if is_number(value) else (1, _shown(value))

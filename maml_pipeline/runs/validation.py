@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maml_pipeline.config_file import drop_removed_keys
+from maml_pipeline.config_file import drop_removed_keys, rename_keys
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import shortened
@@ -14,6 +15,7 @@ MAX_CONFIG_VALUES, MAX_CONFIG_DEPTH = 20_000, 40
 """Limits far above any config; YAML with references to itself would have no end."""
 
 MAX_META_STEPS = 10**12
+MAX_INNER_STEPS = 10**6
 
 
 class UnreadableRunError(ValueError):
@@ -25,15 +27,16 @@ def build_run(source: Path, config: Any, history: list[Any], test: Any) -> Run:
 
     Args:
         source: The folder or file that the run was read from.
-        config: The resolved config, from YAML or JSON; keys of earlier versions are dropped.
+        config: The resolved config, from YAML or JSON; keys of earlier versions are translated.
         history: The logged rows, by meta-step.
         test: The test result; empty before the test.
 
     Raises:
         UnreadableRunError: A value is missing or invalid.
     """
-    _check_config(config)
     drop_removed_keys(config)
+    rename_keys(config)
+    _check_config(config)
     if not isinstance(test, dict):
         raise UnreadableRunError("the test result has no metrics")
     results = {k: _number(k, v) for k, v in test.items() if str(k).startswith("test/")}
@@ -56,6 +59,11 @@ def _check_config(config: Any) -> None:
     for key, (wanted, accepts) in CONFIG_KEYS.items():
         if not accepts(value := get(key)):
             raise UnreadableRunError(f"its config has {key} {shortened(repr(value), 40)}, not {wanted}")
+    steps = get("model").get("differentiated_steps")  # older versions lack it
+    if not (steps is None or _is_whole(steps, 0, MAX_INNER_STEPS)):
+        raise UnreadableRunError(
+            f"its config has model.differentiated_steps {shortened(repr(steps), 40)}, not a number"
+        )
     varied = get("run").get("varied")
     if not (varied is None or (isinstance(varied, list) and all(isinstance(k, str) for k in varied))):
         raise UnreadableRunError(f"its config has run.varied {shortened(repr(varied), 40)}, not keys")
@@ -73,8 +81,8 @@ CONFIG_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "run.mode": ("min or max", lambda value: value in ("min", "max")),
     "seed_everything": ("a seed", lambda value: _is_whole(value, 0, 2**64)),
     "model.first_order": ("true or false", lambda value: isinstance(value, bool)),
-    "model.checkpoint_inner_steps": ("true or false", lambda value: isinstance(value, bool)),
-    "model.inner_steps": ("a number of steps", lambda value: _is_whole(value, 0, 10**6)),
+    "model.method": (f"one of {', '.join(Method)}", lambda value: value in [*Method]),
+    "model.inner_steps": ("a number of steps", lambda value: _is_whole(value, 0, MAX_INNER_STEPS)),
     "trainer.max_steps": ("a number of meta-steps", lambda value: _is_whole(value, -1, MAX_META_STEPS)),
     "data": ("settings", lambda value: isinstance(value, dict)),
 }

@@ -1,5 +1,6 @@
 """Running the cells of a grid, each in its own process, and resuming those that were stopped."""
 
+import json
 import os
 import sys
 import time
@@ -98,7 +99,8 @@ def fit_command(tradeoff: Tradeoff, cell: Cell) -> list[str]:
     folder = tradeoff.folder_of(cell)
     command = [sys.executable, "-P", "-m", "maml_pipeline", "fit", "--config", str(tradeoff.config)]
     for key, value in {**cell.settings, "run.dir": folder}.items():
-        command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+        plain = value is None or isinstance(value, bool)
+        command += [f"--{key}", json.dumps(value) if plain else str(value)]
     if (folder / run_folder.LAST_CHECKPOINT).exists():
         command += ["--ckpt_path", "last"]
     return command

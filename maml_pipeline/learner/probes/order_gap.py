@@ -2,12 +2,12 @@
 
 import logging
 import math
-from dataclasses import replace
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.probes.probe import Probe, preserve_training_state, probe_meta_gradient
 from maml_pipeline.meta_gradient.inner_loop import Parameters
@@ -68,10 +68,8 @@ def both_orders(learner: MetaLearner, batch: TaskBatch) -> tuple[Parameters, Par
     """Compute the first- and the second-order meta-gradient of a batch."""
     inner = learner.inner_loop()
     return (
-        probe_meta_gradient(learner, batch, replace(inner, first_order=True)).gradient,
-        probe_meta_gradient(
-            learner, batch, replace(inner, first_order=False, checkpointed=True)
-        ).gradient,
+        probe_meta_gradient(learner, batch, inner.in_first_order()).gradient,
+        probe_meta_gradient(learner, batch, inner.in_second_order(Method.CHECKPOINTED)).gradient,
     )
 
 

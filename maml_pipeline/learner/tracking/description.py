@@ -13,7 +13,7 @@ import torch
 
 from maml_pipeline import slurm
 from maml_pipeline.gradient_order import Method
-from maml_pipeline.run_config import experiment_name, gradient_method
+from maml_pipeline.run_config import experiment_name, gradient_order
 from maml_pipeline.varied import folder_suffix, varied_settings
 
 PACKAGES = ("maml-pipeline", "torch", "pytorch-lightning", "learn2learn", "numpy", "wandb")
@@ -26,10 +26,10 @@ class Description:
 
     Args:
         group: Such as `omniglot-5w1s-k1`, with the values of varied keys, as in `sine-k1-inner_lr=0.1`;
-            runs in a group differ only by method and seed.
-        job_type: The method.
+            runs in a group differ only by order and seed.
+        job_type: The gradient order with its method, such as `truncated-2`.
         name: Such as `omniglot-5w1s-second-s0`, with the number of inner steps unless it is 1.
-        tags: The engine, `checkpointed`, and the number of devices.
+        tags: The engine, the method unless it is `unrolled`, and the number of devices.
     """
 
     group: str
@@ -47,13 +47,14 @@ def describe_run(config: dict[str, Any], world_size: int) -> Description:
         config: The resolved config.
         world_size: Number of devices.
     """
-    model, method = config["model"], gradient_method(config)
+    model, order = config["model"], gradient_order(config)
     steps, setting = model["inner_steps"], folder_suffix(varied_settings(config))
-    name = f"{experiment_name(config)}-{method}" + ("" if steps == 1 else f"-k{steps}") + setting
-    tags = (model["engine"], *(["checkpointed"] if method is Method.CHECKPOINTED else []))
+    name = f"{experiment_name(config)}-{order}" + ("" if steps == 1 else f"-k{steps}") + setting
+    method = [str(order.method)] if order.method is not Method.UNROLLED else []
+    tags = (model["engine"], *method)
     return Description(
         group=f"{experiment_name(config)}-k{steps}{setting}",
-        job_type=str(method),
+        job_type=str(order),
         name=f"{name}-s{config['seed_everything']}",
         tags=(*tags, f"world-size-{world_size}"),
     )

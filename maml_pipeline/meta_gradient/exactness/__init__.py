@@ -15,6 +15,7 @@ has figures. The modules, from the entry point down:
     comparison                compare one computation of an engine with plain autograd
     plain_autograd            the reference: meta-gradients with parameters changed in place
     second_derivative         Hessian-vector products against finite differences
+    hessian_free_error        a warning of how far the differences of `hessian_free` are off
     state, storage, layers    networks that are rejected by name
     workarounds               how an engine calls a network that needs special treatment
     preservation              restore parameters, attributes and the random state after a call

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.exactness.plain_autograd import LossesAndGradient, PlainAutograd
 from maml_pipeline.meta_gradient.exactness.preservation import RandomState
 from maml_pipeline.meta_gradient.exactness.second_derivative import second_derivative_is_wrong
@@ -113,17 +114,28 @@ class Comparison:
         return mismatch
 
     def second_derivative_is_wrong(self) -> bool:
-        """Tell whether Hessian-vector products differ from finite differences at both of two points."""
-        if self.computation.is_evaluation or self.inner.first_order or self.inner.steps == 0:
+        """Tell whether Hessian-vector products differ from finite differences at both of two points.
+
+        The products of `hessian_free` are finite differences themselves. The comparison then tells
+        whether u^T J d = d^T J u: the derivative J of a gradient is symmetric, unless the gradient is
+        not that of the loss values.
+        """
+        if self.computation.is_evaluation or self.inner.is_first_order:
             return False
+        plain = self.plain_autograd
+        is_free = self.inner.method is Method.HESSIAN_FREE
+        multiply = plain.difference_of_gradients if is_free else plain.hessian_vector_product
 
         def slope(theta: Parameters) -> Parameters:
             self.random_state.restore()
             return self.plain_autograd.gradient(theta, *self.support)[1]
 
         def product(theta: Parameters, vector: Parameters) -> Parameters:
+            if is_free:  # it multiplies adjoints, which are zero in parameters excluded from learning
+                excluded = {name: g == 0 for name, g in slope(theta).items()}
+                vector = {name: v.masked_fill(excluded[name], 0) for name, v in vector.items()}
             self.random_state.restore()
-            return self.plain_autograd.hessian_vector_product(theta, *self.support, vector)
+            return multiply(theta, *self.support, vector)
 
         return all(
             second_derivative_is_wrong(
@@ -157,8 +169,11 @@ class Comparison:
         _, slope = self.plain_autograd.slope(theta, *self.support)
         length, steepness = _norm({name: theta[name] for name in slope}), _norm(slope)
         lr = min(10 * inner.lr, 0.05 * length / steepness) if steepness > 0 else inner.lr
-        steps = min(inner.steps, _STEPS)
-        few = replace(inner, lr=lr if isfinite(lr) and lr > 0 else inner.lr, steps=steps)
+        steps, n = min(inner.steps, _STEPS), inner.differentiated_steps
+        if n is not None:  # one of the two if only some are differentiated
+            n = min(n, steps if n == inner.steps else steps - 1)
+        lr = lr if isfinite(lr) and lr > 0 else inner.lr
+        few = replace(inner, lr=lr, steps=steps, differentiated_steps=n)
         return few if inner.rates is None else replace(few, rates=self._different_rates(few))
 
     def _different_rates(self, inner: InnerLoop) -> Parameters:

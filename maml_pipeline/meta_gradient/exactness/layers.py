@@ -50,11 +50,12 @@ def check_twice_differentiable(network: nn.Module, inner: InnerLoop) -> None:
     Raises:
         UserError: The network has such a layer.
     """
-    if inner.first_order or inner.steps == 0:
+    if not inner.needs_second_derivatives:
         return
     for name, module in network.named_modules():
         if uses_weight_normalization(module):
             raise UserError(
-                f"PyTorch's weight normalisation, at {name}, has a wrong second derivative: set "
-                "first_order to true, or write the layer as weight_v * (weight_g / norm of weight_v)"
+                f"PyTorch's weight normalisation, at {name}, has a wrong second derivative: set method "
+                "to hessian_free or first_order to true, or write the layer as "
+                "weight_v * (weight_g / norm of weight_v)"
             )

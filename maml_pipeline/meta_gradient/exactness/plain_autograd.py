@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.exactness.preservation import RandomState
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import (
@@ -113,6 +114,21 @@ class PlainAutograd:
             return {name: torch.zeros_like(v) for name, v in vector.items()}
         return _differentiate(torch.stack(directional).sum(), self.parameters)
 
+    def difference_of_gradients(
+        self, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
+    ) -> Parameters:
+        """Approximate `hessian_vector_product` by the central difference of hessian_free.py."""
+        at, along = (torch.cat([v[name].flatten() for name in self.adapted]) for v in (theta, vector))
+        if not along.any():
+            return {name: torch.zeros_like(v) for name, v in vector.items()}
+        e = float(torch.finfo(at.dtype).eps ** (1 / 2) * (1 + at.norm()) / along.norm())
+        above, below = (
+            theta | {name: theta[name] + sign * e * vector[name] for name in self.adapted}
+            for sign in (1, -1)
+        )
+        difference = self.gradient(above, x, y)[1], self.gradient(below, x, y)[1]
+        return {name: (difference[0][name] - difference[1][name]) / (2 * e) for name in theta}
+
     def _task_meta_gradient(self, theta: Parameters, task: Task, inner: InnerLoop) -> LossesAndGradient:
         support = task.support_x, task.support_y
         steps, losses = [], []
@@ -123,6 +139,9 @@ class PlainAutograd:
         loss, adjoint = self.gradient(theta, task.query_x, task.query_y)
         losses.append(loss)
         after = RandomState(self.device)
+        product = self.hessian_vector_product
+        if inner.method is Method.HESSIAN_FREE:
+            product = self.difference_of_gradients
         rates = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
         for t, (theta_t, random_state) in reversed([*enumerate(steps)]):
             if rates:
@@ -130,10 +149,10 @@ class PlainAutograd:
                 _, slope = self.slope(theta_t, *support)
                 for name, g in slope.items():
                     rates[name][min(t, len(rates[name]) - 1)] -= (g * adjoint[name]).sum()
-            if not inner.first_order:
+            if t >= inner.first_differentiated_step:
                 random_state.restore()
                 moved = {name: inner.rate(t, name) * adjoint[name] for name in self.adapted}
-                curvature = self.hessian_vector_product(theta_t, *support, adjoint | moved)
+                curvature = product(theta_t, *support, adjoint | moved)
                 adjoint = {name: a - curvature[name] for name, a in adjoint.items()}
         after.restore()
         return LossesAndGradient(torch.stack(losses), adjoint, rates)

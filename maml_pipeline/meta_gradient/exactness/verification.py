@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.exactness.comparison import (
     Comparison,
     Computation,
     Mismatch,
     first_sentence,
 )
+from maml_pipeline.meta_gradient.exactness.hessian_free_error import warn_if_inexact
 from maml_pipeline.meta_gradient.exactness.inspection import NetworkTraits, inspect_network
 from maml_pipeline.meta_gradient.exactness.layers import check_initialised, check_twice_differentiable
 from maml_pipeline.meta_gradient.exactness.preservation import preserve_random_state, preserve_state
@@ -50,7 +52,8 @@ def verified_workarounds(
     key = (
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
-        *(inner.first_order, inner.checkpointed, inner.steps > 0, inner.adapt, inner.rates is None),
+        *(inner.is_first_order, inner.first_differentiated_step > 0, inner.method, inner.steps > 0),
+        *(inner.adapt, inner.rates is None),
         batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
@@ -66,7 +69,8 @@ def derivative_error(network: nn.Module, inner: InnerLoop, error: Exception) -> 
     if is_reentrant_checkpoint_error(cause):
         remedy = "call torch.utils.checkpoint with use_reentrant=False, or not at all"
     elif is_missing_derivative_error(cause):
-        remedy = "replace that layer" + ("" if inner.first_order else ", or set first_order to true")
+        other_orders = ", or set method to hessian_free or first_order to true"
+        remedy = "replace that layer" + (other_orders if inner.needs_second_derivatives else "")
     else:
         return None
     return UserError(
@@ -107,7 +111,10 @@ def _verify(
                     adapted = adapted_names(network, inner.adapt)
                     prefix = find_fixed_prefix(network, adapted, task.support_x)
                 workarounds = workarounds._replace(fixed_prefix=prefix)
-            return _compare(computation, network, loss, tasks, inner, workarounds, traits)
+            workarounds = _compare(computation, network, loss, tasks, inner, workarounds, traits)
+            if inner.method is Method.HESSIAN_FREE and not computation.is_evaluation:
+                warn_if_inexact(network, loss, tasks, inner)
+            return workarounds
         except UserError:
             raise
         except torch.OutOfMemoryError:
@@ -125,8 +132,8 @@ def _verify(
 def _needed_workarounds(
     computation: Computation, network: nn.Module, inner: InnerLoop, traits: NetworkTraits
 ) -> Workarounds:
-    is_second_order = not (computation.is_evaluation or inner.first_order or inner.steps == 0)
-    math_attention = traits.fused_attention and is_second_order
+    is_differentiated_twice = inner.needs_second_derivatives and not computation.is_evaluation
+    math_attention = traits.fused_attention and is_differentiated_twice
     if math_attention:
         logger.info(
             "second order through the attention of network %s: using PyTorch's math kernel, since the "
@@ -163,7 +170,7 @@ def _compare(
                     computation, subject, loss, _cast(tasks, dtype), inner, workarounds
                 )
                 if dtype is not None and comparison.second_derivative_is_wrong():
-                    _report_second_derivative(network, traits)
+                    _report_second_derivative(network, inner, traits)
                 mismatches: list[Mismatch] = []
                 for candidate in candidates:
                     mismatch = comparison.mismatch(candidate)
@@ -211,8 +218,14 @@ def _cast(tasks: TaskBatch, dtype: torch.dtype | None) -> TaskBatch:
     return TaskBatch(*(t.to(dtype) if t.is_floating_point() else t for t in tasks))
 
 
-def _report_second_derivative(network: nn.Module, traits: NetworkTraits) -> None:
+def _report_second_derivative(network: nn.Module, inner: InnerLoop, traits: NetworkTraits) -> None:
     name = type(network).__name__
+    if inner.method is Method.HESSIAN_FREE:
+        raise UserError(
+            f"the gradient of network {name} is not that of its loss values, or is rounded more "
+            "coarsely than its type, so method hessian_free would compute a wrong meta-gradient: set "
+            "method to unrolled or first_order to true"
+        )
     if traits.stops_gradients:
         logger.warning(
             "network %s or its loss stops gradients (detach, no_grad or an autograd.Function): second "
@@ -248,6 +261,6 @@ def _mismatch_message(
     if recomputes_activations:
         return (
             f"{differs}: torch.utils.checkpoint recomputes its activations after the parameters have "
-            "changed; leave it out (checkpoint_inner_steps saves memory across inner steps)"
+            "changed; leave it out (method checkpointed saves memory across inner steps)"
         )
     return f"{differs}: {computation.remedy}"

@@ -10,6 +10,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.meta_gradient.native.chunk import ChunkResult, Examples, curves, meta_gradient
 from maml_pipeline.meta_gradient.native.layout import Layout, layout
@@ -44,7 +45,8 @@ def batch_meta_gradient(
         batch: T tasks.
         inner: Inner loop and gradient order.
     """
-    packed, plan = network.pack(theta), schedule(inner.method, inner.steps)
+    packed, method = network.pack(theta), Method(inner.method)
+    plan = schedule(method, inner.steps, inner.first_differentiated_step)
     layouts = _layouts(network, batch.support_x, batch.query_x, batch.support_y)
     support = examples(network, batch.support_x, batch.support_y)
     query = examples(network, batch.query_x, batch.query_y)
@@ -106,7 +108,7 @@ def batch_curves(
         inner: Inner learning rate and number of steps k.
         sets: Inputs that are predicted, each `(T, Q, ...)`; may be empty.
     """
-    packed, plan = network.pack(theta), schedule(inner.for_evaluation().method, 0)
+    packed, plan = network.pack(theta), schedule(Method.UNROLLED, 0, 0)
     predicted = sets[0] if sets else batch.query_x
     layouts = _layouts(network, batch.support_x, predicted, batch.support_y)
     support = examples(network, batch.support_x, batch.support_y)

@@ -62,18 +62,24 @@ class Schedule(NamedTuple):
 
 
 @lru_cache
-def schedule(method: Method, steps: int) -> Schedule:
+def schedule(method: Method, steps: int, first: int) -> Schedule:
     """Return the instructions of a method for a number of inner steps k.
 
-    Unrolled, the parameters and the record of each step are kept. Checkpointed, only the parameters that
-    start a segment, and those of the last segment, which is swept first; see `checkpointed.py`.
+    Unrolled, the parameters and the record of each differentiated step are kept. Checkpointed, only the
+    parameters that start a segment, and those of the last segment, which is swept first; see
+    `checkpointed.py`.
+
+    Args:
+        method: Unrolled or checkpointed.
+        steps: Number of inner steps k.
+        first: The first differentiated step; k for first order.
     """
-    differentiated = [] if method is Method.FIRST_ORDER else list(range(steps))
+    differentiated = list(range(first, steps))
     keeps_records = method is not Method.CHECKPOINTED
     if keeps_records:
         saved = set(differentiated)
     else:
-        starts = segment_starts(len(differentiated))
+        starts = [first + start for start in segment_starts(len(differentiated))]
         saved = {t for t in differentiated if t in starts or t > starts[-1]}
 
     instructions: list[Instruction] = []
@@ -86,7 +92,7 @@ def schedule(method: Method, steps: int) -> Schedule:
 
     for t in range(steps):
         slots[t + 1] = take_slot() if t + 1 in saved else CURRENT
-        kept = t if keeps_records and t in saved else -1
+        kept = t - first if keeps_records and t in saved else -1
         instructions.append(Instruction(STEP, slots[t], slots[t + 1], kept, loss=t))
     most = len(used)
     instructions.append(Instruction(QUERY, slots[steps], loss=steps))
@@ -98,6 +104,6 @@ def schedule(method: Method, steps: int) -> Schedule:
         most = max(most, len(used))
         if not keeps_records:
             instructions.append(Instruction(RECORD, held[t]))
-        instructions.append(Instruction(CURVATURE, held[t], kept=t if keeps_records else -1))
+        instructions.append(Instruction(CURVATURE, held[t], kept=t - first if keeps_records else -1))
         used -= {held.pop(t)} - {THETA}
     return Schedule(tuple(instructions), most - SLOTS, len(saved) if keeps_records else 0)
