@@ -175,9 +175,9 @@ def _compare(actual: torch.Tensor, expected: torch.Tensor, case: Case) -> None:
         sys.exit(f"{case.name}, {case.order}: a meta-gradient has a relative error of {difference:.2g}")
 
 
-def _peer(step: peers.MetaStep, convolutions: bool = True) -> Callable[[Case, Setting], TimeSteps]:
+def _peer(step: peers.MetaStep) -> Callable[[Case, Setting], TimeSteps]:
     def build(case: Case, setting: Setting) -> TimeSteps:
-        network = peers.with_native_layers(case.network, convolutions)
+        network = peers.with_native_layers(case.network)
         return _bare(step, case, network, setting)
 
     return build
@@ -195,7 +195,7 @@ def _jax(case: Case, setting: Setting) -> TimeSteps:
 def _engine_settings(name: str, case: Case) -> dict[str, Any]:
     if name == "learn2learn":
         return {"engine": "learn2learn"}
-    return {"engine": "vectorized", "tasks_per_chunk": case.tasks_per_chunk}
+    return {"engine": name, "tasks_per_chunk": case.tasks_per_chunk}
 
 
 def _engine_step(engine: Engine) -> peers.MetaStep:
@@ -310,11 +310,6 @@ def _is_second_order(case: Case) -> bool:
 
 CONTENDERS: dict[str, Contender] = {
     BASELINE: Contender("learn2learn loop", _peer(peers.learn2learn_loop)),
-    "convolution2d": Contender(
-        "learn2learn loop, this project's convolutions",
-        _peer(peers.learn2learn_loop, convolutions=False),
-        lambda case: not case.is_sine,
-    ),
     "higher": Contender("higher", _peer(peers.higher_loop)),
     "torchopt": Contender("TorchOpt", _peer(peers.torchopt_loop), _is_second_order),
     "lightning": Contender("learn2learn LightningMAML, Trainer", _lightning_maml, _is_second_order),
@@ -325,8 +320,10 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "vectorized": Contender("engine vectorized", _engine("vectorized")),
     "vectorized-trainer": Contender("engine vectorized, Trainer", _engine_under_trainer("vectorized")),
+    "native": Contender("engine native", _engine("native")),
+    "native-trainer": Contender("engine native, Trainer", _engine_under_trainer("native")),
     "checkpointed": Contender(
-        "engine vectorized, checkpointed", _engine("vectorized", checkpointed=True), _is_second_order
+        "engine native, checkpointed", _engine("native", checkpointed=True), _is_second_order
     ),
 }
 """The choices of `--contenders`."""

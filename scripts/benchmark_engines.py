@@ -4,7 +4,8 @@
 
 What is timed: whole meta-steps, including the drawing of the tasks and the outer Adam step. Each
 contender trains the network that is fastest for it: PyTorch's own layers for other libraries, this
-project's for its engines. The contenders are listed in `benchmark_contenders.py`.
+project's for its engines, which differ from PyTorch's own under vmap only. The contenders are listed in
+`benchmark_contenders.py`.
 
 Against what: the baseline, a plain learn2learn loop. In every repeat each contender takes a few
 meta-steps, the baseline first, so that all see the same noise of the machine.

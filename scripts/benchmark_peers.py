@@ -21,14 +21,11 @@ from maml_pipeline.tasks import TaskBatch
 MetaStep = Callable[[nn.Module, Loss, TaskBatch, InnerLoop], None]
 
 
-def with_native_layers(network: nn.Module, convolutions: bool = True) -> nn.Module:
+def with_native_layers(network: nn.Module) -> nn.Module:
     """Copy a network and replace this project's layers by PyTorch's own.
-
-    PyTorch's layers are faster for one task at a time; this project's are made for many tasks at once.
 
     Args:
         network: A network of this project.
-        convolutions: Whether to replace convolutions, in addition to normalisation.
     """
     network = copy.deepcopy(network)
     for module in list(network.modules()):
@@ -36,7 +33,7 @@ def with_native_layers(network: nn.Module, convolutions: bool = True) -> nn.Modu
             if isinstance(child, BatchStatisticsNorm2d):
                 norm = nn.BatchNorm2d(len(child.weight), child.eps, track_running_stats=False)
                 setattr(module, name, norm)
-            elif isinstance(child, Convolution2d) and convolutions:
+            elif isinstance(child, Convolution2d):
                 sizes = (child.weight.shape[-1], int(child.stride[0]), int(child.padding[0]))
                 convolution = nn.Conv2d(child.in_channels, child.out_channels, *sizes)
                 convolution.load_state_dict(child.state_dict())

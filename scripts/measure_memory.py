@@ -13,7 +13,7 @@ second order and by the engine's first order.
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_pipeline.meta_gradient import InnerLoop, Loss, VectorizedEngine
+from maml_pipeline.meta_gradient import InnerLoop, Loss, NativeEngine
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import SineWaves, TaskBatch
@@ -33,7 +33,7 @@ def main() -> None:
         ("Omniglot 20-way 1-shot", ConvNet(20), cross_entropy, images(20)),
         ("sine, 10 shots, MLP", MLP(), mse_loss, SineWaves().batch(0, "train", [0])),
     ]
-    engine = VectorizedEngine()
+    engine = NativeEngine()
     print(
         "| task | loop, first | first | loop, second | unrolled | checkpointed | of loop | of first "
         "| checkpointed, k = 100 |"

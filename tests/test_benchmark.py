@@ -41,7 +41,7 @@ def test_the_table_has_every_contender_that_supports_the_case(
     monkeypatch.setattr(benchmark_engines, "machine_limits", lambda device: Limits(1e11, 1e10))
     sine = CASES["sine-k1"]()
     ordered = replace(sine, steps_per_turn=2, inner=replace(sine.inner, first_order=first_order))
-    chosen = [BASELINE, "convolution2d", "vectorized", "vectorized-trainer", "checkpointed"]
+    chosen = [BASELINE, "vectorized", "vectorized-trainer", "checkpointed"]
     result = measure(ordered, chosen, repeats=2, setting=Setting(torch.device("cpu"), loggers=[]))
 
     names = {CONTENDERS[key].name for key in chosen if CONTENDERS[key].supports(ordered)}

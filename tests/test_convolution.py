@@ -41,6 +41,20 @@ def test_values_and_derivatives_agree_with_pytorch(stride: int, padding: int, si
         assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_task_is_pytorchs_convolution_to_the_bit(bias: bool) -> None:
+    layer = Convolution2d(2, 3, 3, 2, 1)
+    if not bias:
+        layer.bias = None
+    x, seen = torch.rand(4, 2, 7, 7), []
+    for function in (layer, lambda x: conv2d(x, layer.weight, layer.bias, 2, 1)):
+        y = function(x)
+        gradients = torch.autograd.grad(y.square().sum(), [*layer.parameters()], create_graph=True)
+        second = torch.autograd.grad([g.square().sum() for g in gradients], layer.weight)
+        seen.append([y, *gradients, *second])
+    assert all(map(torch.equal, *seen))
+
+
 def test_weights_that_all_tasks_share_are_not_copied() -> None:
     tasks, layer = 32, Convolution2d(64, 64, 3)
     x, shared = torch.rand(tasks, 1, 64, 3, 3), layer.weight.detach().expand(tasks, 64, 64, 3, 3)

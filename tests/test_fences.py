@@ -10,7 +10,7 @@ from tests.helpers import ROOT
 
 FENCES = (
     "maml_pipeline/learner/lightning_internals.py",
-    "maml_pipeline/meta_gradient/torch_internals.py",
+    "maml_pipeline/torch_internals.py",
     "maml_pipeline/cli/jsonargparse_internals.py",
     "maml_pipeline/learner/tracking/wandb_internals.py",
 )

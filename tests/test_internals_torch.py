@@ -1,4 +1,4 @@
-"""Canaries: what `meta_gradient/torch_internals.py` relies on still holds in this PyTorch."""
+"""Canaries: what `torch_internals.py` relies on still holds in this PyTorch."""
 
 import warnings
 from collections.abc import Callable
@@ -11,13 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from maml_pipeline.meta_gradient import torch_internals
+from maml_pipeline import torch_internals
 
 
 def changed(what: str) -> str:
-    return (
-        f"PyTorch {torch.__version__} changed {what}: see maml_pipeline/meta_gradient/torch_internals.py"
-    )
+    return f"PyTorch {torch.__version__} changed {what}: see maml_pipeline/torch_internals.py"
 
 
 def test_cpu_allocations() -> None:
@@ -27,6 +25,29 @@ def test_cpu_allocations() -> None:
         del x
     sizes = [a.size for a in torch_internals.cpu_allocations(profiler) if abs(a.size) >= 4000]
     assert sizes == [4000, -4000], changed("the profiler's events of allocations")
+
+
+def test_is_transformed() -> None:
+    seen = []
+
+    def call(x: Tensor) -> Tensor:
+        seen.append(torch_internals.is_transformed())
+        return x
+
+    x = torch.ones(2, requires_grad=True)
+    call(x).sum().backward()  # type: ignore[no-untyped-call]
+    torch.func.vmap(call)(x)
+    torch.func.grad(lambda x: call(x).sum())(x)
+    call(x)
+    assert seen == [False, True, True, False], changed("the stack of torch.func's transforms")
+
+
+def test_add_in_place() -> None:
+    sums, addends = [torch.ones(2), torch.zeros(1)], [torch.rand(2), torch.rand(1)]
+    expected = [one + other for one, other in zip(sums, addends, strict=True)]
+    torch_internals.add_in_place(sums, addends)
+    assert all(map(torch.equal, sums, expected)), changed("torch._foreach_add_")
+    torch_internals.add_in_place([], [])  # no parameter is used
 
 
 def test_without_attention_fast_path() -> None:

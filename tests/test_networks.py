@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, vmap
 from torch.nn.functional import batch_norm, cross_entropy
 
 from maml_pipeline.errors import UserError
@@ -87,20 +89,66 @@ def test_only_the_strided_network_strides(downsampling: str, stride: tuple[int, 
     assert {m.stride for m in network.modules() if isinstance(m, nn.Conv2d)} == {stride}
 
 
-def test_normalisation_agrees_with_pytorch_to_the_second_derivative() -> None:
-    own = BatchStatisticsNorm2d(3).double()
-    with torch.no_grad():
-        own.weight.normal_()
-        own.bias.normal_()
-    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
-    native = batch_norm(x, None, None, own.weight, own.bias, training=True, eps=own.eps)
+def normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    parameters = {"weight": weight, "bias": bias}
+    y: Tensor = functional_call(BatchStatisticsNorm2d(3), parameters, (x,))
+    return y
+
+
+def normalisation_inputs() -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    shapes = (4, 3, 2, 3), (3,), (3,)
+    return tuple(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+
+
+def test_normalisation_has_the_derivatives_of_finite_differences() -> None:
+    inputs = normalisation_inputs()
+    assert gradcheck(normalise, inputs) and gradgradcheck(normalise, inputs)
+    tasks = tuple(torch.stack([one, one + 0.1]) for one in inputs)
+    assert gradcheck(vmap(normalise), tasks) and gradgradcheck(vmap(normalise), tasks)
+
+
+def test_normalisation_is_the_same_for_one_task_under_vmap_and_in_pytorch() -> None:
+    x, weight, bias = normalisation_inputs()
+    native = batch_norm(x, None, None, weight, bias, training=True, eps=1e-3)
+    results = [
+        normalise(x, weight, bias),
+        vmap(normalise)(*(one[None] for one in (x, weight, bias)))[0],
+        native,
+    ]
     for order in range(3):
-        if order == 0:
-            pair = (own(x), native)
-        else:
-            loss = [(value**3).mean() for value in pair]
-            pair = tuple(torch.autograd.grad(one, x, create_graph=True)[0] for one in loss)  # type: ignore[assignment]
-        torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
+        if order > 0:
+            losses = [(result**3).mean() for result in results]
+            results = [torch.autograd.grad(one, x, create_graph=True)[0] for one in losses]
+        for result in results:
+            torch.testing.assert_close(result, results[0], rtol=1e-10, atol=1e-12)
+
+
+def test_normalisation_is_right_under_gradients_of_torch_func() -> None:
+    x, weight, bias = normalisation_inputs()
+
+    def slope(x: Tensor) -> Tensor:
+        first: Tensor = grad(lambda x: (normalise(x, weight, bias) ** 3).sum())(x)
+        return first
+
+    with_func = grad(lambda x: (slope(x) ** 2).sum())(x)
+    (first,) = torch.autograd.grad((normalise(x, weight, bias) ** 3).sum(), x, create_graph=True)
+    (expected,) = torch.autograd.grad((first**2).sum(), x)
+    torch.testing.assert_close(with_func, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_normalisation_of_a_single_value_is_the_shift() -> None:
+    _, weight, bias = normalisation_inputs()
+    one = torch.rand(1, 3, 1, 1, dtype=torch.float64)
+    assert torch.equal(normalise(one, weight, bias), bias[None, :, None, None])
+
+
+def test_normalisation_has_the_same_precision_under_autocast_and_vmap() -> None:
+    norm, x = BatchStatisticsNorm2d(3), torch.rand(4, 3, 2, 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone, many = norm(x), vmap(norm)(x[None])[0]
+    assert alone.dtype == many.dtype == torch.float32
+    torch.testing.assert_close(alone, many, rtol=0.05, atol=0.05)
 
 
 def test_normalisation_is_the_same_in_training_and_evaluation() -> None:

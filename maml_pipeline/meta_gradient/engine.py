@@ -23,8 +23,8 @@ from maml_pipeline.meta_gradient.inner_loop import (
     trainable_parameters,
 )
 from maml_pipeline.meta_gradient.methods import chunk_gradient
-from maml_pipeline.meta_gradient.torch_internals import without_attention_fast_path
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.torch_internals import without_attention_fast_path
 
 
 class MetaGradient(NamedTuple):

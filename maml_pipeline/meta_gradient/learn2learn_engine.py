@@ -1,6 +1,6 @@
 """The reference engine: learn2learn's MAML, one task after another, for any module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
@@ -28,9 +28,13 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import Task, TaskBatch
+from maml_pipeline.torch_internals import add_in_place
 
 if TYPE_CHECKING:
     from learn2learn.algorithms import MAML
+
+TaskGradient = Callable[[Task], ChunkGradient]
+"""Task -> its losses `(k + 1,)`, its query prediction and its gradient, without unused parameters."""
 
 # `build_ext` makes learn2learn's setup.py run Cython again: it ships C files that do not compile on
 # Python 3.11 and later. Without dependencies, since it lists many that its import does not need.
@@ -80,7 +84,8 @@ class Learn2LearnEngine(Engine):
         metric: Loss | None,
     ) -> MetaGradient:
         is_stateless = _is_swept(inner) or workarounds.bypass_clones
-        task_gradient = _stateless_gradient if is_stateless else _clone_gradient
+        prepare = _stateless_gradient if is_stateless else _clone_gradient
+        task_gradient = prepare(network, loss, inner, workarounds)
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
         rates = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
@@ -89,15 +94,15 @@ class Learn2LearnEngine(Engine):
         for task in batch.tasks():
             # A separate function, so that no graph of this task outlives the call.
             with workarounds.preserved_attributes(network):
-                result = task_gradient(network, loss, task, inner, workarounds)
+                result = task_gradient(task)
             inner_losses.append(result.inner_losses)
             if metric is not None:
                 metrics.append(metric(result.prediction, task.query_y))
-            for name, addend in result.gradient.items():
-                gradient[name] += addend
+            addends = result.gradient
+            add_in_place([gradient[name] for name in addends], [*addends.values()])
             for name, addend in result.rates.items():
                 rates[name] += addend
-            del result
+            del result, addends
 
         losses_by_task = torch.stack(inner_losses)
         return MetaGradient(
@@ -119,6 +124,7 @@ class Learn2LearnEngine(Engine):
         transductive: bool,
     ) -> dict[str, Tensor]:
         curves = []
+        maml = differentiable_maml(network, inner)
         for task in batch.tasks():
             chunk = TaskBatch.stack([task])
             with workarounds.preserved_attributes(network):
@@ -131,9 +137,7 @@ class Learn2LearnEngine(Engine):
                         chunk_loss, predict_each, measures, theta, chunk, inner, transductive
                     )
                 else:
-                    curve = _clone_curves(
-                        network, measures, loss, chunk, inner, workarounds, transductive
-                    )
+                    curve = _clone_curves(maml, measures, loss, chunk, inner, workarounds, transductive)
             curves.append(curve)
         return {name: torch.cat([curve[name] for curve in curves]) for name in measures}
 
@@ -151,7 +155,8 @@ class Learn2LearnEngine(Engine):
             chunk_loss = single_task_loss(network, loss, workarounds, names)
             *_, adapted = inner_steps(chunk_loss, theta, task, inner)
             return {name: p[0].clone() for name, p in adapted.items()}
-        *_, learner = _clone_steps(network, loss, task, inner, workarounds)
+        maml = differentiable_maml(network, inner)
+        *_, learner = _clone_steps(maml, loss, task, inner, workarounds)
         return {name: p.detach().clone() for name, p in trainable_parameters(learner.module).items()}
 
 
@@ -185,12 +190,12 @@ def _is_swept(inner: InnerLoop) -> bool:
     return not inner.is_first_order and inner.method is not Method.UNROLLED
 
 
-def clone_for_task(network: nn.Module, inner: InnerLoop) -> "MAML":
-    """Return learn2learn's differentiable clone of the network, ready to adapt to one task."""
+def differentiable_maml(network: nn.Module, inner: InnerLoop) -> "MAML":
+    """Wrap a network in learn2learn's MAML, whose clones adapt to one task each."""
     # Frozen and unused parameters are allowed and left unchanged.
     return learn2learn_maml()(
         network, lr=inner.lr, first_order=inner.is_first_order, allow_unused=True, allow_nograd=True
-    ).clone()
+    )
 
 
 def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
@@ -218,46 +223,51 @@ def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int)
 
 
 def _clone_gradient(
-    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
-) -> ChunkGradient:
-    """Return one task's losses `(k + 1,)`, its query prediction and its gradient, by learn2learn."""
+    network: nn.Module, loss: Loss, inner: InnerLoop, workarounds: Workarounds
+) -> TaskGradient:
+    """Differentiate each task's query loss through a clone of learn2learn's MAML."""
+    maml, parameters = differentiable_maml(network, inner), trainable_parameters(network)
     inner = inner.with_differentiable_rates()
-    learner = clone_for_task(network, inner)
-    losses: list[Tensor] = []
-    for t in range(inner.steps):
-        support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
-        adapt_clone(learner, support_loss, inner, t)
-        losses.append(support_loss.detach())
+    rates = inner.rates or {}
 
-    query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
-    losses.append(query_loss.detach())
-    parameters, rates = trainable_parameters(network), inner.rates or {}
-    gradients = torch.autograd.grad(
-        query_loss, [*parameters.values(), *rates.values()], allow_unused=True
-    )
-    named = [*zip([*parameters, *rates], gradients, strict=True)]
-    gradient, of_rates = named[: len(parameters)], named[len(parameters) :]
-    return ChunkGradient(
-        torch.stack(losses),
-        prediction.detach(),
-        {name: g for name, g in gradient if g is not None},
-        {name: g for name, g in of_rates if g is not None},
-    )
+    def task_gradient(task: Task) -> ChunkGradient:
+        learner = maml.clone()
+        losses: list[Tensor] = []
+        for t in range(inner.steps):
+            support_loss, _ = workarounds.evaluate(learner, loss, task.support_x, task.support_y)
+            adapt_clone(learner, support_loss, inner, t)
+            losses.append(support_loss.detach())
+
+        query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
+        losses.append(query_loss.detach())
+        leaves = [*parameters.values(), *rates.values()]
+        gradients = iter(torch.autograd.grad(query_loss, leaves, allow_unused=True))
+        gradient, of_rates = (
+            {name: g for name, g in zip(names, gradients, strict=False) if g is not None}
+            for names in (parameters, rates)
+        )
+        return ChunkGradient(torch.stack(losses), prediction.detach(), gradient, of_rates)
+
+    return task_gradient
 
 
 def _stateless_gradient(
-    network: nn.Module, loss: Loss, task: Task, inner: InnerLoop, workarounds: Workarounds
-) -> ChunkGradient:
+    network: nn.Module, loss: Loss, inner: InnerLoop, workarounds: Workarounds
+) -> TaskGradient:
     """Compute the same as `_clone_gradient`, as a chunk of one task without a clone."""
     theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
     adapted = adapted_names(network, inner.adapt)
     chunk_loss = single_task_loss(network, loss, workarounds, adapted)
-    result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
-    return result._replace(inner_losses=result.inner_losses[0], prediction=result.prediction[0])
+
+    def task_gradient(task: Task) -> ChunkGradient:
+        result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
+        return result._replace(inner_losses=result.inner_losses[0], prediction=result.prediction[0])
+
+    return task_gradient
 
 
 def _clone_curves(
-    network: nn.Module,
+    maml: "MAML",
     measures: dict[str, Loss],
     loss: Loss,
     chunk: TaskBatch,
@@ -268,15 +278,15 @@ def _clone_curves(
     def predict(learner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return workarounds.predict(learner, x[0])[None]
 
-    states = _clone_steps(network, loss, chunk, inner, workarounds)
+    states = _clone_steps(maml, loss, chunk, inner, workarounds)
     return adaptation_curves(states, predict, predict, measures, chunk, inner.steps, transductive)
 
 
 def _clone_steps(
-    network: nn.Module, loss: Loss, chunk: TaskBatch, inner: InnerLoop, workarounds: Workarounds
+    maml: "MAML", loss: Loss, chunk: TaskBatch, inner: InnerLoop, workarounds: Workarounds
 ) -> "Iterator[MAML]":
     """Yield a clone before the first inner step on a chunk of one task, and after each step."""
-    learner = clone_for_task(network, inner)
+    learner = maml.clone()
     yield learner
     for t in range(inner.steps):
         support_loss, _ = workarounds.evaluate(learner, loss, chunk.support_x[0], chunk.support_y[0])

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from maml_pipeline.environment import KINETO_LOG_LEVEL
-from maml_pipeline.meta_gradient.torch_internals import cpu_allocations
+from maml_pipeline.torch_internals import cpu_allocations
 
 
 class Peak(NamedTuple):

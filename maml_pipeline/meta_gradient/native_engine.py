@@ -20,7 +20,7 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
-from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.tasks import Task, TaskBatch
 
 
 class NativeEngine(VectorizedEngine):
@@ -48,66 +48,75 @@ class NativeEngine(VectorizedEngine):
     def __reduce__(self) -> tuple[type["NativeEngine"], tuple[object, ...]]:
         return NativeEngine, (self.tasks_per_chunk,)
 
-    def _meta_gradient(
+    def meta_gradient(
         self,
         network: nn.Module,
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
-        workarounds: Workarounds,
-        metric: Loss | None,
+        metric: Loss | None = None,
     ) -> MetaGradient:
+        """See `Engine.meta_gradient`."""
         known = known_network(network, loss, batch, inner)
         if known is None:
-            return super()._meta_gradient(network, loss, batch, inner, workarounds, metric)
-        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            return super().meta_gradient(network, loss, batch, inner, metric)
+        theta = {name: p.detach() for name, p in network.named_parameters()}
         result = _compiled().batch_meta_gradient(known, theta, batch, inner)
         measured = None
         if metric is not None:
             measured = measure_each_task(metric, result.prediction, batch.query_y)
-        loss_of_query = result.inner_losses[:, -1].mean()
-        return MetaGradient(loss_of_query, result.gradient, result.inner_losses, measured, rates={})
+        losses = result.inner_losses
+        return MetaGradient(losses[:, -1].mean(), result.gradient, losses, measured, rates={})
 
-    def _curves(
+    def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
+        """See `Engine.check`; the derivatives of a network that it knows are exact."""
+        if known_network(network, loss, batch, inner) is None:
+            super().check(network, loss, batch, inner)
+
+    def check_evaluation(
+        self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
+    ) -> None:
+        """See `Engine.check_evaluation`."""
+        if known_network(network, loss, batch, inner) is None:
+            super().check_evaluation(network, loss, batch, inner)
+
+    def adaptation_curves(
         self,
         network: nn.Module,
         measures: dict[str, Loss],
         loss: Loss,
         batch: TaskBatch,
         inner: InnerLoop,
-        workarounds: Workarounds,
-        transductive: bool,
+        transductive: bool = True,
     ) -> dict[str, Tensor]:
+        """See `Engine.adaptation_curves`."""
         known = known_network(network, loss, batch, inner)
         if known is None:
-            return super()._curves(network, measures, loss, batch, inner, workarounds, transductive)
-        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            return super().adaptation_curves(network, measures, loss, batch, inner, transductive)
+        theta = {name: p.detach() for name, p in network.named_parameters()}
         sets = query_sets(batch, transductive)
-        adapted, predictions = _compiled().batch_curves(known, theta, batch, inner, sets)
-        predict = plain_predictions(network, workarounds)
-        with torch.no_grad():
-            last = torch.stack([predict(adapted, x) for x in sets])
         curves: dict[str, list[Tensor]] = {name: [] for name in measures}
-        for of_sets in (*predictions, last):
-            prediction = of_sets[0] if transductive else of_sets[:, :, -1].movedim(0, 1)
-            for name, measure in measures.items():
-                curves[name].append(measure_each_task(measure, prediction, batch.query_y))
+        with torch.no_grad():
+            adapted, predictions = _compiled().batch_curves(known, theta, batch, inner, sets)
+            predict = plain_predictions(network, Workarounds())
+            last = torch.stack([predict(adapted, x) for x in sets])
+            for of_sets in (*predictions, last):
+                prediction = of_sets[0] if transductive else of_sets[:, :, -1].movedim(0, 1)
+                for name, measure in measures.items():
+                    curves[name].append(measure_each_task(measure, prediction, batch.query_y))
         return {name: torch.stack(values, dim=1) for name, values in curves.items()}
 
-    def _adapted(
-        self,
-        network: nn.Module,
-        loss: Loss,
-        task: TaskBatch,
-        inner: InnerLoop,
-        workarounds: Workarounds,
+    def adapted_parameters(
+        self, network: nn.Module, loss: Loss, support_x: Tensor, support_y: Tensor, inner: InnerLoop
     ) -> Parameters:
+        """See `Engine.adapted_parameters`."""
+        task = TaskBatch.stack([Task(support_x, support_y, support_x, support_y)])
         known = known_network(network, loss, task, inner)
         if known is None:
-            return super()._adapted(network, loss, task, inner, workarounds)
-        theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
+            return super().adapted_parameters(network, loss, support_x, support_y, inner)
+        theta = {name: p.detach() for name, p in network.named_parameters()}
         adapted = _compiled().batch_curves(known, theta, task, inner, []).adapted
-        return {name: p[0] for name, p in adapted.items()}
+        return {name: p[0].clone() for name, p in adapted.items()}
 
 
 def _compiled() -> Any:

@@ -4,9 +4,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.networks.convolution import Convolution2d
+from maml_pipeline.torch_internals import is_transformed
 
 
 class ConvNet(nn.Module):
@@ -98,9 +100,10 @@ class BatchStatisticsNorm2d(nn.Module):
     """Batch normalisation with the statistics of the current batch, in training and evaluation.
 
     Also known as transductive batch normalisation. There are no running statistics: each support or
-    query set is normalised by its own mean and variance, as in MAML. It consists of elementary
-    differentiable operations, because PyTorch's native batch normalisation has a wrong second
-    derivative under vmap.
+    query set is normalised by its own mean and variance, as in MAML. It is PyTorch's native batch
+    normalisation, except under a transform of `torch.func`, such as vmap: there the native one has a
+    wrong second derivative, and elementary differentiable operations take its place. The native one
+    has two derivatives, as second order needs.
 
     Args:
         channels: Number of channels C.
@@ -119,6 +122,9 @@ class BatchStatisticsNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_transformed() and x.numel() > x.shape[1]:  # it refuses one value per channel
+            x = x.to(self.weight.dtype)  # autocast lowers it; the operations below raise it again
+            return batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         centred = x - x.mean(dim=(0, 2, 3), keepdim=True)
         variance = (centred * centred).mean(dim=(0, 2, 3))
         scale = self.weight * torch.rsqrt(variance + self.eps)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from maml_pipeline.torch_internals import is_transformed
+
 Operand = Literal["x", "w", "y"]
 OTHERS: dict[Operand, tuple[Operand, Operand]] = {"x": ("w", "y"), "w": ("x", "y"), "y": ("x", "w")}
 
@@ -26,13 +28,8 @@ class Convolution2d(nn.Conv2d):
 
     A drop-in replacement for `torch.nn.Conv2d`: the same parameters, initialisation, values and
     derivatives. Under `torch.func.vmap` over weights it runs as one convolution while all tasks share
-    their weights, and as one grouped convolution afterwards.
-
-    Cost: for many tasks at once, as in the vectorized engine, it is what makes second order fast. For
-    one task at a time it is slower than `torch.nn.Conv2d`. Compare the rows "learn2learn loop" and
-    "learn2learn loop, this project's convolutions" of
-
-        python -m scripts.benchmark_engines --contenders convolution2d,vectorized --tasks omniglot-5way
+    their weights, and as one grouped convolution afterwards. Called for one task, without a transform
+    of `torch.func`, it is `torch.nn.Conv2d`, which is then faster.
 
     Args:
         in_channels: Input channels C.
@@ -50,6 +47,8 @@ class Convolution2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_transformed():
+            return super().forward(x)
         form = TrilinearForm(
             (1, *x.shape), (1, *self.weight.shape), int(self.stride[0]), int(self.padding[0])
         )

@@ -11,8 +11,8 @@ from maml_pipeline.meta_gradient.exactness.plain_autograd import PlainAutograd
 from maml_pipeline.meta_gradient.exactness.preservation import preserve_state
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
-from maml_pipeline.meta_gradient.torch_internals import uses_weight_normalization
 from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.torch_internals import uses_weight_normalization
 
 logger = logging.getLogger(__name__)
 

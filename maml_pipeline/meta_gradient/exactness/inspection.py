@@ -13,12 +13,12 @@ from maml_pipeline.meta_gradient.exactness.state import (
     registered_tensors,
 )
 from maml_pipeline.meta_gradient.inner_loop import Loss
-from maml_pipeline.meta_gradient.torch_internals import (
+from maml_pipeline.tasks import Task
+from maml_pipeline.torch_internals import (
     DetachWatch,
     OperationWatch,
     was_changed_in_place,
 )
-from maml_pipeline.tasks import Task
 
 
 class NetworkTraits(NamedTuple):

@@ -8,8 +8,8 @@ from torch.nn.parameter import is_lazy
 from maml_pipeline.errors import UserError
 from maml_pipeline.meta_gradient.exactness.state import registered_tensors
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop
-from maml_pipeline.meta_gradient.torch_internals import uses_weight_normalization
 from maml_pipeline.tasks import Task
+from maml_pipeline.torch_internals import uses_weight_normalization
 
 
 def initialise_lazy(network: nn.Module, task: Task) -> None:

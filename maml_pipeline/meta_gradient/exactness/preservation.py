@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.meta_gradient.torch_internals import MODULE_REGISTRIES
+from maml_pipeline.torch_internals import MODULE_REGISTRIES
 
 
 @contextmanager

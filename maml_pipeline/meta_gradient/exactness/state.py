@@ -11,11 +11,11 @@ from maml_pipeline.meta_gradient.exactness.preservation import (
     snapshot_attributes,
 )
 from maml_pipeline.meta_gradient.inner_loop import Loss
-from maml_pipeline.meta_gradient.torch_internals import (
+from maml_pipeline.tasks import Task
+from maml_pipeline.torch_internals import (
     is_batch_or_instance_normalization,
     is_spectral_normalization,
 )
-from maml_pipeline.tasks import Task
 
 # Two calls on the same input may differ by rounding: the order of a parallel sum may vary.
 ROUNDING = 1e-5

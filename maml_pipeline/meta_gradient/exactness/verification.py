@@ -26,13 +26,13 @@ from maml_pipeline.meta_gradient.exactness.storage import check_copy, check_stor
 from maml_pipeline.meta_gradient.exactness.workarounds import Workarounds
 from maml_pipeline.meta_gradient.fixed_prefix import FixedPrefix, find_fixed_prefix
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, adapted_names, trainable_parameters
-from maml_pipeline.meta_gradient.torch_internals import (
+from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.torch_internals import (
     REENTRANT_CHECKPOINT_WARNING,
     is_missing_derivative_error,
     is_reentrant_checkpoint_error,
     uses_activation_checkpointing,
 )
-from maml_pipeline.tasks import TaskBatch
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,15 @@ from maml_pipeline.meta_gradient.native.layout import (
 from maml_pipeline.meta_gradient.native.numba_internals import compiled
 from maml_pipeline.meta_gradient.native.products import (
     add,
+    add_rows,
     add_scaled,
+    add_to_rows,
     copy,
     matrix,
     product,
     product_by_input,
     product_by_weights,
+    rectify,
 )
 
 
@@ -45,7 +48,7 @@ def input_of(layout: Any, record: Any) -> Any:
 @compiled
 def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
     """Compute the prediction and the input of each layer; the first one's is in the record."""
-    last, zero = len(layout.dense) - 1, record.dtype.type(0)
+    last = len(layout.dense) - 1
     for level in range(last + 1):
         layer = layout.dense[level]
         x = matrix(record, layer[X], layout.examples, layer[INPUTS])
@@ -54,11 +57,9 @@ def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
         else:
             out = prediction
         product(x, dense_weights(layer, theta), out)
-        bias = dense_bias(layer, theta)
-        for i in range(len(out)):
-            for j in range(out.shape[1]):
-                value = out[i, j] + bias[j]
-                out[i, j] = value if value > zero or level == last else zero
+        add_to_rows(dense_bias(layer, theta), out)
+        if level < last:
+            rectify(out, out)
 
 
 @compiled
@@ -70,7 +71,6 @@ def add_dense_gradient(
     The record holds the gradient by the prediction. `work.features` receives the gradient by the input
     of the first layer, if it has room. `target` may be theta, or have no elements.
     """
-    zero, scale = record.dtype.type(0), record.dtype.type(factor)
     for level in range(len(layout.dense) - 1, -1, -1):
         layer = layout.dense[level]
         x = matrix(record, layer[X], layout.examples, layer[INPUTS])
@@ -79,9 +79,7 @@ def add_dense_gradient(
         if level > 0:
             before = matrix(record, layout.dense[level - 1][DELTA], layout.examples, layer[INPUTS])
             product_by_input(delta, weights, before)
-            for i in range(len(x)):
-                for j in range(x.shape[1]):
-                    before[i, j] = before[i, j] if x[i, j] > zero else zero
+            rectify(x, before)
         elif len(work.features) > 0:
             features = matrix(work.features, 0, layout.examples, layer[INPUTS])
             product_by_input(delta, weights, features)
@@ -90,10 +88,7 @@ def add_dense_gradient(
         total = matrix(work.sums, 0, layer[OUTPUTS], layer[INPUTS])
         product_by_weights(delta, x, total)
         add_scaled(factor, total, dense_weights(layer, target))
-        bias = dense_bias(layer, target)
-        for i in range(len(delta)):
-            for j in range(delta.shape[1]):
-                bias[j] += scale * delta[i, j]
+        add_rows(factor, delta, dense_bias(layer, target))
 
 
 @compiled
@@ -104,7 +99,7 @@ def dense_tangents(
 
     The tangent of the first layer's input is in `tangents` if there are blocks; otherwise it is zero.
     """
-    last, zero = len(layout.dense) - 1, record.dtype.type(0)
+    last = len(layout.dense) - 1
     for level in range(last + 1):
         layer = layout.dense[level]
         x = matrix(record, layer[X], layout.examples, layer[INPUTS])
@@ -120,11 +115,9 @@ def dense_tangents(
             from_input = matrix(work.part, 0, layout.examples, layer[OUTPUTS])
             product(x_dot, dense_weights(layer, theta), from_input)
             add(from_input, out)
-        bias_dot = dense_bias(layer, direction)
-        for i in range(len(out)):
-            for j in range(out.shape[1]):
-                value = out[i, j] + bias_dot[j]
-                out[i, j] = value if level == last or values[i, j] > zero else zero
+        add_to_rows(dense_bias(layer, direction), out)
+        if level < last:
+            rectify(values, out)
 
 
 @compiled
@@ -144,7 +137,6 @@ def add_dense_curvature(
     `work.features` receives the tangent of the gradient by the input of the first layer, if it has room.
     `target` may be the direction.
     """
-    zero, scale = record.dtype.type(0), record.dtype.type(factor)
     for level in range(len(layout.dense) - 1, -1, -1):
         layer = layout.dense[level]
         x = matrix(record, layer[X], layout.examples, layer[INPUTS])
@@ -164,14 +156,9 @@ def add_dense_curvature(
             product_by_input(delta, weights_dot, from_delta)
             add(from_delta, gradient_dot)
         add_scaled(factor, total, dense_weights(layer, target))
-        bias = dense_bias(layer, target)
-        for i in range(len(own_dot)):
-            for j in range(own_dot.shape[1]):
-                bias[j] += scale * own_dot[i, j]
+        add_rows(factor, own_dot, dense_bias(layer, target))
         if level > 0:
-            before_dot = matrix(work.delta_dot, 0, layout.examples, layer[INPUTS])
-            for i in range(len(x)):
-                for j in range(x.shape[1]):
-                    before_dot[i, j] = gradient_dot[i, j] if x[i, j] > zero else zero
+            rectify(x, gradient_dot)
+            copy(gradient_dot.ravel(), work.delta_dot[: gradient_dot.size])
         elif len(work.features) > 0:
             copy(gradient_dot.ravel(), work.features[: gradient_dot.size])

@@ -1,15 +1,16 @@
 """Recognise the networks that the compiled functions can run, and order their parameters for them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.meta_gradient.torch_internals import has_hooks
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 from maml_pipeline.networks.convolution import Convolution2d
+from maml_pipeline.torch_internals import has_hooks
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class FeedForward:
     dense: tuple[tuple[int, int], ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the parameters that have an effect."""
+        return frozenset(name for name, _ in self.shapes)
+
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Tell whether the network can predict an example of a shape, `(features,)` or `(C, H, W)`."""
         inputs = self.dense[0][0]
@@ -77,27 +83,33 @@ class FeedForward:
 
     def pack(self, theta: dict[str, Tensor]) -> Tensor:
         """Concatenate parameters, with channels last: by name -> `(P,)`."""
-        return torch.cat(
-            [theta[name].reshape(shape).movedim(1, -1).reshape(-1) for name, shape in self.shapes]
-        )
+        return torch.cat([_channels_last(theta[name], shape) for name, shape in self.shapes])
 
-    def unpack(self, packed: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undo `pack`: `(..., P)` -> by name.
+    def unpack(self, packed: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `pack`: `(..., P)` -> by name, in the order of `theta`.
 
         Args:
             packed: Values of the parameters.
-            others: By name, in the order of the result: the values of parameters that `packed` does not
-                have, such as the bias of a convolution.
+            theta: The parameters. The value of one that `packed` does not have, such as the bias of a
+                convolution, is its own.
         """
-        lead, start, values = packed.shape[:-1], 0, dict(others)
+        lead, start, values = packed.shape[:-1], 0, {}
         for name, (first, second, *rest) in self.shapes:
             size = prod((first, second, *rest))
-            part = packed[..., start : start + size].reshape(*lead, first, *rest, second)
-            values[name] = part.movedim(-1, len(lead) + 1).reshape(*lead, *others[name].shape)
+            part = packed[..., start : start + size]
+            if rest:
+                part = part.reshape(*lead, first, *rest, second).movedim(-1, len(lead) + 1)
+            values[name] = part.reshape(*lead, *theta[name].shape)
             start += size
         return {
-            name: v.expand(*lead, *v.shape) if v is others[name] else v for name, v in values.items()
+            name: values[name] if name in values else p.expand(*lead, *p.shape)
+            for name, p in theta.items()
         }
+
+
+def _channels_last(p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Flatten a parameter with its second dimension last."""
+    return p.reshape(-1) if len(shape) == 2 else p.reshape(shape).movedim(1, -1).reshape(-1)
 
 
 def feed_forward(network: nn.Module) -> FeedForward | None:
@@ -106,22 +118,20 @@ def feed_forward(network: nn.Module) -> FeedForward | None:
     They run `ConvNet`, `MLP`, and sequences of fully connected layers with ReLUs in between:
     these classes themselves, without hooks, whose parameters all adapt, on the CPU and in one type.
     """
+    if type(network) not in (ConvNet, MLP, nn.Sequential):
+        return None
     modules = list(network.modules())
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     is_plain = (
-        all(p.requires_grad and p.device.type == "cpu" and p.is_contiguous() for p in parameters)
-        and len({p.dtype for p in parameters}) == 1
+        len({*parameters}) == len(parameters) > 0
         and parameters[0].dtype in (torch.float32, torch.float64)
-        and len({id(p) for p in parameters}) == len(parameters)
+        and all(p.requires_grad and p.is_cpu and p.is_contiguous() for p in parameters)
+        and len({p.dtype for p in parameters}) == 1
         and not any(has_hooks(module) or "forward" in vars(module) for module in modules)
     )
     if not is_plain:
         return None
-    if type(network) is ConvNet:
-        return _convolutional(network)
-    if type(network) in (MLP, nn.Sequential):
-        return _fully_connected(network)
-    return None
+    return _convolutional(network) if type(network) is ConvNet else _fully_connected(network)
 
 
 def _convolutional(network: ConvNet) -> FeedForward | None:

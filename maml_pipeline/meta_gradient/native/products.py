@@ -30,6 +30,32 @@ def add(values: Any, target: Any) -> None:
 
 
 @compiled
+def add_to_rows(vector: Any, target: Any) -> None:
+    """Add a vector to each row of a matrix in place."""
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] += vector[j]
+
+
+@compiled
+def add_rows(factor: float, values: Any, target: Any) -> None:
+    """Add `factor` times the sum of the rows of a matrix to a vector in place."""
+    scale = values.dtype.type(factor)
+    for i in range(len(values)):
+        for j in range(values.shape[1]):
+            target[j] += scale * values[i, j]
+
+
+@compiled
+def rectify(values: Any, target: Any) -> None:
+    """Set the numbers of a matrix to 0 in place where those of another one are not positive."""
+    zero = target.dtype.type(0)
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] = target[i, j] if values[i, j] > zero else zero
+
+
+@compiled
 def product(x: Any, w: Any, out: Any) -> None:
     """Compute out = x w^T: the values of a layer with inputs x and weights w."""
     np.dot(x, w.T, out)

@@ -4,7 +4,6 @@ Instructions name parameters by slot: slot 0 holds theta_0, slot 1 those of the 
 others those that the backward sweep needs again. The methods differ in nothing but their instructions.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from maml_pipeline.gradient_order import Method
@@ -42,26 +41,22 @@ class Schedule(NamedTuple):
 
     Args:
         instructions: In order.
+        is_first_order: The query gradient is the result.
         checkpoints: Number of slots besides theta_0 and the current step.
         kept: Number of records that are kept.
     """
 
     instructions: tuple[Instruction, ...]
+    is_first_order: bool
     checkpoints: int
     kept: int
 
     @property
-    def is_first_order(self) -> bool:
-        """Whether the query gradient is the result."""
-        return all(row.operation != CURVATURE for row in self.instructions)
-
-    @property
     def rereads_records(self) -> bool:
         """Whether an instruction reads a record that another one wrote and that is not kept."""
-        return any(row.operation == RECORD for row in self.instructions)
+        return not self.is_first_order and self.kept == 0
 
 
-@lru_cache
 def schedule(method: Method, steps: int, first: int) -> Schedule:
     """Return the instructions of a method for a number of inner steps k.
 
@@ -106,4 +101,9 @@ def schedule(method: Method, steps: int, first: int) -> Schedule:
             instructions.append(Instruction(RECORD, held[t]))
         instructions.append(Instruction(CURVATURE, held[t], kept=t - first if keeps_records else -1))
         used -= {held.pop(t)} - {THETA}
-    return Schedule(tuple(instructions), most - SLOTS, len(saved) if keeps_records else 0)
+    return Schedule(
+        instructions=tuple(instructions),
+        is_first_order=not differentiated,
+        checkpoints=most - SLOTS,
+        kept=len(saved) if keeps_records else 0,
+    )

@@ -1,0 +1,115 @@
+"""What is the same in every meta-step: the layouts, the instructions, and the memory of a thread."""
+
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from maml_pipeline.gradient_order import Method
+from maml_pipeline.meta_gradient.native.chunk import Memory
+from maml_pipeline.meta_gradient.native.layout import OUTPUTS, Layout, layout
+from maml_pipeline.meta_gradient.native.network import FeedForward
+from maml_pipeline.meta_gradient.native.schedule import Schedule, schedule
+from maml_pipeline.meta_gradient.native.work import Work, work_sizes
+
+TASKS_PER_CHUNK = 32
+"""For networks without blocks, where a call from Python takes as long as several tasks."""
+
+
+class Sets(NamedTuple):
+    """The kind of tasks.
+
+    Args:
+        support: Shape of the inputs of a support set, `(S, ...)`.
+        query: Shape of the inputs of a set that is predicted, `(Q, ...)`.
+        tasks: Number of tasks T.
+        classifies: The loss is the cross-entropy, otherwise the mean squared error.
+        bytes_each: Bytes of a number.
+    """
+
+    support: tuple[int, ...]
+    query: tuple[int, ...]
+    tasks: int
+    classifies: bool
+    bytes_each: int
+
+
+class Plan(NamedTuple):
+    """How a batch of tasks is computed.
+
+    Args:
+        layouts: Layouts of the support and the query sets.
+        schedule: Instructions for each chunk.
+        chunks: The tasks of each chunk: one if the network has blocks, so that a thread holds one task's
+            intermediate values at a time.
+        shapes: Shapes of the arrays of `Work`, then those of `Memory`.
+    """
+
+    layouts: tuple[Layout, Layout]
+    schedule: Schedule
+    chunks: tuple[slice, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def allocate(self, like: Tensor) -> Memory:
+        """Allocate a thread's memory as one tensor of PyTorch's allocator, which counts it."""
+        sizes = [prod(shape) for shape in self.shapes]
+        memory = like.new_empty(sum(sizes)).numpy()
+        ends = accumulate(sizes)
+        arrays = [
+            memory[end - size : end].reshape(shape)
+            for size, end, shape in zip(sizes, ends, self.shapes, strict=True)
+        ]
+        parts = len(Work._fields)
+        work = Work(*arrays[:parts])
+        if not work.delta.size:
+            work = work._replace(delta=work.u_dot)
+        records, kept, tangents, checkpoints, adjoints, predictions, losses = arrays[parts:]
+        current = tangents[: len(losses) * adjoints.shape[1]].reshape(len(losses), -1)
+        return Memory(work, records, kept, tangents, current, checkpoints, adjoints, predictions, losses)
+
+
+@lru_cache(maxsize=64)
+def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: int) -> Plan:
+    """Plan the meta-gradients of a network; with no steps, its evaluations.
+
+    Args:
+        network: The network.
+        sets: The kind of tasks.
+        method: Unrolled or checkpointed.
+        steps: Number of inner steps k.
+        first: The first differentiated step; k for first order.
+    """
+    layouts = (
+        layout(network, sets.support, sets.bytes_each, sets.classifies),
+        layout(network, sets.query, sets.bytes_each, sets.classifies),
+    )
+    size = 1 if network.blocks else min(TASKS_PER_CHUNK, sets.tasks)
+    instructions = schedule(method, steps, first)
+    return Plan(
+        layouts=layouts,
+        schedule=instructions,
+        chunks=tuple(
+            slice(start, min(start + size, sets.tasks)) for start in range(0, sets.tasks, size)
+        ),
+        shapes=_shapes(layouts, instructions, size),
+    )
+
+
+def _shapes(
+    layouts: tuple[Layout, Layout], instructions: Schedule, tasks: int
+) -> tuple[tuple[int, ...], ...]:
+    support, is_first_order = layouts[0], instructions.is_first_order
+    parameters, outputs = support.parameters, int(support.dense[-1, OUTPUTS])
+    tangents = 0 if is_first_order else support.tangents
+    return (
+        *((size,) for size in work_sizes(layouts, is_first_order)),
+        (tasks if instructions.rereads_records else 1, max(layout.record for layout in layouts)),
+        (instructions.kept, tasks, support.record),
+        (max(tangents, tasks * parameters),),
+        (instructions.checkpoints, tasks, parameters),
+        (0 if is_first_order else tasks, parameters),
+        (tasks, support.examples, outputs),
+        (tasks,),
+    )
