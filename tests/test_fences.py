@@ -12,6 +12,7 @@ FENCES = (
     "maml_pipeline/learner/lightning_internals.py",
     "maml_pipeline/torch_internals.py",
     "maml_pipeline/cli/jsonargparse_internals.py",
+    "maml_pipeline/cli/python_internals.py",
     "maml_pipeline/learner/tracking/wandb_internals.py",
 )
 DOCUMENTED = {

@@ -32,7 +32,7 @@ FIT = (
     *("--probes.memory", "false", "--probes.speed", "false"),
 )
 PLACES = {
-    "importing": (cli, "import_module"),
+    "importing": (cli, "import_command"),
     "parsing": (training.TrainingCommand, "parse_arguments"),
     "preparing data": (TaskDataModule, "prepare_data"),
     "opening the folder": (training, "open_run_folder"),
@@ -219,7 +219,7 @@ def test_a_signal_during_the_imports_is_one_line(signum: int, imported: str) -> 
                     os.kill(os.getpid(), {int(signum)})
 
         sys.meta_path.insert(0, Finder())
-        main(["fit", "--config", "toy.yaml"])
+        main(["fit", "--config", "toy"])
     """)
     assert ended.returncode == 128 + signum
     assert ended.stderr == f"maml: stopped by {signal.Signals(signum).name} while it was starting\n"

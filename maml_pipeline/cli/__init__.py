@@ -1,14 +1,16 @@
 """The `maml` command."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
 
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli import elapsed, faults, training_help
+from maml_pipeline.cli.known_keys import check_keys
+from maml_pipeline.cli.late_imports import import_command
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import check_environment
 from maml_pipeline.errors import UserError
@@ -33,7 +35,19 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the `maml` command.
+    """Run the `maml` command in this process, which goes on afterwards.
+
+    Args:
+        argv: Arguments after the program's name; `None` for those of this process.
+    """
+    try:
+        run(argv)
+    finally:
+        gc.unfreeze()
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Run the `maml` command, and leave what was imported exempt from garbage collection.
 
     Args:
         argv: Arguments after the program's name; `None` for those of this process.
@@ -99,9 +113,10 @@ def _run(parsed: argparse.Namespace) -> None:
     is_training = command in ("fit", "validate", "test")
     if is_training and training_help.is_asked_for(arguments):
         training_help.run(command)
-    # Imported late: Lightning takes seconds to import, which help must not.
     check_environment()
-    module = import_module(f"maml_pipeline.cli.{'training' if is_training else command}")
+    if is_training:
+        check_keys(arguments)
+    module = import_command(command, arguments)
     signals.respond(Response.RAISE)
     signals.raise_if_requested()
     module.run(*([command] if is_training else []), arguments)

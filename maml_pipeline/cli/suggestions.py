@@ -83,12 +83,13 @@ _UNKNOWN_CLASS = re.compile(
 )
 _UNKNOWN_MODULE = re.compile(r"No module named '(\w+)")
 _UNKNOWN_FLAGS = re.compile(r"[Uu]nrecognized arguments: (.*)")
-_UNKNOWN_KEY = re.compile(r"Key '([\w.]+)' is not expected")
+_NOT_ACCEPTED = re.compile(r"(?:Subcommand|Group) '[\w.]+' does not accept option '([\w.]+)'")
+_UNKNOWN_KEY = re.compile(r"there is no key ([\w.]+)")
 _UNKNOWN_ARGUMENT = re.compile(r"([\w.]+): Option '([\w.]+)' is not accepted")
 
 
 def describe_missing(message: str, arguments: Sequence[str]) -> str:
-    """Rewrite an error message about missing keys or a missing value; return others unchanged.
+    """Rewrite a message about missing or unknown keys, or a missing value; return others unchanged.
 
     Args:
         message: The error message.
@@ -101,7 +102,14 @@ def describe_missing(message: str, arguments: Sequence[str]) -> str:
         return f"no value for {keys}; set it in a config or on the command line"
     if (found := _MISSING_VALUE.fullmatch(message)) and found[1] in SWITCHES:
         return f"{message}: true or false"
+    if found := _NOT_ACCEPTED.fullmatch(message):
+        return unknown_key(found[1])
     return message
+
+
+def unknown_key(key: str) -> str:
+    """Return the message about an unknown key in a configuration file, to which `suggest` may append."""
+    return f"there is no key {key}"
 
 
 def suggest(message: str, keys: Sequence[str], arguments: Sequence[str]) -> str:

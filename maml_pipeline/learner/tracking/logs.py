@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner.tracking.wandb_internals import read_records
+from maml_pipeline.learner.tracking.wandb_internals import is_offline, read_records
 from maml_pipeline.run_folder import WANDB_LOG
 
 STEP_METRIC = "meta_step"
@@ -22,9 +22,14 @@ def group_wandb_logs(logs: Iterable[Path]) -> dict[str, list[Path]]:
     runs: dict[str, list[Path]] = {}
     # .../wandb/offline-run-20261124_030330-f76e1feb/run-f76e1feb.wandb: sorted by the time in the name.
     found = {path.resolve() for path in logs}
-    for log in sorted(found, key=lambda log: (log.parent.name.removeprefix("offline-"), log)):
+    for log in sorted(found, key=_start_order):
         runs.setdefault(str(log.parent.parent / log.stem), []).append(log)
     return runs
+
+
+def _start_order(log: Path) -> tuple[str, bool, Path]:
+    # In the same second, an offline log replaces that of an attempt to reach the server.
+    return log.parent.name.removeprefix("offline-"), is_offline(log), log
 
 
 def read_wandb_log(log: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:

@@ -1,0 +1,50 @@
+"""Import what a command needs, once its arguments are known: help must not wait for PyTorch."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from types import ModuleType
+
+from maml_pipeline.environment import RANKS, WANDB_DISABLED, WANDB_MODE
+from maml_pipeline.garbage import collector_paused
+
+TRAINING = ("fit", "validate", "test")
+"""The commands that share one module."""
+
+
+def import_command(command: str, arguments: Sequence[str]) -> ModuleType:
+    """Import the module of a command.
+
+    Args:
+        command: Such as `fit`.
+        arguments: The arguments after the command.
+    """
+    name = f"maml_pipeline.cli.{'training' if command in TRAINING else command}"
+    with collector_paused():
+        if command != "fit" or not _will_track(arguments):
+            return import_module(name)
+        # Before PyTorch: W&B's API looks its classes up among all modules that are imported, which
+        # takes a second once Lightning is.
+        import_module("wandb.apis.public")
+        service = threading.Thread(target=_start_wandb_service, name="wandb-service", daemon=True)
+        service.start()
+        module = import_module(name)
+        service.join()
+        return module
+
+
+def _will_track(arguments: Sequence[str]) -> bool:
+    """Tell whether this process will log a training to W&B, as far as its environment tells."""
+    only_prints = any(argument.startswith(("--print_config", "--help", "-h")) for argument in arguments)
+    is_first = not any(rank.get() for rank in RANKS)
+    is_disabled = WANDB_DISABLED.get() or WANDB_MODE.get() == "disabled"
+    return is_first and not only_prints and not is_disabled
+
+
+def _start_wandb_service() -> None:
+    """Start the process that W&B logs with, for which it waits; what fails here fails again later."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.setup()
