@@ -19,7 +19,7 @@ from maml_pipeline.report.curves import MOST_POINTS, series_over_seeds
 from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.style import order_style, plain_number, plot_style
-from maml_pipeline.report.tradeoff_plot import draw_overview
+from maml_pipeline.report.tradeoff_plot import SCALE_COLOUR, draw_overview
 from maml_pipeline.runs.run import Run
 from tests.helpers import make_run
 
@@ -205,6 +205,26 @@ def test_a_single_probe_is_a_visible_mark_on_an_axis_with_different_ticks() -> N
         assert line.get_marker() not in ("", "None", None)
         ((x, y),) = np.asarray(line.get_xydata())
         assert ax.get_xlim()[0] < x <= ax.get_xlim()[1] and ax.get_ylim()[0] < y < ax.get_ylim()[1]
+
+
+# From first to second order ----------------------------------------------------------------------
+
+
+def test_thin_lines_join_the_truncated_orders_with_first_and_second_order() -> None:
+    truncated = [GradientOrder(differentiated_steps=n) for n in (1, 3, 2)]
+    others = [CHECKPOINTED, GradientOrder(differentiated_steps=1, method=Method.CHECKPOINTED)]
+    megabytes = {FIRST: 1, SECOND: 9, **dict.fromkeys(others, 4)}
+    megabytes |= {order: 2 + (order.differentiated_steps or 0) for order in truncated}
+    shown = rows({(order, 4): (0.5, 0.1, peak) for order, peak in megabytes.items()})
+    assert [str(row.order) for row in shown] == [
+        *("first", "truncated-1", "truncated-2", "truncated-3", "second"),
+        *("truncated-1-checkpointed", "checkpointed"),
+    ]
+    ax = draw_overview({"sine": shown}).axes[0]
+    (scale,) = [line for line in ax.lines if line.get_color() == SCALE_COLOUR]
+    assert [float(x) for x in np.asarray(scale.get_xdata())] == [1, 3, 4, 5, 9]
+    without = draw_overview({"sine": rows(SINE)}).axes[0]
+    assert not any(line.get_color() == SCALE_COLOUR for line in without.lines)
 
 
 # Without colour, and at any number of experiments -----------------------------------------------

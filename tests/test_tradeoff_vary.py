@@ -59,6 +59,7 @@ def test_without_vary_cells_keep_their_names(maml: Maml) -> None:
     [
         ("model.inner_lr=.1,1e-5,2", ["inner_lr=0.1", "inner_lr=1e-05", "inner_lr=2"]),
         ("model.optimizer.lr=0.01,0.02", ["lr=0.01", "lr=0.02"]),
+        ("model.first_order_meta_steps=0,3", ["first_order_meta_steps=0", "first_order_meta_steps=3"]),
         ("trainer.gradient_clip_val=null,10", ["gradient_clip_val=null", "gradient_clip_val=10"]),
         ("model.optimizer.betas=[0.5,0.9],[0.9,0.99]", ["betas=0.5,0.9", "betas=0.9,0.99"]),
         ("model.optimizer.amsgrad=true,false", ["amsgrad=true", "amsgrad=false"]),

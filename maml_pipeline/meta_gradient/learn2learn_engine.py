@@ -102,7 +102,7 @@ class Learn2LearnEngine(Engine):
             add_in_place([gradient[name] for name in addends], [*addends.values()])
             for name, addend in result.rates.items():
                 rates[name] += addend
-            del result, addends
+            del result, addends  # freed before the next task adapts
 
         losses_by_task = torch.stack(inner_losses)
         return MetaGradient(

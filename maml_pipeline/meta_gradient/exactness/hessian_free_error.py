@@ -45,7 +45,7 @@ def warn_if_inexact(network: nn.Module, loss: Loss, tasks: TaskBatch, inner: Inn
         off = _relative_error(plain.meta_gradient(theta, tasks, inner).gradient, exact)
     if off > _NEGLIGIBLE:
         logger.warning(
-            "hessian_free: the meta-gradient of two tasks is %.2g %% off exact second order for network "
+            "hessian_free: the meta-gradient of two tasks is %.3g %% off exact second order for network "
             "%s in %s, as kinks such as those of ReLU cause; method checkpointed is exact",
             *(100 * off, type(network).__name__, str(next(network.parameters()).dtype)[6:]),
         )

@@ -53,7 +53,7 @@ DENSE_COLUMNS = 7
     X_DOT,  # offset in the record of tangents
 ) = range(DENSE_COLUMNS)
 
-BYTES_OF_COLUMNS = 200_000
+BYTES_OF_COLUMNS = 160_000
 """Columns are made in parts that stay in the cache of a core."""
 
 

@@ -15,7 +15,8 @@ class Work(NamedTuple):
         delta: Gradient by z, if it may not overwrite u; the same as `u_dot` if nothing is pooled.
         u_dot: Tangent of u.
         columns_dot: Tangent of a part of columns.
-        part: Two inputs or outputs of a fully connected layer, or z of a part of the pixels.
+        part: Two inputs or outputs of a fully connected layer, or z of a part of the pixels of
+            a block after the first.
         prediction_dot: Tangent of the prediction.
         delta_dot: Tangent of the gradient by the output of a fully connected layer.
     """
@@ -36,7 +37,7 @@ def work_sizes(layouts: tuple[Layout, Layout], is_first_order: bool) -> Work:
     support = layouts[0]
     examples = max(layout.examples for layout in layouts)
     widest = int(max(support.dense[:, INPUTS].max(), support.dense[:, OUTPUTS].max()))
-    z_part = max((int(row[ROWS] * row[FILTERS]) for row in support.blocks), default=0)
+    z_part = max((int(row[ROWS] * row[FILTERS]) for row in support.blocks[1:]), default=0)
     second = 0 if is_first_order else 1
     return Work(
         columns=max(layout.columns for layout in layouts),
