@@ -225,7 +225,7 @@ def test_a_run_of_an_engine_that_is_not_installed_is_loaded_with_the_other(
     monkeypatch.setitem(sys.modules, "learn2learn", None)
     monkeypatch.delitem(sys.modules, "learn2learn.algorithms", raising=False)
     learn2learn_maml.cache_clear()
-    with pytest.warns(UserWarning, match="learn2learn, which cannot be imported; using vectorized"):
+    with pytest.warns(UserWarning, match="learn2learn, which cannot be imported; using native"):
         learner = MetaLearner.from_run(folder)
     learn2learn_maml.cache_clear()
     task = Lines().task(0, "test", 0)
