@@ -88,6 +88,7 @@ KEYS = {
     "model.inner_lr": "null 0 -0.1 nan inf -inf",
     "model.inner_steps": "-1 10001 1000000000000 null",
     "model.eval_inner_steps": "-1 10001 1000000000000 x 1.5",
+    "model.learned_inner_lr.lr": "0 -1 nan x null",
     "model.adapt": "x [] [nope.*] [1] [weight,nope]",
     "model.first_order_meta_steps": "-1",
     "model.differentiated_steps": "-1 2 1.5 x",

@@ -1,6 +1,7 @@
 """Independent references for meta-gradients and adaptation curves, written for clarity."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -50,6 +51,47 @@ class PlainLoop:
         self._set(self.theta)
         return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in self.theta}
 
+    def first_order_of_rates(self, batch: TaskBatch) -> Parameters:
+        """Return -<a, g_t> by parameter `(k,)`, with a the query gradient and g_t that of step t."""
+        total = {name: torch.zeros(self.inner.steps).to(self.theta[name]) for name in self.moves}
+        for task in batch.tasks():
+            *before, adapted = self._adapt(task)
+            a = self._gradient(adapted, task.query_x, task.query_y)
+            for t, theta in enumerate(before):
+                g = self._gradient(theta, task.support_x, task.support_y)
+                for name in self.moves:
+                    total[name][t] -= (a[name] * g[name]).sum() / len(batch.support_x)
+        self._set(self.theta)
+        return total
+
+    def slope_of_rates(self, batch: TaskBatch, name: str, t: int, h: float) -> float:
+        """Differentiate the mean adapted query loss along one inner learning rate.
+
+        Steps that are not differentiated move theta_{k-n} along the gradient of step t alone.
+        """
+        inner, rates = self.inner, dict(self.inner.rates or {})
+        first = inner.first_differentiated_step
+        trajectories = [self._adapt(task) for task in batch.tasks()]
+
+        def adapted_loss(distance: float) -> float:
+            moved, losses = rates[name].clone(), []
+            moved[t] += distance
+            self.inner = replace(inner, rates=rates | {name: moved})
+            for trajectory, task in zip(trajectories, batch.tasks(), strict=True):
+                start = trajectory[first]
+                if t < first:
+                    g = self._gradient(trajectory[t], task.support_x, task.support_y)
+                    start = start | {name: start[name] - distance * g[name]}
+                self._set(self._adapt(task, start, inner.steps - first)[-1])
+                with torch.no_grad():
+                    losses.append(self.loss(self.network(task.query_x.clone()), task.query_y.clone()))
+            return float(torch.stack(losses).mean())
+
+        slope = finite_difference(adapted_loss, h)
+        self.inner = inner
+        self._set(self.theta)
+        return slope
+
     def slope(self, batch: TaskBatch, direction: Parameters, h: float) -> float:
         """Differentiate the mean adapted query loss along a direction by finite differences.
 
@@ -75,11 +117,12 @@ class PlainLoop:
     def _adapt(
         self, task: Task, start: Parameters | None = None, steps: int | None = None
     ) -> list[Parameters]:
-        """Return the parameters before and after each inner step; by default theta_0, ..., theta_k."""
+        """Return the parameters before and after each of the last inner steps; by default of all k."""
         trajectory = [self.theta if start is None else start]
-        for _ in range(self.inner.steps if steps is None else steps):
+        first = 0 if steps is None else self.inner.steps - steps
+        for t in range(first, self.inner.steps):
             g = self._gradient(trajectory[-1], task.support_x, task.support_y)
-            moved = {name: trajectory[-1][name] - self.inner.lr * g[name] for name in self.moves}
+            moved = {n: trajectory[-1][n] - self.inner.rate(t, n) * g[n] for n in self.moves}
             trajectory.append(trajectory[-1] | moved)
         return trajectory
 

@@ -25,6 +25,7 @@ def test_every_logged_metric_is_documented_and_vice_versa(
         "data.tasks.cache_dir": synthetic_cache,
         "model.network.filters": 4,
         "model.first_order_meta_steps": 3,
+        "model.learned_inner_lr.lr": 0.01,
         "run.dir": tmp_path / "run",
     }
     configs = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maml_pipeline import MetaLearner, Task, TaskDataModule, TaskDistribution
 from maml_pipeline.errors import UserError
-from maml_pipeline.learner import accuracy
+from maml_pipeline.learner import LearnedInnerLr, accuracy
 from maml_pipeline.learner.checkpoints import BestCheckpoint, LastCheckpoint
 from maml_pipeline.learner.metrics_csv import MetricsCSV
 from maml_pipeline.learner.preemption import StopOnSignal
@@ -111,6 +111,8 @@ def cases() -> Iterator[tuple[str, Case]]:
                 yield f"{engine}, {order}, images", Case(learner, small_convnet, images=True)
         yield f"{engine}, annealed", Case({"first_order_meta_steps": 15, **settings})
         yield f"{engine}, partly", Case(settings, Partly)
+        learned = {"learned_inner_lr": LearnedInnerLr(0.01), "adapt": ["2.*", "4.*"], "inner_steps": 3}
+        yield f"{engine}, learned rates", Case(settings | learned)
     settings = {"engine": "vectorized", "inner_steps": 1, **descent}
     yield "one inner step", Case(settings)
     yield "one inner step, accumulated", Case(settings, trainer=accumulated, meta_batch_size=4)
@@ -139,8 +141,13 @@ def train(case: Case) -> Trained:
     trainer(callbacks=[recorder], **case.trainer).fit(
         learner, datamodule=TaskDataModule(tasks, case.meta_batch_size)
     )
-    weights = learner.network.state_dict()
+    weights = learner.network.state_dict() | rates_of(learner)
     return Trained(recorder.gradient, weights, recorder.reductions)
+
+
+def rates_of(learner: MetaLearner) -> dict[str, Tensor]:
+    """Return the learned inner learning rates, if there are any."""
+    return {} if learner.inner_rates is None else {"inner_rates": learner.inner_rates}
 
 
 def build(case: Case) -> MetaLearner:
@@ -183,8 +190,8 @@ class Recorder(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, learner: Any, *args: Any) -> None:
         """Store the gradient before clipping."""
         if trainer.global_step == 0:
-            named = learner.network.named_parameters()
-            self.gradient = {name: p.grad.clone() for name, p in named if p.grad is not None}
+            named = dict(learner.network.named_parameters()) | rates_of(learner)
+            self.gradient = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
 
 
 def evaluate(engine: str, tasks: int) -> tuple[dict[str, Tensor], list[float]]:

@@ -44,6 +44,9 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("model.loss", "", "function: torch.nn.functional.mse_loss, ..."),
         Key("model.metric", "null", "second measure: maml_pipeline.learner.accuracy, ..."),
         Key("model.inner_lr", "", "inner learning rate alpha"),
+        Key(
+            "model.learned_inner_lr.lr", "null", "meta-learn a rate per parameter and step, with this lr"
+        ),
         Key("model.inner_steps", "1", "inner steps in training"),
         Key("model.eval_inner_steps", "null: inner_steps", "inner steps in evaluation"),
         Key("model.adapt", "null: all", "parameters that inner steps move: [head.*], ..."),

@@ -80,7 +80,8 @@ class EvaluatedByAdaptation(LightningModule):
             support_x: Inputs `(S, ...)` of the S support points; moved to the learner's device.
             support_y: Targets `(S, ...)`; moved as well.
             steps: Inner steps; `None` for `eval_inner_steps`.
-            inner_lr: Inner learning rate; `None` for the learner's.
+            inner_lr: Inner learning rate of all parameters and steps; `None` for the learner's own, or
+                its learned ones.
 
         Returns:
             A copy of the network with the adapted parameters, in evaluation mode and on the learner's
@@ -96,14 +97,18 @@ class EvaluatedByAdaptation(LightningModule):
         """
         if steps is not None:
             check_whole("steps", steps, 0)
-        inner = replace(
-            self.eval_inner,
-            lr=self.eval_inner.lr if inner_lr is None else inner_lr,
-            steps=self.eval_inner.steps if steps is None else steps,
-        )
+        inner = self.evaluation_loop()
+        if steps is not None:
+            inner = replace(inner, steps=steps)
+        if inner_lr is not None:
+            inner = replace(inner, lr=inner_lr, rates=None)
         return adapted_network(
             self.network, self.engine, self.loss, support_x, support_y, inner, self.transductive
         )
+
+    def evaluation_loop(self) -> InnerLoop:
+        """Return the inner loop of an evaluation."""
+        return self.eval_inner
 
     # Lightning's hooks ---------------------------------------------------------------------------
 
@@ -156,7 +161,7 @@ class EvaluatedByAdaptation(LightningModule):
             return  # fewer tasks than devices, and none for this one
         self.check_first_batch(batch)
         curves = self.engine.adaptation_curves(
-            self.network, self.measures, self.loss, batch, self.eval_inner, self.transductive
+            self.network, self.measures, self.loss, batch, self.evaluation_loop(), self.transductive
         )
         self._reset_metric()
         check_finite(curves["loss"], self.eval_inner.lr, f"the {when} meta-step {self.global_step}")

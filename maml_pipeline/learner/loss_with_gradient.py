@@ -9,14 +9,22 @@ from maml_pipeline.meta_gradient import MetaGradient
 from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
 
 
-def loss_with_gradient(result: MetaGradient, network: nn.Module) -> Tensor:
+def loss_with_gradient(
+    result: MetaGradient, network: nn.Module, rates: nn.Parameter | None = None
+) -> Tensor:
     """Return the loss of a meta-gradient; its backward deposits the gradient in the parameters.
+
+    Those are the network's, and the learned inner learning rates, with rows in the gradient's order.
 
     Lightning treats it as an ordinary loss: its backward reaches the parameters through autograd, so
     gradient scaling, accumulation, clipping and the all-reduce of DDP work as for any other loss.
     """
-    parameters = trainable_parameters(network)  # in the order of the gradient
-    loss: Tensor = _LossWithGradient.apply(result.loss, *result.gradient.values(), *parameters.values())
+    parameters = [*trainable_parameters(network).values()]  # in the order of the gradient
+    gradient = [*result.gradient.values()]
+    if rates is not None:
+        parameters.append(rates)
+        gradient.append(torch.stack([*result.rates.values()]))
+    loss: Tensor = _LossWithGradient.apply(result.loss, *gradient, *parameters)
     return loss
 
 

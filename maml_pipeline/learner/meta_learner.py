@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +15,13 @@ from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
 from maml_pipeline.files import expand_home
 from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
+from maml_pipeline.learner.learned_inner_lr import (
+    RATE_NAMES,
+    LearnedInnerLr,
+    initial_rates,
+    mean_rates,
+    parameter_groups,
+)
 from maml_pipeline.learner.lightning_internals import remember_signature
 from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
@@ -35,6 +43,8 @@ class MetaLearner(EvaluatedByAdaptation):
             `torch.nn.functional.mse_loss`, or an instance of a class such as `torch.nn.HuberLoss`, by
             `class_path` and `init_args`.
         inner_lr: Inner learning rate alpha.
+        learned_inner_lr: Meta-learn a rate for each adapted parameter and inner step, which starts at
+            `inner_lr`; see `LearnedInnerLr`. An evaluation takes the last one in further steps.
         inner_steps: Inner steps k in training.
         eval_inner_steps: Inner steps in validation and test; `None` for `inner_steps`.
         adapt: Patterns of the names of the parameters that the inner loop moves: `["head.*"]` for the
@@ -71,11 +81,11 @@ class MetaLearner(EvaluatedByAdaptation):
         2017, algorithm 1; Shaban, Cheng, Hatch, Boots, "Truncated Back-propagation for Bilevel
         Optimization", 2019 (`differentiated_steps`); Fallah, Mokhtari, Ozdaglar, "On the Convergence
         Theory of Gradient-Based Model-Agnostic Meta-Learning Algorithms", 2020 (`hessian_free`);
-        Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4
-        (derivative-order annealing); Nichol, Achiam, Schulman, "On First-Order Meta-Learning
-        Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio, Vinyals, "Rapid Learning
-        or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim, Yun, "BOIL", 2021 (the
-        body alone).
+        Antoniou, Edwards, Storkey, "How to train your MAML", 2019, section 4 (derivative-order
+        annealing, learned inner learning rates); Nichol, Achiam, Schulman, "On First-Order
+        Meta-Learning Algorithms", 2018, section 6.1 (transduction); Raghu, Raghu, Bengio, Vinyals,
+        "Rapid Learning or Feature Reuse?", 2020 (ANIL: `adapt` the head alone); Oh, Yoo, Kim, Yun,
+        "BOIL", 2021 (the body alone).
     """
 
     def __init__(
@@ -84,6 +94,7 @@ class MetaLearner(EvaluatedByAdaptation):
         *,
         loss: Callable[..., Any],
         inner_lr: float,
+        learned_inner_lr: LearnedInnerLr | None = None,
         inner_steps: int = 1,
         eval_inner_steps: int | None = None,
         adapt: list[str] | None = None,
@@ -109,7 +120,12 @@ class MetaLearner(EvaluatedByAdaptation):
         super().__init__(network, loss, metric)
         self.first_order_meta_steps = first_order_meta_steps
         self.inner = InnerLoop(inner_lr, inner_steps, first_order, differentiated_steps, method, adapt)
-        adapted_names(network, self.inner.adapt)  # each pattern matches a parameter
+        self.adapted_names = adapted_names(network, self.inner.adapt)
+        self.learned_inner_lr = learned_inner_lr
+        dtype = network.get_parameter(self.adapted_names[0]).dtype
+        self.inner_rates = (
+            None if learned_inner_lr is None else initial_rates(self.inner, self.adapted_names, dtype)
+        )
         self.engine = build_engine(engine, tasks_per_chunk)
         eval_steps = inner_steps if eval_inner_steps is None else eval_inner_steps
         self.eval_inner = InnerLoop(inner_lr, eval_steps, adapt=adapt)
@@ -133,7 +149,7 @@ class MetaLearner(EvaluatedByAdaptation):
             self._check_finite(result)
         if is_logged:
             self._log_training(result, tasks=len(batch.support_x))
-        return loss_with_gradient(result, self.network)
+        return loss_with_gradient(result, self.network, self.inner_rates)
 
     def _run_engine(self, batch: TaskBatch) -> MetaGradient:
         inner = self.inner_loop()
@@ -141,7 +157,18 @@ class MetaLearner(EvaluatedByAdaptation):
 
     def inner_loop(self) -> InnerLoop:
         """Return the inner loop of the current meta-step, with its gradient order."""
-        return self.inner.in_first_order() if self.takes_first_order() else self.inner
+        inner = self._with_rates(self.inner)
+        return inner.in_first_order() if self.takes_first_order() else inner
+
+    def evaluation_loop(self) -> InnerLoop:
+        """Return the inner loop of an evaluation, with the learned rates if there are any."""
+        return self._with_rates(self.eval_inner)
+
+    def _with_rates(self, inner: InnerLoop) -> InnerLoop:
+        if self.inner_rates is None:
+            return inner
+        rates = dict(zip(self.adapted_names, self.inner_rates.detach(), strict=True))
+        return replace(inner, rates=rates)
 
     def takes_first_order(self) -> bool:
         """Tell whether the current meta-step takes the first-order meta-gradient."""
@@ -168,10 +195,14 @@ class MetaLearner(EvaluatedByAdaptation):
             self.log(f"train/{name}", value, prog_bar=True, batch_size=tasks, sync_dist=True)
         if self.first_order_meta_steps:
             self.log("train/first_order", float(self.takes_first_order()))
+        if self.inner_rates is not None:
+            for layer, rate in mean_rates(self.inner_rates.detach(), self.adapted_names).items():
+                self.log("train/inner_lr" + (f"/{layer}" if layer else ""), rate)
 
     def configure_optimizers(self) -> Any:
         """Build the outer optimizer and its schedule, if any."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        network = (p for p in self.network.parameters() if p.requires_grad)
+        optimizer = self.optimizer(parameter_groups(network, self.inner_rates, self.learned_inner_lr))
         if self.lr_scheduler is None:
             return optimizer
         schedule = scheduler_config(self.lr_scheduler(optimizer))
@@ -272,10 +303,11 @@ class MetaLearner(EvaluatedByAdaptation):
         initialise_lazy(self.network, task)
         check_compatibility(self.network, self.loss, self.metric, task)
         batch = TaskBatch.stack([task])
+        inner = self._with_rates(self.inner)
         if self.first_order_meta_steps > 0:
-            self.engine.check(self.network, self.loss, batch, self.inner.in_first_order())
-        self.engine.check(self.network, self.loss, batch, self.inner)
-        self.engine.check_evaluation(self.network, self.loss, batch, self.eval_inner)
+            self.engine.check(self.network, self.loss, batch, inner.in_first_order())
+        self.engine.check(self.network, self.loss, batch, inner)
+        self.engine.check_evaluation(self.network, self.loss, batch, self.evaluation_loop())
         self._is_checked = True
 
     def configure_model(self) -> None:
@@ -286,8 +318,10 @@ class MetaLearner(EvaluatedByAdaptation):
         self.trainer.precision_plugin.convert_module(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Reject parameters that are not finite."""
-        if not all(p.isfinite().all() for p in self.network.parameters()):
+        """Reject parameters that are not finite; save the names of those that learned rates move."""
+        if self.inner_rates is not None:
+            checkpoint[RATE_NAMES] = [*self.adapted_names]
+        if not all(p.isfinite().all() for p in self.parameters()):
             raise UserError(
                 f"the parameters are not finite at meta-step {self.global_step}: lower inner_lr or the "
                 "optimizer's learning rate; earlier checkpoints are unchanged"

@@ -18,6 +18,9 @@ If only the parameters phi of theta = (phi, psi) adapt, psi_{t+1} = psi_t, and t
 its part of psi accumulates mixed derivatives. So does that of the features of the network's fixed
 prefix, which count as fixed parameters during the sweep; after it, their adjoint is carried back to psi.
 
+A learned inner learning rate alpha_{t,p} of parameter p has the gradient -<a_{t+1,p}, g(theta_t)_p>,
+and alpha_t multiplies a_{t+1} before its Hessian-vector product.
+
 Nor is every theta_t kept. The n differentiated steps are divided into segments of L, L - 1, ..., 1
 steps, with L the smallest integer such that L (L + 1) / 2 >= n. Only the first theta_t of each segment
 is a checkpoint; the sweep recomputes the others of a segment when it reaches it. The earlier a segment,
@@ -42,9 +45,11 @@ from torch import Tensor
 
 from maml_pipeline.meta_gradient.adaptation import (
     ChunkGradient,
+    RateGradient,
     gradient,
     inner_step,
     loss_and_gradient,
+    support_gradient,
 )
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, is_feature
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
@@ -93,8 +98,14 @@ def sweep(
     support = chunk.support_x, chunk.support_y
     first = inner.first_differentiated_step
 
-    def step(theta_t: Parameters) -> tuple[Parameters, Tensor]:
-        return inner_step(chunk_loss, theta_t, *support, inner.lr)
+    rates = RateGradient(inner)
+
+    def step(theta_t: Parameters, t: int) -> Parameters:
+        return inner_step(chunk_loss, theta_t, *support, inner, t)[0]
+
+    def learn_rates(theta_t: Parameters, t: int, adjoint: Parameters) -> None:
+        if inner.rates is not None:
+            rates.add(t, support_gradient(chunk_loss, theta_t, *support)[1], adjoint)
 
     adapted, losses = chunk_loss.start(theta, chunk.support_x), []
     features = {name: p for name, p in adapted.items() if is_feature(name)}
@@ -102,7 +113,10 @@ def sweep(
     for t in range(inner.steps):
         if t >= first:
             checkpoints.save(t - first, adapted)
-        adapted, support_loss = step(adapted)
+        adapted, support_loss, slope = inner_step(chunk_loss, adapted, *support, inner, t)
+        if t < first:
+            rates.keep(t, slope)
+        del slope  # freed before the next step
         losses.append(support_loss)
 
     query_loss, prediction, adjoint = loss_and_gradient(
@@ -111,13 +125,14 @@ def sweep(
     losses.append(query_loss)
     del adapted  # freed before the sweep
     adjoint |= {name: torch.zeros_like(feature) for name, feature in features.items()}
-    adjoint = reverse_sweep(adjoint, checkpoints, lambda theta_t: step(theta_t)[0], product, inner.lr)
+    adjoint = reverse_sweep(adjoint, checkpoints, step, product, learn_rates, inner)
+    rates.add_kept(adjoint)
     of_features = {name: adjoint.pop(name) for name in features}
     meta_gradient = chunk_loss.sum_over_tasks(adjoint)
     if features:
         through_prefix = features_gradient(chunk_loss, theta, chunk.support_x, of_features)
         meta_gradient |= {name: meta_gradient[name] + g for name, g in through_prefix.items()}
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient)
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, meta_gradient, rates.total)
 
 
 def hessian_vector_product(
@@ -153,9 +168,10 @@ def features_gradient(
 def reverse_sweep(
     adjoint: Parameters,
     checkpoints: "ParameterCheckpoints",
-    step: Callable[[Parameters], Parameters],
+    step: Callable[[Parameters, int], Parameters],
     product: Product,
-    lr: float,
+    learn_rates: Callable[[Parameters, int, Parameters], None],
+    inner: InnerLoop,
 ) -> Parameters:
     """Compute a_{k-n} from a_k for each task of a chunk; parameters and adjoints are `(T, ...)`.
 
@@ -164,13 +180,21 @@ def reverse_sweep(
     Args:
         adjoint: a_k, the query gradient at theta_k. Overwritten.
         checkpoints: Filled while the chunk adapted. Emptied.
-        step: theta_t -> theta_{t+1}.
+        step: (theta_t, t) -> theta_{t+1}.
         product: (theta_t, a_{t+1}) -> H(theta_t) a_{t+1}.
-        lr: Inner learning rate alpha.
+        learn_rates: Called with theta_t, t and a_{t+1}.
+        inner: Inner learning rates.
     """
-    for t in reversed(range(checkpoints.steps)):
-        theta_t = checkpoints.pop(t, step)
-        curvature = product(theta_t, adjoint)
+    first = inner.first_differentiated_step
+    for t in reversed(range(first, inner.steps)):
+        theta_t = checkpoints.pop(t - first, lambda theta_s, s: step(theta_s, s + first))
+        learn_rates(theta_t, t, adjoint)
+        if inner.rates is None:
+            curvature, lr = product(theta_t, adjoint), inner.lr
+        else:  # those of a step differ between parameters, so they multiply the adjoint
+            scaled = {name: inner.rate(t, name) * adjoint[name] for name in inner.rates}
+            curvature, lr = product(theta_t, adjoint | scaled), 1.0
+            del scaled
         del theta_t  # freed before the next one is recomputed
         for name in adjoint:
             adjoint[name] = adjoint[name] - lr * curvature.pop(name)
@@ -194,12 +218,12 @@ class ParameterCheckpoints:
         if t in self._starts or t > self._starts[-1]:
             self._by_step[t] = theta_t
 
-    def pop(self, t: int, step: Callable[[Parameters], Parameters]) -> Parameters:
+    def pop(self, t: int, step: Callable[[Parameters, int], Parameters]) -> Parameters:
         """Remove and return theta_t, after recomputing its segment if necessary."""
         start = max(s for s in self._starts if s <= t)
         for s in range(start, t):
             if s + 1 not in self._by_step:
-                self._by_step[s + 1] = step(self._by_step[s])
+                self._by_step[s + 1] = step(self._by_step[s], s)
         return self._by_step.pop(t)
 
 

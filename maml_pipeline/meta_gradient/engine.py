@@ -36,12 +36,15 @@ class MetaGradient(NamedTuple):
         inner_losses: `(T, k + 1)`: the support loss before each inner step and, last, the query loss
             after adaptation.
         metric: The metric on each query set `(T,)`; `None` if no metric was given.
+        rates: The gradient with respect to learned inner learning rates `(n,)`, by the name of the
+            parameter that they move; empty if none are learned.
     """
 
     loss: Tensor
     gradient: Parameters
     inner_losses: Tensor
     metric: Tensor | None
+    rates: Parameters
 
 
 class Engine(ABC):

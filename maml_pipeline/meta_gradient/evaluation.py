@@ -51,8 +51,8 @@ def inner_steps(
     """Yield the parameters `(T, ...)` before the first inner step and after each one."""
     adapted = chunk_loss.start(theta, chunk.support_x)
     yield adapted
-    for _ in range(inner.steps):
-        adapted, _ = inner_step(chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr)
+    for t in range(inner.steps):
+        adapted = inner_step(chunk_loss, adapted, chunk.support_x, chunk.support_y, inner, t)[0]
         yield adapted
 
 

@@ -1,7 +1,7 @@
 """The inner loop: how a network adapts to one task."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -17,6 +17,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Parameters = dict[str, Tensor]
 """Trainable parameters by name."""
+
+Rates = Mapping[str, Tensor]
+"""Inner learning rates `(n,)` by parameter name."""
 
 MAX_LISTED = 8
 """Parameter names that an error lists."""
@@ -36,6 +39,8 @@ class InnerLoop:
         method: How second order is computed: `"unrolled"`, `"checkpointed"` or `"hessian_free"`.
         adapt: Patterns of the names of the parameters that the inner steps move, such as `("head.*",)`;
             `None` for all. See `adapted_names`.
+        rates: Learned inner learning rates `(n,)` of each adapted parameter, by its name, one for each
+            inner step; later steps take the last one. `None` for `lr`.
 
     Raises:
         UserError: A setting is out of range, or contradicts another.
@@ -47,6 +52,7 @@ class InnerLoop:
     differentiated_steps: int | None = None
     method: Method | Literal["unrolled", "checkpointed", "hessian_free"] = Method.UNROLLED
     adapt: Sequence[str] | None = None
+    rates: Rates | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_positive("inner_lr", self.lr)
@@ -102,6 +108,19 @@ class InnerLoop:
     def order(self) -> GradientOrder:
         """The gradient order with its method, as trade-offs and reports name it."""
         return GradientOrder(self.first_order, self.differentiated_steps, Method(self.method))
+
+    def rate(self, t: int, name: str) -> float | Tensor:
+        """Return the inner learning rate of a parameter in inner step t."""
+        if self.rates is None:
+            return self.lr
+        rates = self.rates[name]
+        return rates[min(t, len(rates) - 1)]
+
+    def with_differentiable_rates(self) -> "InnerLoop":
+        """Return the same inner loop with rates that are leaves of a new graph."""
+        if self.rates is None:
+            return self
+        return replace(self, rates={name: r.detach().requires_grad_() for name, r in self.rates.items()})
 
     def in_first_order(self) -> "InnerLoop":
         """Return the same steps with the first-order meta-gradient, for which no graph is kept."""

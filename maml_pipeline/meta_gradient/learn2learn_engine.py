@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.gradient_order import Method
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions, single_task_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import adaptation_curves, chunk_curves, inner_steps
@@ -32,7 +33,7 @@ from maml_pipeline.torch_internals import add_in_place
 if TYPE_CHECKING:
     from learn2learn.algorithms import MAML
 
-TaskGradient = Callable[[Task], tuple[Tensor, Tensor, Parameters]]
+TaskGradient = Callable[[Task], ChunkGradient]
 """Task -> its losses `(k + 1,)`, its query prediction and its gradient, without unused parameters."""
 
 # `build_ext` makes learn2learn's setup.py run Cython again: it ships C files that do not compile on
@@ -87,17 +88,21 @@ class Learn2LearnEngine(Engine):
         task_gradient = prepare(network, loss, inner, workarounds)
         parameters = trainable_parameters(network)
         gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        rates = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
         inner_losses: list[Tensor] = []
         metrics: list[Tensor] = []
         for task in batch.tasks():
             # A separate function, so that no graph of this task outlives the call.
             with workarounds.preserved_attributes(network):
-                losses, prediction, addends = task_gradient(task)
-            inner_losses.append(losses)
+                result = task_gradient(task)
+            inner_losses.append(result.inner_losses)
             if metric is not None:
-                metrics.append(metric(prediction, task.query_y))
+                metrics.append(metric(result.prediction, task.query_y))
+            addends = result.gradient
             add_in_place([gradient[name] for name in addends], [*addends.values()])
-            del addends  # freed before the next task adapts
+            for name, addend in result.rates.items():
+                rates[name] += addend
+            del result, addends  # freed before the next task adapts
 
         losses_by_task = torch.stack(inner_losses)
         return MetaGradient(
@@ -105,6 +110,7 @@ class Learn2LearnEngine(Engine):
             gradient={name: total.div_(len(inner_losses)) for name, total in gradient.items()},
             inner_losses=losses_by_task,
             metric=torch.stack(metrics) if metrics else None,
+            rates={name: total / len(inner_losses) for name, total in rates.items()},
         )
 
     def _curves(
@@ -193,26 +199,27 @@ def differentiable_maml(network: nn.Module, inner: InnerLoop) -> "MAML":
 
 
 def adapt_clone(learner: "MAML", support_loss: Tensor, inner: InnerLoop, t: int) -> None:
-    """Take inner step t; learn2learn's own `adapt` moves every parameter."""
+    """Take inner step t; learn2learn's own `adapt` moves every parameter by the same rate."""
     is_differentiated = t >= inner.first_differentiated_step
-    if inner.adapt is None:
+    if inner.adapt is None and inner.rates is None:
         learner.adapt(support_loss, first_order=not is_differentiated)
         return
     from learn2learn.utils import update_module
 
     module = learner.module
-    adapted = set(adapted_names(module, inner.adapt))  # a clone's parameters keep their names
-    moving = [p for name, p in module.named_parameters() if name in adapted]
+    parameters = dict(module.named_parameters())
+    names = adapted_names(module, inner.adapt)  # a clone's parameters keep their names
     gradients = torch.autograd.grad(
         support_loss,
-        moving,
+        [parameters[name] for name in names],
         retain_graph=is_differentiated,
         create_graph=is_differentiated,
         allow_unused=True,
     )
-    slope = {id(p): g for p, g in zip(moving, gradients, strict=True) if g is not None}
-    updates = [-inner.lr * slope[id(p)] if id(p) in slope else None for p in module.parameters()]
-    learner.module = update_module(module, updates=updates)
+    update = {
+        name: -inner.rate(t, name) * g for name, g in zip(names, gradients, strict=True) if g is not None
+    }
+    learner.module = update_module(module, updates=[update.get(name) for name in parameters])
 
 
 def _clone_gradient(
@@ -220,8 +227,10 @@ def _clone_gradient(
 ) -> TaskGradient:
     """Differentiate each task's query loss through a clone of learn2learn's MAML."""
     maml, parameters = differentiable_maml(network, inner), trainable_parameters(network)
+    inner = inner.with_differentiable_rates()
+    rates = inner.rates or {}
 
-    def task_gradient(task: Task) -> tuple[Tensor, Tensor, Parameters]:
+    def task_gradient(task: Task) -> ChunkGradient:
         learner = maml.clone()
         losses: list[Tensor] = []
         for t in range(inner.steps):
@@ -231,9 +240,13 @@ def _clone_gradient(
 
         query_loss, prediction = workarounds.evaluate(learner, loss, task.query_x, task.query_y)
         losses.append(query_loss.detach())
-        gradients = torch.autograd.grad(query_loss, list(parameters.values()), allow_unused=True)
-        gradient = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
-        return torch.stack(losses), prediction.detach(), gradient
+        leaves = [*parameters.values(), *rates.values()]
+        gradients = iter(torch.autograd.grad(query_loss, leaves, allow_unused=True))
+        gradient, of_rates = (
+            {name: g for name, g in zip(names, gradients, strict=False) if g is not None}
+            for names in (parameters, rates)
+        )
+        return ChunkGradient(torch.stack(losses), prediction.detach(), gradient, of_rates)
 
     return task_gradient
 
@@ -246,9 +259,9 @@ def _stateless_gradient(
     adapted = adapted_names(network, inner.adapt)
     chunk_loss = single_task_loss(network, loss, workarounds, adapted)
 
-    def task_gradient(task: Task) -> tuple[Tensor, Tensor, Parameters]:
+    def task_gradient(task: Task) -> ChunkGradient:
         result = chunk_gradient(chunk_loss, theta, TaskBatch.stack([task]), inner)
-        return result.inner_losses[0], result.prediction[0], result.gradient
+        return result._replace(inner_losses=result.inner_losses[0], prediction=result.prediction[0])
 
     return task_gradient
 
@@ -286,7 +299,7 @@ def _losses_and_gradient(
 ) -> LossesAndGradient:
     engine = Learn2LearnEngine()
     result = engine._meta_gradient(network, loss, batch, inner, workarounds, metric=None)
-    return LossesAndGradient(result.inner_losses, result.gradient)
+    return LossesAndGradient(result.inner_losses, result.gradient, result.rates)
 
 
 def _query_losses(
@@ -294,7 +307,7 @@ def _query_losses(
 ) -> LossesAndGradient:
     engine = Learn2LearnEngine()
     curves = engine._curves(network, {"loss": loss}, loss, batch, inner, workarounds, transductive=True)
-    return LossesAndGradient(curves["loss"], {})
+    return LossesAndGradient(curves["loss"], {}, {})
 
 
 META_GRADIENT = Computation(

@@ -24,6 +24,7 @@ import torch
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.adaptation import (
     ChunkGradient,
+    RateGradient,
     gradient,
     inner_step,
     loss_and_gradient,
@@ -33,6 +34,9 @@ from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.hessian_free import hessian_free
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.tasks import TaskBatch
+
+RATE = "@inner_lr"
+"""Ends the name of a parameter's learned inner learning rates, beside the parameters themselves."""
 
 
 def chunk_gradient(
@@ -60,7 +64,7 @@ def first_order(
 ) -> ChunkGradient:
     """Return the query gradient at the adapted parameters, ignoring how they depend on theta.
 
-    Time: k + 1 gradients. Memory: A and a few P, independent of k.
+    Time: k + 1 gradients. Memory: A and a few P, independent of k; learned rates keep one P per step.
 
     When to use: second order is too slow, or a layer has no second derivative in PyTorch.
 
@@ -73,18 +77,20 @@ def first_order(
         Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
         2017, section 5.2; Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018.
     """
-    adapted, losses = chunk_loss.start(theta, chunk.support_x), []
-    for _ in range(inner.steps):
-        adapted, support_loss = inner_step(
-            chunk_loss, adapted, chunk.support_x, chunk.support_y, inner.lr
-        )
+    support = chunk.support_x, chunk.support_y
+    adapted, losses, rates = chunk_loss.start(theta, chunk.support_x), [], RateGradient(inner)
+    for t in range(inner.steps):
+        adapted, support_loss, slope = inner_step(chunk_loss, adapted, *support, inner, t)
         losses.append(support_loss)
+        rates.keep(t, slope)
+        del slope  # freed before the next step
     query_loss, prediction, query_gradient = loss_and_gradient(
         chunk_loss, chunk_loss.without_features(adapted), chunk.query_x, chunk.query_y
     )
     losses.append(query_loss)
+    rates.add_kept(query_gradient)
     gradient = chunk_loss.sum_over_tasks(query_gradient)
-    return ChunkGradient(torch.stack(losses, dim=1), prediction, gradient)
+    return ChunkGradient(torch.stack(losses, dim=1), prediction, gradient, rates.total)
 
 
 def unrolled(
@@ -111,28 +117,34 @@ def unrolled(
     """
     support = chunk.support_x, chunk.support_y
     theta = {name: p.detach().requires_grad_() for name, p in theta.items()}
+    inner = inner.with_differentiable_rates()
     adapted, losses = chunk_loss.start(theta, chunk.support_x), []
-    first, starts = inner.first_differentiated_step, {}
+    first, starts, rates = inner.first_differentiated_step, {}, RateGradient(inner)
     if first:
         moved = adapted
-        for _ in range(first):
-            moved, support_loss = inner_step(chunk_loss, moved, *support, inner.lr)
+        for t in range(first):
+            moved, support_loss, slope = inner_step(chunk_loss, moved, *support, inner, t)
             losses.append(support_loss)
+            rates.keep(t, slope)
+            del slope  # freed before the next step
         starts = {n: p.detach().requires_grad_() for n, p in chunk_loss.of_adapted(moved).items()}
         adapted = adapted | starts
         del moved
-    for _ in range(first, inner.steps):
+    for t in range(first, inner.steps):
         support_loss, _ = chunk_loss(adapted, *support)
         slope = gradient(support_loss, chunk_loss.of_adapted(adapted), create_graph=True)
-        adapted = adapted | {name: adapted[name] - inner.lr * g for name, g in slope.items()}
+        moved = {name: adapted[name] - inner.rate(t, name) * g for name, g in slope.items()}
+        adapted = adapted | moved
         losses.append(support_loss.detach())
 
     adapted = chunk_loss.without_features(adapted)
     query_loss, prediction = chunk_loss(adapted, chunk.query_x, chunk.query_y)
     losses.append(query_loss.detach())
+    learned = {name + RATE: r for name, r in (inner.rates or {}).items()}
+    found = gradient(query_loss, theta | starts | learned)
+    rates.add_kept(found)
+    for name in learned:
+        rates.total[name.removesuffix(RATE)] += found.pop(name)
     # With respect to theta, autograd sums the gradients of the tasks; each has a start of its own.
-    meta_gradient = {
-        name: g.sum(0) if name in starts else g
-        for name, g in gradient(query_loss, theta | starts).items()
-    }
-    return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), meta_gradient)
+    meta_gradient = {name: g.sum(0) if name in starts else g for name, g in found.items()}
+    return ChunkGradient(torch.stack(losses, dim=1), prediction.detach(), meta_gradient, rates.total)

@@ -11,7 +11,13 @@ from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
 from maml_pipeline.meta_gradient.engine import MetaGradient
 from maml_pipeline.meta_gradient.evaluation import measure_each_task
 from maml_pipeline.meta_gradient.exactness import Workarounds
-from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Loss, Parameters
+from maml_pipeline.meta_gradient.inner_loop import (
+    InnerLoop,
+    Loss,
+    Parameters,
+    adapted_names,
+    trainable_parameters,
+)
 from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
 from maml_pipeline.tasks import Task, TaskBatch
@@ -60,7 +66,7 @@ class NativeEngine(VectorizedEngine):
         if metric is not None:
             measured = measure_each_task(metric, result.prediction, batch.query_y)
         losses = result.inner_losses
-        return MetaGradient(losses[:, -1].mean(), result.gradient, losses, measured)
+        return MetaGradient(losses[:, -1].mean(), result.gradient, losses, measured, rates={})
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """See `Engine.check`; the derivatives of a network that it knows are exact."""
@@ -135,7 +141,9 @@ def known_network(
 ) -> FeedForward | None:
     """Describe a network if it can run as machine code with a loss and tasks, otherwise `None`."""
     known = feed_forward(network)
-    if known is None or inner.adapt is not None or torch.is_autocast_enabled("cpu"):
+    if known is None or inner.rates is not None or torch.is_autocast_enabled("cpu"):
+        return None
+    if len(adapted_names(network, inner.adapt)) < len(trainable_parameters(network)):
         return None
     if inner.method is Method.HESSIAN_FREE and not inner.is_first_order:
         return None  # machine code has exact products alone

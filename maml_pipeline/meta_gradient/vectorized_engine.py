@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
-from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import chunk_curves, inner_steps, measure_each_task
@@ -95,9 +94,10 @@ class VectorizedEngine(Engine):
         prediction = torch.cat([result.prediction for result in results])
         return MetaGradient(
             loss=inner_losses[:, -1].mean(),
-            gradient=_mean_gradient(results, tasks=len(inner_losses)),
+            gradient=_mean([result.gradient for result in results], tasks=len(inner_losses)),
             inner_losses=inner_losses,
             metric=None if metric is None else measure_each_task(metric, prediction, batch.query_y),
+            rates=_mean([result.rates for result in results], tasks=len(inner_losses)),
         )
 
     def _curves(
@@ -243,10 +243,10 @@ def largest_fitting_chunk(measure: Callable[[int], int], tasks: int, available: 
     return chosen
 
 
-def _mean_gradient(results: list[ChunkGradient], tasks: int) -> Parameters:
-    total = results[0].gradient
-    for result in results[1:]:
-        total = {name: g + result.gradient[name] for name, g in total.items()}
+def _mean(gradients: list[Parameters], tasks: int) -> Parameters:
+    total = gradients[0]
+    for gradient in gradients[1:]:
+        total = {name: g + gradient[name] for name, g in total.items()}
     return {name: g / tasks for name, g in total.items()}
 
 
@@ -257,8 +257,8 @@ def _eager_meta_gradient(
     chunk_loss = _training_loss(network, loss, workarounds, inner)
     with workarounds.preserved_attributes(network):
         result = chunk_gradient(chunk_loss, theta, batch, inner)
-    gradient = _mean_gradient([result], tasks=len(batch.support_x))
-    return LossesAndGradient(result.inner_losses, gradient)
+    gradient, rates = (_mean([g], tasks=len(batch.support_x)) for g in (result.gradient, result.rates))
+    return LossesAndGradient(result.inner_losses, gradient, rates)
 
 
 def _query_losses(
@@ -271,7 +271,7 @@ def _query_losses(
         curves = chunk_curves(
             chunk_loss, predict_each, {"loss": loss}, theta, batch, inner, transductive=True
         )
-    return LossesAndGradient(curves["loss"], {})
+    return LossesAndGradient(curves["loss"], {}, {})
 
 
 META_GRADIENT = Computation(

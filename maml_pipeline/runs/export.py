@@ -15,6 +15,7 @@ from torch import Tensor
 from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.files import make_folder, write_atomically
 from maml_pipeline.learner.checkpoints import load_checkpoint
+from maml_pipeline.learner.learned_inner_lr import RATE_NAMES, RATES
 from maml_pipeline.learner.saved_run import checkpoint_of_run
 from maml_pipeline.run_folder import checkpoint_to_test
 from maml_pipeline.runs.read import read_run_folder
@@ -79,9 +80,10 @@ def export_network(folder: Path, which: Literal["best", "last"], out: Path) -> E
     state = load_checkpoint(checkpoint)
     tensors = network_tensors(state["state_dict"], checkpoint)
     config = out.with_suffix(".yaml")
+    rates = learned_rates(state)
     contents = {
         out: _serialized(tensors, out),
-        config: _description(run, checkpoint, state["global_step"]).encode(),
+        config: _description(run, checkpoint, state["global_step"], rates).encode(),
     }
     for path, content in contents.items():
         _check_free(path, content)
@@ -126,6 +128,14 @@ def network_tensors(state: Mapping[str, Tensor], checkpoint: Path) -> dict[str, 
     return found
 
 
+def learned_rates(checkpoint: Mapping[str, Any]) -> dict[str, list[float]] | None:
+    """Return the learned inner learning rates by parameter name, one for each inner step, if any."""
+    rates = checkpoint["state_dict"].get(RATES)
+    if rates is None:
+        return None
+    return dict(zip(checkpoint[RATE_NAMES], rates.tolist(), strict=True))
+
+
 def _serialized(tensors: dict[str, Tensor], out: Path) -> bytes:
     if out.suffix == ".pt":
         buffer = BytesIO()
@@ -141,7 +151,9 @@ def _serialized(tensors: dict[str, Tensor], out: Path) -> bytes:
         ) from error
 
 
-def _description(run: Run, checkpoint: Path, meta_step: int) -> str:
+def _description(
+    run: Run, checkpoint: Path, meta_step: int, rates: dict[str, list[float]] | None
+) -> str:
     """Return the text of the YAML file."""
     model = run.config["model"]
     if not isinstance(model.get("network"), dict) or "class_path" not in model["network"]:
@@ -157,7 +169,7 @@ def _description(run: Run, checkpoint: Path, meta_step: int) -> str:
         }
     content: dict[str, Any] = {
         "network": model["network"],
-        "adaptation": {key: model.get(key) for key in ADAPTATION},
+        "adaptation": {key: model.get(key) for key in ADAPTATION} | {"learned_inner_lr": rates},
         "tasks": run.config["data"].get("tasks"),
         "source": {
             "run": display_path(run.source),

@@ -11,7 +11,6 @@ from torch import Tensor
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.learner.probes.probe import Probe
-from maml_pipeline.meta_gradient.inner_loop import trainable_parameters
 from maml_pipeline.meta_gradient.memory import PeakMeter
 from maml_pipeline.tasks import TaskBatch
 
@@ -50,7 +49,7 @@ class MemoryProbe(Probe):
             self._before = {
                 "memory/parameters_bytes": _bytes(pl_module.state_dict().values()),
                 # From the previous meta-step; none in a process that has just resumed the run.
-                "memory/gradients_bytes": _bytes(trainable_parameters(pl_module.network).values()),
+                "memory/gradients_bytes": _bytes(p for p in pl_module.parameters() if p.requires_grad),
                 "memory/optimizer_bytes": _bytes(
                     value
                     for optimizer in trainer.optimizers

@@ -173,7 +173,15 @@ class Comparison:
         if n is not None:  # one of the two if only some are differentiated
             n = min(n, steps if n == inner.steps else steps - 1)
         lr = lr if isfinite(lr) and lr > 0 else inner.lr
-        return replace(inner, lr=lr, steps=steps, differentiated_steps=n)
+        few = replace(inner, lr=lr, steps=steps, differentiated_steps=n)
+        return few if inner.rates is None else replace(few, rates=self._different_rates(few))
+
+    def _different_rates(self, inner: InnerLoop) -> Parameters:
+        """Choose a rate for each parameter and inner step, all different."""
+        return {
+            name: inner.lr * (0.5 + torch.rand(max(1, inner.steps), generator=self.generator).to(p))
+            for name, p in self.plain_autograd.adapted.items()
+        }
 
     def _expected(self, theta: Parameters) -> LossesAndGradient:
         self.random_state.restore()
@@ -204,10 +212,15 @@ def _difference(actual: LossesAndGradient, expected: LossesAndGradient) -> tuple
         scale = torch.maximum(changes, 1e-3 * scale)
     error = (actual.losses - expected.losses).abs().max()
     differences = [(_ratio(error, scale), " in the losses" if expected.gradient else "")]
-    largest = max((g.norm() for g in expected.gradient.values()), default=scale)
-    for name, g in expected.gradient.items():
-        error = (actual.gradient[name] - g).norm()
-        differences.append((_ratio(error, torch.maximum(g.norm(), 1e-3 * largest)), f" at {name}"))
+    for ours, theirs, where in (
+        (actual.gradient, expected.gradient, " at "),
+        (actual.rates, expected.rates, " at the inner learning rates of "),
+    ):
+        largest = max((g.norm() for g in theirs.values()), default=scale)
+        for name, g in theirs.items():
+            error = (ours[name] - g).norm()
+            ratio = _ratio(error, torch.maximum(g.norm(), 1e-3 * largest))
+            differences.append((ratio, where + name))
     return max(differences)
 
 

@@ -24,10 +24,14 @@ from maml_pipeline.tasks import Task, TaskBatch
 
 
 class LossesAndGradient(NamedTuple):
-    """Losses `(T, k + 1)` and their meta-gradient, which is empty for an evaluation."""
+    """Losses `(T, k + 1)` and their meta-gradient, which is empty for an evaluation.
+
+    `rates` is that of learned inner learning rates; empty if none are learned.
+    """
 
     losses: Tensor
     gradient: Parameters
+    rates: Parameters
 
 
 class PlainAutograd:
@@ -56,9 +60,13 @@ class PlainAutograd:
         """Compute what `Engine.meta_gradient` computes."""
         results = [self._task_meta_gradient(theta, task, inner) for task in batch.tasks()]
         gradient = {
-            name: torch.stack([gradient[name] for _, gradient in results]).mean(0) for name in theta
+            name: torch.stack([result.gradient[name] for result in results]).mean(0) for name in theta
         }
-        return LossesAndGradient(torch.stack([losses for losses, _ in results]), gradient)
+        rates = {
+            name: torch.stack([result.rates[name] for result in results]).mean(0)
+            for name in inner.rates or {}
+        }
+        return LossesAndGradient(torch.stack([result.losses for result in results]), gradient, rates)
 
     def query_losses(self, theta: Parameters, batch: TaskBatch, inner: InnerLoop) -> LossesAndGradient:
         """Compute what `Engine.adaptation_curves` computes if the loss is the measure."""
@@ -69,9 +77,9 @@ class PlainAutograd:
                 with torch.no_grad():
                     curve.append(self.loss_at(theta_t, task.query_x, task.query_y))
                 if step < inner.steps:
-                    theta_t, _ = self._step(theta_t, task, inner)
+                    theta_t, _ = self._step(theta_t, task, inner, step)
             curves.append(torch.stack(curve))
-        return LossesAndGradient(torch.stack(curves), {})
+        return LossesAndGradient(torch.stack(curves), {}, {})
 
     def set_parameters(self, theta: Parameters) -> None:
         """Overwrite the network's parameters in place."""
@@ -121,14 +129,12 @@ class PlainAutograd:
         difference = self.gradient(above, x, y)[1], self.gradient(below, x, y)[1]
         return {name: (difference[0][name] - difference[1][name]) / (2 * e) for name in theta}
 
-    def _task_meta_gradient(
-        self, theta: Parameters, task: Task, inner: InnerLoop
-    ) -> tuple[Tensor, Parameters]:
+    def _task_meta_gradient(self, theta: Parameters, task: Task, inner: InnerLoop) -> LossesAndGradient:
         support = task.support_x, task.support_y
         steps, losses = [], []
-        for _ in range(inner.steps):
+        for t in range(inner.steps):
             steps.append((theta, RandomState(self.device)))
-            theta, loss = self._step(theta, task, inner)
+            theta, loss = self._step(theta, task, inner, t)
             losses.append(loss)
         loss, adjoint = self.gradient(theta, task.query_x, task.query_y)
         losses.append(loss)
@@ -136,17 +142,27 @@ class PlainAutograd:
         product = self.hessian_vector_product
         if inner.method is Method.HESSIAN_FREE:
             product = self.difference_of_gradients
-        for theta_t, random_state in reversed(steps[inner.first_differentiated_step :]):
-            random_state.restore()  # so that dropout draws the same mask
-            curvature = product(theta_t, *support, adjoint)
-            adjoint = {name: a - inner.lr * curvature[name] for name, a in adjoint.items()}
+        rates = {name: torch.zeros_like(r) for name, r in (inner.rates or {}).items()}
+        for t, (theta_t, random_state) in reversed([*enumerate(steps)]):
+            if rates:
+                random_state.restore()  # so that dropout draws the same mask
+                _, slope = self.slope(theta_t, *support)
+                for name, g in slope.items():
+                    rates[name][min(t, len(rates[name]) - 1)] -= (g * adjoint[name]).sum()
+            if t >= inner.first_differentiated_step:
+                random_state.restore()
+                moved = {name: inner.rate(t, name) * adjoint[name] for name in self.adapted}
+                curvature = product(theta_t, *support, adjoint | moved)
+                adjoint = {name: a - curvature[name] for name, a in adjoint.items()}
         after.restore()
-        return torch.stack(losses), adjoint
+        return LossesAndGradient(torch.stack(losses), adjoint, rates)
 
-    def _step(self, theta: Parameters, task: Task, inner: InnerLoop) -> tuple[Parameters, Tensor]:
-        """Take one inner step; return the loss before it."""
+    def _step(
+        self, theta: Parameters, task: Task, inner: InnerLoop, t: int
+    ) -> tuple[Parameters, Tensor]:
+        """Take inner step t; return the loss before it."""
         loss, slope = self.slope(theta, task.support_x, task.support_y)
-        return theta | {name: theta[name] - inner.lr * g for name, g in slope.items()}, loss
+        return theta | {name: theta[name] - inner.rate(t, name) * g for name, g in slope.items()}, loss
 
 
 def _differentiate(value: Tensor, parameters: Parameters, create_graph: bool = False) -> Parameters:

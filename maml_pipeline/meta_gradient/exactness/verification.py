@@ -54,7 +54,7 @@ def verified_workarounds(
         *(computation.engine, computation.is_evaluation, network.training, id(loss)),
         *trainable_parameters(network),
         *(inner.is_first_order, inner.first_differentiated_step > 0, inner.method, inner.steps > 0),
-        inner.adapt,
+        *(inner.adapt, inner.rates is None),
         batch.support_x.device,
         *((tensor.shape[1:], tensor.dtype) for tensor in batch),
     )
