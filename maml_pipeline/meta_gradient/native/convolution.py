@@ -29,6 +29,7 @@ from maml_pipeline.meta_gradient.native.normalisation import (
     NORM_ROWS,
     SCALE,
     SUM,
+    add_tangents_of_u,
     gradient_by_input,
     mask_and_sum,
     mask_and_sum_tangents,
@@ -41,6 +42,7 @@ from maml_pipeline.meta_gradient.native.pooling import add_to_winners, find_peak
 from maml_pipeline.meta_gradient.native.products import (
     add,
     add_scaled,
+    copy,
     fill,
     matrix,
     product,
@@ -80,10 +82,16 @@ def norm_of(block: Any, array: Any, offset: int) -> Any:
 
 
 @compiled
+def rows_with_tangents(block: Any, level: int) -> int:
+    """Return the rows of columns that are made at once, if those of tangents need the same room."""
+    return block[ROWS] if level == 0 else max(1, block[ROWS] // 2)  # type: ignore[no-any-return]
+
+
+@compiled
 def gather_input(blocks: Any, level: int, images: Any, record: Any, first: int, columns: Any) -> None:
     """Gather columns of the input of a block: the images, or the output of the block before."""
     if level == 0:
-        gather_images(blocks[0], images, first, columns)
+        gather_images(blocks[0], images.ravel(), first, columns)
     else:
         before = blocks[level - 1]
         peaks, norm = outputs_of(before, record, before[PEAKS]), norm_of(before, record, before[NORM])
@@ -96,14 +104,16 @@ def gather_input_tangents(
 ) -> None:
     """Gather columns of the output of the block before, and of its tangent."""
     before = blocks[level - 1]
+    peaks, norm = outputs_of(before, record, before[PEAKS]), norm_of(before, record, before[NORM])
+    gather(blocks[level], peaks, norm, first, columns)
     gather_tangents(
         blocks[level],
-        outputs_of(before, record, before[PEAKS]),
+        peaks,
         outputs_of(before, tangents, before[PEAKS_DOT]),
-        norm_of(before, record, before[NORM]),
+        norm,
         norm_of(before, tangents, before[NORM_DOT]),
-        first,
         columns,
+        first,
         columns_dot,
     )
 
@@ -149,9 +159,13 @@ def add_block_gradient(
     block = layout.blocks[level]
     z, u = pixels_of(block, record, block[Z]), outputs_of(block, record, block[U])
     norm = norm_of(block, record, block[NORM])
-    mask_and_sum(outputs_of(block, record, block[PEAKS]), u, norm)
+    mask_and_sum(outputs_of(block, record, block[PEAKS]), u, norm, norm[SUM], norm[DOT])
     delta = pixels_of(block, work.delta, 0) if keeps_u or block[POOLS] else u
-    gradient_by_input(z, u, block[POOLS], norm, delta)
+    if block[POOLS]:
+        fill(delta.ravel(), 0)
+    elif keeps_u:
+        copy(u.ravel(), delta.ravel())
+    gradient_by_input(z, norm, delta)
     if block[POOLS]:
         add_to_winners(block, norm[SCALE], u, outputs_of(block, record, block[WINNERS]), delta)
     has_target = target.size > 0
@@ -201,14 +215,15 @@ def block_tangents(
     block = layout.blocks[level]
     weights, weights_dot = weights_of(block, theta), weights_of(block, direction)
     z, z_dot = pixels_of(block, record, block[Z]), pixels_of(block, tangents, block[Z_DOT])
-    for first in range(0, block[PIXELS], block[ROWS]):
-        end = min(first + block[ROWS], block[PIXELS])
+    rows = rows_with_tangents(block, level)
+    for first in range(0, block[PIXELS], rows):
+        end = min(first + rows, block[PIXELS])
         part = matrix(work.columns, 0, end - first, weights.shape[1])
         if level == 0:
-            gather_images(block, images, first, part)
+            gather_images(block, images.ravel(), first, part)
             product(part, weights_dot, z_dot[first:end])
             continue
-        part_dot = matrix(work.columns_dot, 0, end - first, weights.shape[1])
+        part_dot = matrix(work.columns, part.size, end - first, weights.shape[1])
         gather_input_tangents(layout.blocks, level, record, tangents, first, part, part_dot)
         product(part, weights_dot, z_dot[first:end])
         from_input = matrix(work.part, 0, end - first, block[FILTERS])
@@ -255,9 +270,13 @@ def add_block_curvature(
     peaks_dot = outputs_of(block, tangents, block[PEAKS_DOT])
     mask_and_sum_tangents(peaks, peaks_dot, u, u_dot, norm, norm_dot)
     delta, delta_dot = pixels_of(block, work.delta, 0) if pools else u, z_dot
-    tangent_of_gradient_by_input(z, z_dot, u, u_dot, pools, norm, norm_dot, delta_dot)
-    gradient_by_input(z, u, pools, norm, delta)
-    if pools:
+    tangent_of_gradient_by_input(z, norm, norm_dot, delta_dot)
+    if not pools:
+        add_tangents_of_u(u, u_dot, norm, norm_dot, delta_dot)
+        gradient_by_input(z, norm, delta)
+    else:
+        fill(delta.ravel(), 0)
+        gradient_by_input(z, norm, delta)
         winners = outputs_of(block, record, block[WINNERS])
         add_to_winners(block, norm_dot[SCALE], u, winners, delta_dot)
         add_to_winners(block, norm[SCALE], u_dot, winners, delta_dot)
@@ -280,15 +299,16 @@ def add_block_curvature(
     u_dot_before = outputs_of(before, work.u_dot, 0)
     if level > 0:
         fill(u_dot_before.ravel(), 0)
-    for first in range(0, block[PIXELS], block[ROWS]):
-        end = min(first + block[ROWS], block[PIXELS])
+    rows = rows_with_tangents(block, level)
+    for first in range(0, block[PIXELS], rows):
+        end = min(first + rows, block[PIXELS])
         part = matrix(work.columns, 0, end - first, width)
         if level == 0:
-            gather_images(block, images, first, part)
+            gather_images(block, images.ravel(), first, part)
             product_by_weights(delta_dot[first:end], part, part_total)
             add(part_total, total)
             continue
-        part_dot = matrix(work.columns_dot, 0, end - first, width)
+        part_dot = matrix(work.columns, part.size, end - first, width)
         gather_input_tangents(layout.blocks, level, record, tangents, first, part, part_dot)
         product_by_weights(delta_dot[first:end], part, part_total)
         add(part_total, total)

@@ -18,6 +18,7 @@ from maml_pipeline.meta_gradient.native.products import (
     add_scaled,
     add_to_rows,
     copy,
+    mask,
     matrix,
     product,
     product_by_input,
@@ -59,7 +60,7 @@ def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
         product(x, dense_weights(layer, theta), out)
         add_to_rows(dense_bias(layer, theta), out)
         if level < last:
-            rectify(out, out)
+            rectify(out)
 
 
 @compiled
@@ -79,7 +80,7 @@ def add_dense_gradient(
         if level > 0:
             before = matrix(record, layout.dense[level - 1][DELTA], layout.examples, layer[INPUTS])
             product_by_input(delta, weights, before)
-            rectify(x, before)
+            mask(x, before)
         elif len(work.features) > 0:
             features = matrix(work.features, 0, layout.examples, layer[INPUTS])
             product_by_input(delta, weights, features)
@@ -117,7 +118,7 @@ def dense_tangents(
             add(from_input, out)
         add_to_rows(dense_bias(layer, direction), out)
         if level < last:
-            rectify(values, out)
+            mask(values, out)
 
 
 @compiled
@@ -158,7 +159,7 @@ def add_dense_curvature(
         add_scaled(factor, total, dense_weights(layer, target))
         add_rows(factor, own_dot, dense_bias(layer, target))
         if level > 0:
-            rectify(x, gradient_dot)
+            mask(x, gradient_dot)
             copy(gradient_dot.ravel(), work.delta_dot[: gradient_dot.size])
         elif len(work.features) > 0:
             copy(gradient_dot.ravel(), work.features[: gradient_dot.size])

@@ -53,7 +53,7 @@ DENSE_COLUMNS = 7
     X_DOT,  # offset in the record of tangents
 ) = range(DENSE_COLUMNS)
 
-BYTES_OF_COLUMNS = 160_000
+BYTES_OF_COLUMNS = 360_000
 """Columns are made in parts that stay in the cache of a core."""
 
 
@@ -153,6 +153,7 @@ def layout(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classi
         row[DENSE_WEIGHT], row[DENSE_BIAS] = parameters.take(inputs * outputs), parameters.take(outputs)
         row[X], row[DELTA] = record.take(examples * inputs), record.take(examples * outputs)
         row[X_DOT] = tangents.take(examples * inputs)
+    columns = np.maximum(blocks[:, ROWS], 2) * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS]
     block_weights = blocks[:, FILTERS] * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS]
     return Layout(
         blocks=blocks,
@@ -167,6 +168,8 @@ def layout(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classi
         tangents=tangents.size,
         largest_u=max(blocks[:, OUTPUT_PIXELS] * blocks[:, FILTERS], default=0),
         largest_pooled=max(blocks[:, POOLS] * blocks[:, PIXELS] * blocks[:, FILTERS], default=0),
-        columns=max(blocks[:, ROWS] * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS], default=0),
+        columns=max(
+            np.maximum(blocks[:, ROWS], 2) * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS], default=0
+        ),
         largest_weight=max([*block_weights, *(dense[:, INPUTS] * dense[:, OUTPUTS])]),
     )

@@ -69,12 +69,11 @@ def statistics(z: Any, gain: Any, bias: Any, eps: float, norm: Any) -> None:
 
 
 @compiled
-def mask_and_sum(z: Any, u: Any, norm: Any) -> None:
-    """Set the gradient u to 0 where y = 0, and compute sum u and t."""
+def mask_and_sum(z: Any, u: Any, norm: Any, sums: Any, dots: Any) -> None:
+    """Set u to 0 where y = 0, and compute its sums, and its dot products with c, over pixels."""
     pixels, channels = z.shape
-    totals, dots = np.zeros(channels), np.zeros(channels)
+    totals, products, zero = np.zeros(channels), np.zeros(channels), z.dtype.type(0)
     part, part_dot = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
-    zero = z.dtype.type(0)
     mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
     for start in range(0, pixels, ROWS):
         fill(part, 0)
@@ -88,26 +87,25 @@ def mask_and_sum(z: Any, u: Any, norm: Any) -> None:
                 part_dot[c] += value * centred
         for c in range(channels):
             totals[c] += part[c]
-            dots[c] += part_dot[c]
+            products[c] += part_dot[c]
     for c in range(channels):
-        norm[SUM, c] = totals[c]
-        norm[DOT, c] = dots[c]
+        sums[c] = totals[c]
+        dots[c] = products[c]
 
 
 @compiled
-def gradient_by_input(z: Any, u: Any, pools: bool, norm: Any, out: Any) -> None:
-    """Compute d/dz, without its term s u if the block pools; `out` may be u itself."""
+def gradient_by_input(z: Any, norm: Any, delta: Any) -> None:
+    """Compute d/dz in place; `delta` holds u, or zeros if the block pools."""
     pixels, channels = z.shape
-    mean, scale = norm[MEAN], norm[SCALE]
+    scale = norm[SCALE]
     constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
     for c in range(channels):
         p = norm[DEVIATION, c] * norm[DEVIATION, c] * norm[DOT, c] / pixels
-        constant[c] = scale[c] * (p * mean[c] - norm[SUM, c] / pixels)
+        constant[c] = scale[c] * (p * norm[MEAN, c] - norm[SUM, c] / pixels)
         slope[c] = -scale[c] * p
-    zero = z.dtype.type(0)
     for row in range(pixels):
         for c in range(channels):
-            out[row, c] = slope[c] * z[row, c] + constant[c] + (zero if pools else scale[c] * u[row, c])
+            delta[row, c] = scale[c] * delta[row, c] + slope[c] * z[row, c] + constant[c]
 
 
 @compiled
@@ -116,7 +114,7 @@ def tangent_statistics(
 ) -> None:
     """Compute the tangents of the mean, s, b and r."""
     pixels, channels = z.shape
-    totals, dots = np.zeros(channels), np.zeros(channels)
+    sums, dots = np.zeros(channels), np.zeros(channels)
     part, part_dot = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
     mean = norm[MEAN]
     for start in range(0, pixels, ROWS):
@@ -127,12 +125,12 @@ def tangent_statistics(
                 part[c] += z_dot[row, c]
                 part_dot[c] += (z[row, c] - mean[c]) * z_dot[row, c]
         for c in range(channels):
-            totals[c] += part[c]
+            sums[c] += part[c]
             dots[c] += part_dot[c]
     for c in range(channels):
         r = norm[DEVIATION, c]
         r_dot = -r * r * r * dots[c] / pixels
-        norm_dot[MEAN, c] = totals[c] / pixels
+        norm_dot[MEAN, c] = sums[c] / pixels
         norm_dot[SCALE, c] = gain_dot[c] * r + gain[c] * r_dot
         norm_dot[SHIFT, c] = bias_dot[c]
         norm_dot[DEVIATION, c] = r_dot
@@ -142,51 +140,43 @@ def tangent_statistics(
 def mask_and_sum_tangents(z: Any, z_dot: Any, u: Any, u_dot: Any, norm: Any, norm_dot: Any) -> None:
     """Set the tangent of u to 0 where y = 0, and compute the tangents of sum u and t."""
     pixels, channels = z.shape
-    totals, dots = np.zeros(channels), np.zeros(channels)
-    part, part_dot = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
-    zero = z.dtype.type(0)
-    mean, scale, shift, mean_dot = norm[MEAN], norm[SCALE], norm[SHIFT], norm_dot[MEAN]
+    mask_and_sum(z, u_dot, norm, norm_dot[SUM], norm_dot[DOT])
+    dots, part = np.zeros(channels), np.empty(channels, z.dtype)
     for start in range(0, pixels, ROWS):
         fill(part, 0)
-        fill(part_dot, 0)
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
-                centred = z[row, c] - mean[c]
-                value = u_dot[row, c] if scale[c] * centred + shift[c] > zero else zero
-                u_dot[row, c] = value
-                part[c] += value
-                part_dot[c] += value * centred + u[row, c] * (z_dot[row, c] - mean_dot[c])
+                part[c] += u[row, c] * z_dot[row, c]
         for c in range(channels):
-            totals[c] += part[c]
-            dots[c] += part_dot[c]
+            dots[c] += part[c]
     for c in range(channels):
-        norm_dot[SUM, c] = totals[c]
-        norm_dot[DOT, c] = dots[c]
+        norm_dot[DOT, c] += dots[c] - norm_dot[MEAN, c] * norm[SUM, c]
 
 
 @compiled
-def tangent_of_gradient_by_input(
-    z: Any, z_dot: Any, u: Any, u_dot: Any, pools: bool, norm: Any, norm_dot: Any, out: Any
-) -> None:
-    """Compute the tangent of d/dz, without that of s u if the block pools; `out` may be `z_dot`."""
+def tangent_of_gradient_by_input(z: Any, norm: Any, norm_dot: Any, z_dot: Any) -> None:
+    """Compute the tangent of d/dz but for the terms of u and u', in place of that of z."""
     pixels, channels = z.shape
-    mean, scale, scale_dot, mean_dot = norm[MEAN], norm[SCALE], norm_dot[SCALE], norm_dot[MEAN]
     constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
     slope_dot = np.empty(channels, z.dtype)
     for c in range(channels):
         r, r_dot = norm[DEVIATION, c], norm_dot[DEVIATION, c]
+        scale, scale_dot = norm[SCALE, c], norm_dot[SCALE, c]
         p = r * r * norm[DOT, c] / pixels
         p_dot = (2 * r * r_dot * norm[DOT, c] + r * r * norm_dot[DOT, c]) / pixels
-        slope[c] = -scale_dot[c] * p - scale[c] * p_dot
-        slope_dot[c] = -scale[c] * p
-        constant[c] = (
-            -scale_dot[c] * norm[SUM, c] / pixels
-            - scale[c] * norm_dot[SUM, c] / pixels
-            - slope[c] * mean[c]
-            - slope_dot[c] * mean_dot[c]
-        )
-    zero = z.dtype.type(0)
+        slope[c] = -scale_dot * p - scale * p_dot
+        slope_dot[c] = -scale * p
+        sums = scale_dot * norm[SUM, c] + scale * norm_dot[SUM, c]
+        constant[c] = -sums / pixels - slope[c] * norm[MEAN, c] - slope_dot[c] * norm_dot[MEAN, c]
     for row in range(pixels):
         for c in range(channels):
-            of_u = zero if pools else scale_dot[c] * u[row, c] + scale[c] * u_dot[row, c]
-            out[row, c] = slope[c] * z[row, c] + slope_dot[c] * z_dot[row, c] + constant[c] + of_u
+            z_dot[row, c] = slope[c] * z[row, c] + slope_dot[c] * z_dot[row, c] + constant[c]
+
+
+@compiled
+def add_tangents_of_u(u: Any, u_dot: Any, norm: Any, norm_dot: Any, out: Any) -> None:
+    """Add the terms of u and u' to the tangent of d/dz."""
+    scale, scale_dot = norm[SCALE], norm_dot[SCALE]
+    for row in range(len(out)):
+        for c in range(out.shape[1]):
+            out[row, c] += scale_dot[c] * u[row, c] + scale[c] * u_dot[row, c]

@@ -47,7 +47,16 @@ def add_rows(factor: float, values: Any, target: Any) -> None:
 
 
 @compiled
-def rectify(values: Any, target: Any) -> None:
+def rectify(target: Any) -> None:
+    """Set the negative numbers of a matrix to 0 in place."""
+    zero = target.dtype.type(0)
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] = target[i, j] if target[i, j] > zero else zero
+
+
+@compiled
+def mask(values: Any, target: Any) -> None:
     """Set the numbers of a matrix to 0 in place where those of another one are not positive."""
     zero = target.dtype.type(0)
     for i in range(len(target)):

@@ -9,12 +9,11 @@ class Work(NamedTuple):
     """Flat arrays, named by what they hold.
 
     Args:
-        columns: A part of columns.
+        columns: A part of columns; or half as much, and its tangent.
         sums: Two weights.
         features: Gradient by the features, if the network has blocks.
         delta: Gradient by z, if it may not overwrite u; the same as `u_dot` if nothing is pooled.
         u_dot: Tangent of u.
-        columns_dot: Tangent of a part of columns.
         part: Two inputs or outputs of a fully connected layer, or z of a part of the pixels of
             a block after the first.
         prediction_dot: Tangent of the prediction.
@@ -26,18 +25,17 @@ class Work(NamedTuple):
     features: Any
     delta: Any
     u_dot: Any
-    columns_dot: Any
     part: Any
     prediction_dot: Any
     delta_dot: Any
 
 
 def work_sizes(layouts: tuple[Layout, Layout], is_first_order: bool) -> Work:
-    """Return the size of each array; only second order needs the last five."""
+    """Return the size of each array; only second order needs the last four."""
     support = layouts[0]
     examples = max(layout.examples for layout in layouts)
     widest = int(max(support.dense[:, INPUTS].max(), support.dense[:, OUTPUTS].max()))
-    z_part = max((int(row[ROWS] * row[FILTERS]) for row in support.blocks[1:]), default=0)
+    z_part = max((int((row[ROWS] + 1) // 2 * row[FILTERS]) for row in support.blocks[1:]), default=0)
     second = 0 if is_first_order else 1
     return Work(
         columns=max(layout.columns for layout in layouts),
@@ -45,7 +43,6 @@ def work_sizes(layouts: tuple[Layout, Layout], is_first_order: bool) -> Work:
         features=examples * int(support.dense[0, INPUTS]) if len(support.blocks) else 0,
         delta=max(layout.largest_pooled for layout in layouts),
         u_dot=second * support.largest_u,
-        columns_dot=second * support.columns,
         part=second * max(2 * support.examples * widest, z_part),
         prediction_dot=second * support.examples * widest,
         delta_dot=second * support.examples * widest,
