@@ -35,6 +35,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline.cli.terminal import configure_logging
+from maml_pipeline.environment import NVML_CUDA_CHECK
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.tracking import finish_tracking
 from maml_pipeline.meta_gradient import InnerLoop
@@ -167,6 +168,8 @@ def main() -> None:
     limit_threads(arguments.threads)
     configure_logging()
     peers.ignore_warnings()
+    if not torch.cuda.is_available():  # as `maml fit`: otherwise each optimizer step looks for a driver
+        NVML_CUDA_CHECK.set("0")
     device = torch.device(arguments.device)
 
     report: dict[str, Any] = {

@@ -1,7 +1,9 @@
 """Batches of tasks, divided into chunks that threads carry out."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -173,8 +175,7 @@ def _run_chunks(run: Callable[[int, Memory], None], planned: Plan, like: Tensor)
         for chunk in remaining:
             run(chunk, memory)
 
-    # The BLAS of SciPy would start threads of its own beside those of the chunks.
-    with _thread_pools().limit(limits=1, user_api="blas"):
+    with _one_thread_per_product():
         others = [_executor(threads - 1).submit(work, memory) for memory in memories[1:]]
         work(memories[0])
         for other in others:
@@ -186,6 +187,20 @@ def _executor(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="native")
 
 
+@contextmanager
+def _one_thread_per_product() -> Iterator[None]:
+    """Keep the BLAS of SciPy from starting threads of its own beside those of the chunks."""
+    pools = [(pool, pool.num_threads) for pool in _thread_pools() if pool.num_threads != 1]
+    for pool, _ in pools:
+        pool.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for pool, threads in pools:
+            pool.set_num_threads(threads)
+
+
 @cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
+def _thread_pools() -> list[Any]:
+    importlib.import_module("scipy.linalg.cython_blas")  # which loads the BLAS that numba calls
+    return list(ThreadpoolController().select(internal_api="openblas").lib_controllers)

@@ -168,8 +168,6 @@ def layout(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classi
         tangents=tangents.size,
         largest_u=max(blocks[:, OUTPUT_PIXELS] * blocks[:, FILTERS], default=0),
         largest_pooled=max(blocks[:, POOLS] * blocks[:, PIXELS] * blocks[:, FILTERS], default=0),
-        columns=max(
-            np.maximum(blocks[:, ROWS], 2) * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS], default=0
-        ),
+        columns=max(columns, default=0),
         largest_weight=max([*block_weights, *(dense[:, INPUTS] * dense[:, OUTPUTS])]),
     )

@@ -64,9 +64,18 @@ class FeedForward:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     @cached_property
+    def sizes(self) -> list[int]:
+        """Number of elements of each parameter that has an effect."""
+        return [prod(shape) for _, shape in self.shapes]
+
+    @cached_property
     def names(self) -> frozenset[str]:
         """Names of the parameters that have an effect."""
         return frozenset(name for name, _ in self.shapes)
+
+    def has_parameters(self, number: int) -> bool:
+        """Tell whether a network with so many parameters has no others than these."""
+        return number == len(self.shapes) + len(self.blocks)  # the biases of convolutions
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Tell whether the network can predict an example of a shape, `(features,)` or `(C, H, W)`."""
@@ -93,14 +102,12 @@ class FeedForward:
             theta: The parameters. The value of one that `packed` does not have, such as the bias of a
                 convolution, is its own.
         """
-        lead, start, values = packed.shape[:-1], 0, {}
-        for name, (first, second, *rest) in self.shapes:
-            size = prod((first, second, *rest))
-            part = packed[..., start : start + size]
+        lead, values = packed.shape[:-1], {}
+        parts = torch.split(packed, self.sizes, dim=-1)
+        for (name, (first, second, *rest)), part in zip(self.shapes, parts, strict=True):
             if rest:
                 part = part.reshape(*lead, first, *rest, second).movedim(-1, len(lead) + 1)
-            values[name] = part.reshape(*lead, *theta[name].shape)
-            start += size
+            values[name] = part.reshape(lead + theta[name].shape)
         return {
             name: values[name] if name in values else p.expand(*lead, *p.shape)
             for name, p in theta.items()
@@ -120,18 +127,19 @@ def feed_forward(network: nn.Module) -> FeedForward | None:
     """
     if type(network) not in (ConvNet, MLP, nn.Sequential):
         return None
-    modules = list(network.modules())
-    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    parameters = list(network.parameters())
     is_plain = (
-        len({*parameters}) == len(parameters) > 0
+        len(parameters) > 0
         and parameters[0].dtype in (torch.float32, torch.float64)
         and all(p.requires_grad and p.is_cpu and p.is_contiguous() for p in parameters)
         and len({p.dtype for p in parameters}) == 1
-        and not any(has_hooks(module) or "forward" in vars(module) for module in modules)
+        and not any(has_hooks(module) or "forward" in vars(module) for module in network.modules())
     )
     if not is_plain:
         return None
-    return _convolutional(network) if type(network) is ConvNet else _fully_connected(network)
+    known = _convolutional(network) if type(network) is ConvNet else _fully_connected(network)
+    # A parameter that layers share is counted once.
+    return known if known is not None and known.has_parameters(len(parameters)) else None
 
 
 def _convolutional(network: ConvNet) -> FeedForward | None:
