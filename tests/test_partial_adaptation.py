@@ -184,7 +184,7 @@ def test_frozen_unused_and_tied_parameters(adapt: str, order: str, engine: str) 
 
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # of PyTorch, about single layers
-@pytest.mark.parametrize("settings", [{"first_order": True}, {}, {"checkpointed": True}])
+@pytest.mark.parametrize("settings", [{"first_order": True}, {}, {"method": "checkpointed"}])
 @pytest.mark.parametrize("engine", ["vectorized", "learn2learn"])
 @pytest.mark.parametrize("position", [0, -1])
 @pytest.mark.parametrize("name", [name for name, one in ZOO.items() if not one.stops_gradients])

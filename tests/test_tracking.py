@@ -37,7 +37,7 @@ def test_an_offline_run_has_description_metrics_and_summary(
 
     assert (run["run_group"], run["job_type"]) == ("toy-k1", "second")
     assert run["display_name"] == "toy-second-s0"
-    assert set(summary["tags"]) == {"vectorized", "world-size-1"}
+    assert set(summary["tags"]) == {"native", "world-size-1"}
     assert run["run_id"] == (folder / "wandb_id.txt").read_text().strip()
 
     config = summary["config"]

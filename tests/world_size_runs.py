@@ -104,6 +104,8 @@ def cases() -> Iterator[tuple[str, Case]]:
     for engine, settings in ENGINES.items():
         for order, first_order in (("first order", True), ("second order", False)):
             learner = {"first_order": first_order, **settings}
+            if first_order:
+                learner.pop("method", None)  # only second order has one
             yield f"{engine}, {order}", Case(learner)
             both = Case(learner | descent, trainer=accumulated | clipped, meta_batch_size=4)
             yield f"{engine}, {order}, accumulated and clipped", both
