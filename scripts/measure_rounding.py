@@ -3,8 +3,8 @@
     python -m scripts.measure_rounding
 
 What is measured: the relative change of the first-order meta-gradient (20-way 1-shot, 8 tasks, 5 inner
-steps, initial parameters) when the parameters change in their last digits, and when another engine, which
-sums in another order, computes it.
+steps, initial parameters) when the parameters change in their last digits, and when another engine,
+which sums in another order, computes it.
 
 How to read the output: a large change in float32 beside a tiny one in float64 is rounding, not an error.
 """
