@@ -12,8 +12,10 @@ from typing import Any
 import numba
 from numba import types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+from numba.np import arrayobj
 from platformdirs import user_cache_path
+
+arrays: Any = arrayobj
 
 # Sums may be reordered and multiplications fused, so that loops use vector instructions. NaN and
 # infinity keep their meaning: a loss that is not finite must be seen.
@@ -61,24 +63,36 @@ FOLDER = _folder()
 """Where numba keeps machine code; another folder after a change of these sources."""
 
 
+def _view(builder: Any, context: Any, of: Any, values: Any, into: Any, first: Any, shape: Any) -> Any:
+    """Describe a part of an array's memory as a contiguous array, of one or two dimensions."""
+    source, view = (
+        arrays.make_array(of)(context, builder, values),
+        arrays.make_array(into)(context, builder),
+    )
+    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(of.dtype)))
+    strides = [size] if len(shape) == 1 else [builder.mul(shape[1], size), size]
+    data = builder.gep(source.data, [first])
+    arrays.populate_array(view, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
+    return view._getvalue()
+
+
 def _matrix(_context: Any, array: Any, offset: Any, rows: Any, columns: Any) -> Any:
     signature = types.Array(array.dtype, 2, "C")(array, types.intp, types.intp, types.intp)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, first, rows, columns = arguments
-        source = make_array(signature.args[0])(context, builder, values)
-        view = make_array(signature.return_type)(context, builder)
-        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
-        each = context.get_constant(types.intp, size)
-        populate_array(
-            view,
-            data=builder.gep(source.data, [first]),
-            shape=(rows, columns),
-            strides=(builder.mul(columns, each), each),
-            itemsize=each,
-            meminfo=None,
-        )
-        return view._getvalue()
+        values, first, *shape = arguments
+        return _view(builder, context, array, values, signature.return_type, first, shape)
+
+    return signature, generate
+
+
+def _flat(_context: Any, array: Any) -> Any:
+    signature = types.Array(array.dtype, 1, "C")(array)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = arrays.make_array(array)(context, builder, arguments[0]).nitems
+        first = context.get_constant(types.intp, 0)
+        return _view(builder, context, array, arguments[0], signature.return_type, first, [number])
 
     return signature, generate
 
@@ -89,3 +103,6 @@ matrix: Any = intrinsic(_matrix)
 It costs nothing, where a slice and `reshape` cost as much as the product of two small matrices. It does
 not keep the array alive: the caller of the entry point does.
 """
+
+flat: Any = intrinsic(_flat)
+"""View a contiguous array as a vector; as `matrix`."""

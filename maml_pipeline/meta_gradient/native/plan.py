@@ -3,11 +3,13 @@
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from maml_pipeline.gradient_order import Method
+from maml_pipeline.meta_gradient.native import perceptron
 from maml_pipeline.meta_gradient.native.chunk import Memory
 from maml_pipeline.meta_gradient.native.layout import OUTPUTS, Layout, layout
 from maml_pipeline.meta_gradient.native.network import FeedForward
@@ -15,7 +17,8 @@ from maml_pipeline.meta_gradient.native.schedule import Schedule, schedule
 from maml_pipeline.meta_gradient.native.work import Work, work_sizes
 
 TASKS_PER_CHUNK = 32
-"""For networks without blocks, where a call from Python takes as long as several tasks."""
+"""For networks without blocks, where a call from Python takes as long as several tasks, and each chunk
+has a sum of gradients."""
 
 
 class Sets(NamedTuple):
@@ -44,16 +47,33 @@ class Plan(NamedTuple):
         schedule: Instructions for each chunk.
         chunks: The tasks of each chunk: one if the network has blocks, so that a thread holds one task's
             intermediate values at a time.
-        shapes: Shapes of the arrays of `Work`, then those of `Memory`.
+        shapes: Shapes of the arrays of `Work`, then those of `Memory`, if the network has blocks.
+        instructions: Those of the schedule, one in each row, for the compiled functions.
+        places: Parts of a thread's memory, if the network has no blocks; see `perceptron.py`.
     """
 
     layouts: tuple[Layout, Layout]
     schedule: Schedule
     chunks: tuple[slice, ...]
     shapes: tuple[tuple[int, ...], ...]
+    instructions: Any
+    places: Any
 
-    def allocate(self, like: Tensor) -> Memory:
-        """Allocate a thread's memory as one tensor of PyTorch's allocator, which counts it."""
+    def result_sizes(self, parameters: int) -> list[int]:
+        """Return the sizes of the sums of the chunks' gradients, of the query predictions and losses."""
+        tasks, queries = self.chunks[-1].stop, self.layouts[1].examples
+        outputs = int(self.layouts[1].dense[-1, OUTPUTS])
+        losses = 1 + max(instruction.loss for instruction in self.schedule.instructions)
+        return [len(self.chunks) * parameters, tasks * queries * outputs, tasks * losses]
+
+    def allocate(self, like: Tensor) -> Any:
+        """Allocate a thread's memory as one tensor of PyTorch's allocator, which counts it.
+
+        Returns:
+            `Memory`; an array if the network has no blocks.
+        """
+        if not self.shapes:
+            return like.new_empty(self.places[-1]).numpy()
         sizes = [prod(shape) for shape in self.shapes]
         memory = like.new_empty(sum(sizes)).numpy()
         ends = accumulate(sizes)
@@ -85,7 +105,7 @@ def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: in
         layout(network, sets.support, sets.bytes_each, sets.classifies),
         layout(network, sets.query, sets.bytes_each, sets.classifies),
     )
-    size = 1 if network.blocks else min(TASKS_PER_CHUNK, sets.tasks)
+    size = 1 if network.blocks else TASKS_PER_CHUNK
     instructions = schedule(method, steps, first)
     return Plan(
         layouts=layouts,
@@ -93,7 +113,9 @@ def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: in
         chunks=tuple(
             slice(start, min(start + size, sets.tasks)) for start in range(0, sets.tasks, size)
         ),
-        shapes=_shapes(layouts, instructions, size),
+        shapes=_shapes(layouts, instructions, size) if network.blocks else (),
+        instructions=np.array(instructions.instructions),
+        places=perceptron.places(layouts, instructions),
     )
 
 
