@@ -4,9 +4,11 @@ Nothing is allocated here: other threads carry out other chunks, each with memor
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from maml_pipeline.meta_gradient.native import gradients
+from maml_pipeline.meta_gradient.native.convnet import entry_points
+from maml_pipeline.meta_gradient.native.convnet.layout import ConvNetLayout
 from maml_pipeline.meta_gradient.native.layout import Layout
 from maml_pipeline.meta_gradient.native.schedule import (
     CURRENT,
@@ -18,7 +20,9 @@ from maml_pipeline.meta_gradient.native.schedule import (
     THETA,
     Schedule,
 )
-from maml_pipeline.meta_gradient.native.work import Work
+
+AnyLayout: TypeAlias = Layout | ConvNetLayout
+"""Of a network without or with blocks."""
 
 
 class Examples(NamedTuple):
@@ -40,7 +44,7 @@ class Examples(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Memory of a thread for a chunk of C tasks; records are rows, see `layout.py`.
+    """Memory of a thread for a chunk of C tasks; records are rows, see `convnet/layout.py`.
 
     Args:
         work: Working memory of the compiled functions.
@@ -54,7 +58,7 @@ class Memory(NamedTuple):
         losses: Losses `(C,)`.
     """
 
-    work: Work
+    work: Any
     records: Any
     kept: Any
     tangents: Any
@@ -66,22 +70,24 @@ class Memory(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The entry points for a network; `gradients.py` describes them."""
+    """The entry points for a network; `convnet/entry_points.py` describes them."""
 
     predictions: Callable[..., None]
     add_gradients: Callable[..., None]
     add_curvatures: Callable[..., None]
 
 
-WITH_BLOCKS = Functions(gradients.predictions, gradients.add_gradients, gradients.add_curvatures)
+WITH_BLOCKS = Functions(
+    entry_points.predictions, entry_points.add_gradients, entry_points.add_curvatures
+)
 WITHOUT_BLOCKS = Functions(
     gradients.dense_predictions, gradients.add_dense_gradients, gradients.add_dense_curvatures
 )
 
 
-def functions(layout: Layout) -> Functions:
+def functions(layout: AnyLayout) -> Functions:
     """Return the entry points for a network."""
-    return WITH_BLOCKS if len(layout.blocks) else WITHOUT_BLOCKS
+    return WITH_BLOCKS if isinstance(layout, ConvNetLayout) else WITHOUT_BLOCKS
 
 
 class ChunkResult(NamedTuple):
@@ -99,7 +105,7 @@ class ChunkResult(NamedTuple):
 
 
 def meta_gradient(
-    layouts: tuple[Layout, Layout],
+    layouts: tuple[AnyLayout, AnyLayout],
     theta: Any,
     support: Examples,
     query: Examples,
@@ -157,7 +163,7 @@ def meta_gradient(
 
 
 def curves(
-    layouts: tuple[Layout, Layout],
+    layouts: tuple[AnyLayout, AnyLayout],
     theta: Any,
     support: Examples,
     queries: list[Any],

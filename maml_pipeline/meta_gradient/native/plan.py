@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from maml_pipeline.gradient_order import Method
-from maml_pipeline.meta_gradient.native.chunk import Memory
-from maml_pipeline.meta_gradient.native.layout import OUTPUTS, Layout, layout
+from maml_pipeline.meta_gradient.native.chunk import AnyLayout, Memory
+from maml_pipeline.meta_gradient.native.convnet.layout import ConvNetLayout, convnet_layout
+from maml_pipeline.meta_gradient.native.layout import Layout, layout
 from maml_pipeline.meta_gradient.native.network import FeedForward
 from maml_pipeline.meta_gradient.native.schedule import Schedule, schedule
 from maml_pipeline.meta_gradient.native.work import Work, work_sizes
@@ -44,10 +45,10 @@ class Plan(NamedTuple):
         schedule: Instructions for each chunk.
         chunks: The tasks of each chunk: one if the network has blocks, so that a thread holds one task's
             intermediate values at a time.
-        shapes: Shapes of the arrays of `Work`, then those of `Memory`.
+        shapes: Shapes of the arrays of `Memory`; its working memory may be several arrays, `Work`.
     """
 
-    layouts: tuple[Layout, Layout]
+    layouts: tuple[AnyLayout, AnyLayout]
     schedule: Schedule
     chunks: tuple[slice, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -61,10 +62,8 @@ class Plan(NamedTuple):
             memory[end - size : end].reshape(shape)
             for size, end, shape in zip(sizes, ends, self.shapes, strict=True)
         ]
-        parts = len(Work._fields)
-        work = Work(*arrays[:parts])
-        if not work.delta.size:
-            work = work._replace(delta=work.u_dot)
+        parts = len(arrays) - 7
+        work = Work(*arrays[:parts]) if parts > 1 else arrays[0]
         records, kept, tangents, checkpoints, adjoints, predictions, losses = arrays[parts:]
         current = tangents[: len(losses) * adjoints.shape[1]].reshape(len(losses), -1)
         return Memory(work, records, kept, tangents, current, checkpoints, adjoints, predictions, losses)
@@ -81,9 +80,10 @@ def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: in
         steps: Number of inner steps k.
         first: The first differentiated step; k for first order.
     """
+    lay_out = convnet_layout if network.blocks else layout
     layouts = (
-        layout(network, sets.support, sets.bytes_each, sets.classifies),
-        layout(network, sets.query, sets.bytes_each, sets.classifies),
+        lay_out(network, sets.support, sets.bytes_each, sets.classifies),
+        lay_out(network, sets.query, sets.bytes_each, sets.classifies),
     )
     size = 1 if network.blocks else min(TASKS_PER_CHUNK, sets.tasks)
     instructions = schedule(method, steps, first)
@@ -93,19 +93,23 @@ def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: in
         chunks=tuple(
             slice(start, min(start + size, sets.tasks)) for start in range(0, sets.tasks, size)
         ),
-        shapes=_shapes(layouts, instructions, size),
+        shapes=_shapes(layouts, instructions, size, network.dense[-1][1]),
     )
 
 
 def _shapes(
-    layouts: tuple[Layout, Layout], instructions: Schedule, tasks: int
+    layouts: tuple[AnyLayout, AnyLayout], instructions: Schedule, tasks: int, outputs: int
 ) -> tuple[tuple[int, ...], ...]:
-    support, is_first_order = layouts[0], instructions.is_first_order
-    parameters, outputs = support.parameters, int(support.dense[-1, OUTPUTS])
+    support, query = layouts
+    is_first_order, parameters = instructions.is_first_order, support.parameters
+    if isinstance(support, ConvNetLayout) and isinstance(query, ConvNetLayout):
+        work: tuple[int, ...] = (support.work_size(is_first_order, query),)
+    elif isinstance(support, Layout) and isinstance(query, Layout):
+        work = work_sizes((support, query), is_first_order)
     tangents = 0 if is_first_order else support.tangents
     return (
-        *((size,) for size in work_sizes(layouts, is_first_order)),
-        (tasks if instructions.rereads_records else 1, max(layout.record for layout in layouts)),
+        *((size,) for size in work),
+        (tasks if instructions.rereads_records else 1, max(support.record, query.record)),
         (instructions.kept, tasks, support.record),
         (max(tangents, tasks * parameters),),
         (instructions.checkpoints, tasks, parameters),
