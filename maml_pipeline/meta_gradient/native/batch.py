@@ -65,7 +65,7 @@ def batch_meta_gradient(
     support = examples(network, batch.support_x, batch.support_y)
     query = examples(network, batch.query_x, batch.query_y)
     # Other threads must not allocate: PyTorch counts the memory of this one.
-    sizes = planned.result_sizes(packed.numel())
+    sizes = planned.result_sizes(packed.numel(), network.outputs)
     results = packed.new_zeros(sum(sizes))
     sums, predictions, losses = results.split_with_sizes(sizes)
     sums = sums.view(len(planned.chunks), -1)

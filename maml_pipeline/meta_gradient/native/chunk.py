@@ -5,7 +5,7 @@ Nothing is allocated here: other threads carry out other chunks, each with memor
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maml_pipeline.meta_gradient.native import gradients
+from maml_pipeline.meta_gradient.native.convnet import entry_points
 from maml_pipeline.meta_gradient.native.examples import Examples
 from maml_pipeline.meta_gradient.native.schedule import (
     CURRENT,
@@ -16,14 +16,13 @@ from maml_pipeline.meta_gradient.native.schedule import (
     STEP,
     THETA,
 )
-from maml_pipeline.meta_gradient.native.work import Work
 
 if TYPE_CHECKING:
     from maml_pipeline.meta_gradient.native.plan import Plan
 
 
 class Memory(NamedTuple):
-    """Memory of a thread for a chunk of C tasks; records are rows, see `layout.py`.
+    """Memory of a thread for a chunk of C tasks; records are rows, see `convnet/layout.py`.
 
     Args:
         work: Working memory of the compiled functions.
@@ -37,7 +36,7 @@ class Memory(NamedTuple):
         losses: Losses `(C,)`.
     """
 
-    work: Work
+    work: Any
     records: Any
     kept: Any
     tangents: Any
@@ -91,12 +90,12 @@ def meta_gradient(
         of_sets = memory.losses[:tasks] if loss < 0 else losses[loss, part]
         common = records, kept >= 0 or operation == RECORD, memory.work
         if operation == CURVATURE:
-            gradients.add_curvatures(
+            entry_points.add_curvatures(
                 *(planned.layouts[0], parameters(source), adjoints, support.inputs, support.labels),
                 *(records, memory.tangents, memory.work, -lr, adjoints),
             )
         elif operation == QUERY:
-            gradients.add_gradients(
+            entry_points.add_gradients(
                 *(planned.layouts[1], parameters(source), *query),
                 *(*common, predictions[part], of_sets, 1.0, adjoints),
             )
@@ -104,7 +103,7 @@ def meta_gradient(
             into = parameters(target) if operation == STEP else gradient[None, :0]
             if operation == STEP and source != target:
                 into[:] = parameters(source)
-            gradients.add_gradients(
+            entry_points.add_gradients(
                 *(planned.layouts[0], parameters(source), *support),
                 *(*common, memory.predictions[:tasks], of_sets, -lr, into),
             )
@@ -141,8 +140,10 @@ def curves(
     own[:] = theta
     for of_step in predictions[:, :, part]:
         for inputs, prediction in zip(queries, of_step, strict=True):
-            gradients.predictions(layouts[1], own, inputs[part], memory.records, memory.work, prediction)
-        gradients.add_gradients(
+            entry_points.predictions(
+                layouts[1], own, inputs[part], memory.records, memory.work, prediction
+            )
+        entry_points.add_gradients(
             *(layouts[0], own, *support, memory.records, False, memory.work),
             *(memory.predictions[:tasks], memory.losses[:tasks], -lr, own),
         )
