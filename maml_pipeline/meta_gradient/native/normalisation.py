@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.operands import (
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.operands import (
     read_matrix,
     read_number,
     zeros,

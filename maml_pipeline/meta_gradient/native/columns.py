@@ -8,15 +8,15 @@ not kept: it is computed from z while columns are gathered.
 
 from typing import Any, NamedTuple
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import (
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.operands import (
     part,
     read_integer,
     read_matrix,
     zeros,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
 
 
 class Geometry(NamedTuple):

@@ -6,13 +6,13 @@ compute the same output again. So z of the winners, the *peaks*, take the place 
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import (
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.operands import (
     read_integer,
     read_matrix,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
 
 
 @compiled
