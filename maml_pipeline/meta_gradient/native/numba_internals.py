@@ -124,3 +124,18 @@ matrix: Any = intrinsic(_matrix)
 
 It costs nothing, where a slice and `reshape` cost as much as the product of two small matrices.
 """
+
+
+def _flat(_context: Any, array: Any) -> Any:
+    signature = types.Array(array.dtype, 1, "C")(array)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = _arrays.make_array(array)(context, builder, arguments[0]).nitems
+        data = array_data(context, builder, array, arguments[0])
+        return array_value(context, builder, signature.return_type, data, (number,))
+
+    return signature, generate
+
+
+flat: Any = intrinsic(_flat)
+"""View a contiguous array as a vector; as `matrix`."""
