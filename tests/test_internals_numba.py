@@ -13,9 +13,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from maml_pipeline.meta_gradient.native import numba_internals
-from maml_pipeline.meta_gradient.native.columns import geometry_of
+from maml_pipeline.meta_gradient.native.columns import window
 
-DOUBLES = types.CPointer(types.float64)
+DOUBLES: Any = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
 
 
 def changed(what: str) -> str:
@@ -24,7 +24,7 @@ def changed(what: str) -> str:
 
 
 def test_functions_of_functions_have_no_wrapper_for_python() -> None:
-    assert geometry_of.targetoptions["no_cpython_wrapper"], changed("the options of its compiler")
+    assert window.targetoptions["no_cpython_wrapper"], changed("the options of its compiler")
 
 
 @pytest.mark.integration

@@ -43,7 +43,7 @@ def dense_gradient(program: Program, layout: Layout, has_target: bool) -> None:
     last = layout.dense[-1]
     prediction, loss = last.delta.start_of(PREDICTION), View(LOSS, 0, 1, 1)
     if layout.classifies:
-        program.call(losses.cross_entropy, prediction, _labels(layout), last.delta, loss)
+        program.call(losses.cross_entropy, prediction, last.delta, loss, _labels(layout))
     else:
         program.call(losses.squared_error, prediction, last.delta.start_of(VALUES), last.delta, loss)
     for level in reversed(range(len(layout.dense))):
@@ -76,7 +76,7 @@ def dense_tangents(program: Program, layout: Layout) -> None:
             program.call(mask, layout.dense[level + 1].x.row, z_dot.row)
     last = layout.dense[-1]
     if layout.classifies:
-        operands = last.delta, _labels(layout), layout.prediction_dot, last.delta_dot
+        operands = last.delta, layout.prediction_dot, last.delta_dot, _labels(layout)
         program.call(losses.cross_entropy_tangent, *operands)
     else:
         program.call(losses.squared_error_tangent, layout.prediction_dot, last.delta_dot)

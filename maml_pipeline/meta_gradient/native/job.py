@@ -14,17 +14,12 @@ from numba import types
 
 from maml_pipeline.meta_gradient.native.kernels import Arrays, Program
 from maml_pipeline.meta_gradient.native.numba_internals import c_function
-from maml_pipeline.meta_gradient.native.operands import (
-    INTEGERS,
-    OPERAND_WORDS,
-    call_kernel,
-    integers_at,
-    read_integer,
-)
+from maml_pipeline.meta_gradient.native.operands import INTEGERS, call_kernel, integers_at
 
 ARRAYS = len(Arrays._fields)
-STEP_OPERANDS = 2 + ARRAYS
-"""A step is a row of operands: the address and length of its program, its factor, and its places."""
+PLACES = 3
+STEP_WORDS = PLACES + 4 * ARRAYS
+"""Words of a step: the address and the length of its program, whether it descends, and its places."""
 
 
 class Place(NamedTuple):
@@ -62,8 +57,7 @@ class Job:
             descends: Its factor is minus the inner learning rate, otherwise 1.
         """
         self._programs.append(program)
-        self._steps.extend((*program.buffer(), 0, 0))
-        self._steps.extend((int(descends), 0, 0, 0))
+        self._steps.extend((*program.buffer(), int(descends)))
         for place in places:
             self._steps.extend(NOWHERE if place is None else place)
 
@@ -88,13 +82,13 @@ def carry_out(
     """Carry out the steps of a job for one task after another."""
     for task in range(first, end):
         for step in range(number):
-            head = step * STEP_OPERANDS
+            head = step * STEP_WORDS
             for each in range(ARRAYS):
-                word = (head + 2 + each) * OPERAND_WORDS
-                tasks, chunks = task * steps[word + 2], chunk * steps[word + 3]
-                pointers[each] = bases[steps[word]] + steps[word + 1] + tasks + chunks
-            calls, words = integers_at(read_integer(steps, head)), steps[head * OPERAND_WORDS + 1]
-            factor = descent if read_integer(steps, head + 1) else 1.0
+                place = head + PLACES + 4 * each
+                tasks, chunks = task * steps[place + 2], chunk * steps[place + 3]
+                pointers[each] = bases[steps[place]] + steps[place + 1] + tasks + chunks
+            calls, words = integers_at(steps[head]), steps[head + 1]
+            factor = descent if steps[head + 2] else 1.0
             at = 0
             while at < words:
                 call_kernel(pointers, calls, at, factor)

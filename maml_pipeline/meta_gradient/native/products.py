@@ -6,12 +6,7 @@ from typing import Any
 from numba.extending import get_cython_function_address
 
 from maml_pipeline.meta_gradient.native.kernels import Kernel, Program, View
-from maml_pipeline.meta_gradient.native.operands import (
-    call_gemm,
-    read_integer,
-    read_matrix,
-    read_number,
-)
+from maml_pipeline.meta_gradient.native.operands import call_gemm, integers, matrices, number
 
 
 @Kernel
@@ -19,22 +14,15 @@ def gemm(arrays: Any, operands: Any, factor: float) -> None:
     """Compute out = scale a b + share out, with a or b transposed.
 
     Operands: a, b, out, T or N for a and for b, their common dimension, whether the scale is `factor`
-    instead of 1, share, and the address of BLAS.
+    instead of 1, the address of BLAS, share.
     """
-    a, b = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    out, share = read_matrix(arrays, operands, 2), read_number(operands, 7)
-    scale = factor if read_integer(operands, 6) else 1.0
+    a, b, out = matrices(arrays, operands, 3)
+    transposes_a, transposes_b, inner, scales, blas = integers(operands, 3, 5)
+    scale = out.dtype.type(factor if scales else 1.0)
+    share = out.dtype.type(number(operands, 8))
     # Row after row is column after column of the transposed: out^T = b^T a^T.
-    call_gemm(
-        read_integer(operands, 8),
-        (read_integer(operands, 4), read_integer(operands, 3)),
-        (out.shape[1], out.shape[0], read_integer(operands, 5), b.shape[1], a.shape[1], out.shape[1]),
-        out.dtype.type(scale),
-        b,
-        a,
-        out.dtype.type(share),
-        out,
-    )
+    sizes = (out.shape[1], out.shape[0], inner, b.shape[1], a.shape[1], out.shape[1])
+    call_gemm(blas, (transposes_b, transposes_a), sizes, scale, b, a, share, out)
 
 
 def multiply(
@@ -50,7 +38,7 @@ def multiply(
     """Append out = a b, or out += a b, with a or b transposed, and a b scaled by `factor`."""
     flags = (ord("T" if transposed else "N") for transposed in (transpose_a, transpose_b))
     inner = a.rows if transpose_a else a.columns
-    program.call(gemm, a, b, out, *flags, inner, int(scale), float(add), _blas_gemm(program.dtype))
+    program.call(gemm, a, b, out, *flags, inner, int(scale), _blas_gemm(program.dtype), float(add))
 
 
 @cache
@@ -62,7 +50,7 @@ def _blas_gemm(dtype: str) -> int:
 @Kernel
 def clear(arrays: Any, operands: Any, factor: float) -> None:
     """Set a matrix to 0. Operands: the matrix."""
-    target = read_matrix(arrays, operands, 0)
+    (target,) = matrices(arrays, operands, 1)
     for i in range(len(target)):
         for j in range(target.shape[1]):
             target[i, j] = 0
@@ -71,7 +59,7 @@ def clear(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_to_rows(arrays: Any, operands: Any, factor: float) -> None:
     """Add a vector to each row of a matrix. Operands: the vector, the matrix."""
-    vector, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    vector, target = matrices(arrays, operands, 2)
     for i in range(len(target)):
         for j in range(target.shape[1]):
             target[i, j] += vector[0, j]
@@ -80,7 +68,7 @@ def add_to_rows(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_to_rows_and_rectify(arrays: Any, operands: Any, factor: float) -> None:
     """Add a vector to each row of a matrix, and take the ReLU. Operands: the vector, the matrix."""
-    vector, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    vector, target = matrices(arrays, operands, 2)
     zero = target.dtype.type(0)
     for i in range(len(target)):
         for j in range(target.shape[1]):
@@ -91,7 +79,7 @@ def add_to_rows_and_rectify(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def mask(arrays: Any, operands: Any, factor: float) -> None:
     """Set a matrix to 0 where another one is not positive. Operands: the other one, the matrix."""
-    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    values, target = matrices(arrays, operands, 2)
     zero = target.dtype.type(0)
     for i in range(len(target)):
         for j in range(target.shape[1]):
@@ -101,7 +89,7 @@ def mask(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def copy(arrays: Any, operands: Any, factor: float) -> None:
     """Copy a matrix to another one. Operands: the matrix, the other one."""
-    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    values, target = matrices(arrays, operands, 2)
     for i in range(len(target)):
         for j in range(target.shape[1]):
             target[i, j] = values[i, j]
@@ -110,7 +98,7 @@ def copy(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_rows(arrays: Any, operands: Any, factor: float) -> None:
     """Add `factor` times the sum of a matrix's rows to a vector. Operands: the matrix, the vector."""
-    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    values, target = matrices(arrays, operands, 2)
     scale = values.dtype.type(factor)
     for i in range(len(values)):
         for j in range(values.shape[1]):
@@ -120,7 +108,7 @@ def add_rows(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_scaled(arrays: Any, operands: Any, factor: float) -> None:
     """Add `factor` times a matrix to another one. Operands: the matrix, the other one."""
-    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    values, target = matrices(arrays, operands, 2)
     scale = values.dtype.type(factor)
     for i in range(len(target)):
         for j in range(target.shape[1]):
