@@ -211,3 +211,13 @@ def test_has_hooks() -> None:
         module = nn.Linear(1, 1)
         getattr(module, name)(lambda *arguments: None)
         assert torch_internals.has_hooks(module), changed(f"where {name} keeps hooks")
+
+
+def test_flattened_tensors_are_views_again() -> None:
+    tensors = [torch.randn(2, 3), torch.randn(4)]
+    flat = torch_internals.flatten(tensors)
+    assert torch.equal(flat, torch.cat([t.reshape(-1) for t in tensors])), changed("flattening")
+    parts = torch_internals.unflatten(flat, tensors)
+    assert all(map(torch.equal, parts, tensors)), changed("flattening")
+    flat.zero_()
+    assert not parts[0].any(), changed("flattening")

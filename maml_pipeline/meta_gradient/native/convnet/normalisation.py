@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
-from maml_pipeline.meta_gradient.native.products import fill
+from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
+from maml_pipeline.meta_gradient.native.convnet.operands import matrices, number, zeros
 
 MEAN, SCALE, SHIFT, DEVIATION, SUM, DOT = range(6)
 """Rows of `norm`: the mean, s, b, r, sum u and t above."""
@@ -38,14 +38,17 @@ NORM_ROWS = 6
 ROWS = 64  # summed in the networks' own precision before they are added to sums in float64
 
 
-@compiled
-def statistics(z: Any, gain: Any, bias: Any, eps: float, norm: Any) -> None:
-    """Compute the mean, s, b and r of the channels."""
+@Kernel
+def statistics(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute the mean, s, b and r of the channels. Operands: z, gain, bias, norm, eps."""
+    z, gain, bias, norm = matrices(arrays, operands, 4)
+    eps = number(operands, 4)
     pixels, channels = z.shape
-    total, part = np.zeros(channels), np.empty(channels, z.dtype)
+    total, part = zeros(channels, np.float64), zeros(channels, z.dtype)
     mean, scale, shift, deviation = norm[MEAN], norm[SCALE], norm[SHIFT], norm[DEVIATION]
     for start in range(0, pixels, ROWS):
-        fill(part, 0)
+        for c in range(channels):
+            part[c] = 0
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
                 part[c] += z[row, c]
@@ -55,7 +58,8 @@ def statistics(z: Any, gain: Any, bias: Any, eps: float, norm: Any) -> None:
         mean[c] = total[c] / pixels
         total[c] = 0
     for start in range(0, pixels, ROWS):
-        fill(part, 0)
+        for c in range(channels):
+            part[c] = 0
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
                 centred = z[row, c] - mean[c]
@@ -64,20 +68,25 @@ def statistics(z: Any, gain: Any, bias: Any, eps: float, norm: Any) -> None:
             total[c] += part[c]
     for c in range(channels):
         deviation[c] = 1 / np.sqrt(total[c] / pixels + eps)
-        scale[c] = gain[c] * deviation[c]
-        shift[c] = bias[c]
+        scale[c] = gain[0, c] * deviation[c]
+        shift[c] = bias[0, c]
 
 
-@compiled
-def mask_and_sum(z: Any, u: Any, norm: Any, sums: Any, dots: Any) -> None:
-    """Set u to 0 where y = 0, and compute its sums, and its dot products with c, over pixels."""
+@Kernel
+def mask_and_sum(arrays: Any, operands: Any, factor: float) -> None:
+    """Set u to 0 where y = 0, and compute its sums, and its dot products with c, over pixels.
+
+    Operands: z, u, norm, and the matrix whose rows SUM and DOT receive the sums.
+    """
+    z, u, norm, out = matrices(arrays, operands, 4)
     pixels, channels = z.shape
-    totals, products, zero = np.zeros(channels), np.zeros(channels), z.dtype.type(0)
-    part, part_dot = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
+    totals, products, zero = zeros(channels, np.float64), zeros(channels, np.float64), z.dtype.type(0)
+    part, part_dot = zeros(channels, z.dtype), zeros(channels, z.dtype)
     mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
     for start in range(0, pixels, ROWS):
-        fill(part, 0)
-        fill(part_dot, 0)
+        for c in range(channels):
+            part[c] = 0
+            part_dot[c] = 0
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
                 centred = z[row, c] - mean[c]
@@ -89,37 +98,58 @@ def mask_and_sum(z: Any, u: Any, norm: Any, sums: Any, dots: Any) -> None:
             totals[c] += part[c]
             products[c] += part_dot[c]
     for c in range(channels):
-        sums[c] = totals[c]
-        dots[c] = products[c]
+        out[SUM, c] = totals[c]
+        out[DOT, c] = products[c]
 
 
-@compiled
-def gradient_by_input(z: Any, norm: Any, delta: Any) -> None:
-    """Compute d/dz in place; `delta` holds u, or zeros if the block pools."""
+@Kernel
+def add_parameter_gradients(arrays: Any, operands: Any, factor: float) -> None:
+    """Add `factor` times d/dg and d/db to a gain and a bias. Operands: norm, gain, bias."""
+    norm, gain, bias = matrices(arrays, operands, 3)
+    for c in range(gain.shape[1]):
+        gain[0, c] += factor * norm[DEVIATION, c] * norm[DOT, c]
+        bias[0, c] += factor * norm[SUM, c]
+
+
+@Kernel
+def gradient_by_input(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute d/dz from u; without its terms, if u is missing, as the block pools.
+
+    Operands: z, norm, u or a matrix without rows, and the matrix that receives d/dz; may be u.
+    """
+    z, norm, u, delta = matrices(arrays, operands, 4)
     pixels, channels = z.shape
     scale = norm[SCALE]
-    constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
+    constant, slope = zeros(channels, z.dtype), zeros(channels, z.dtype)
     for c in range(channels):
         p = norm[DEVIATION, c] * norm[DEVIATION, c] * norm[DOT, c] / pixels
         constant[c] = scale[c] * (p * norm[MEAN, c] - norm[SUM, c] / pixels)
         slope[c] = -scale[c] * p
+    if len(u) == 0:
+        for row in range(pixels):
+            for c in range(channels):
+                delta[row, c] = slope[c] * z[row, c] + constant[c]
+        return
     for row in range(pixels):
         for c in range(channels):
-            delta[row, c] = scale[c] * delta[row, c] + slope[c] * z[row, c] + constant[c]
+            delta[row, c] = scale[c] * u[row, c] + slope[c] * z[row, c] + constant[c]
 
 
-@compiled
-def tangent_statistics(
-    z: Any, z_dot: Any, gain: Any, gain_dot: Any, bias_dot: Any, norm: Any, norm_dot: Any
-) -> None:
-    """Compute the tangents of the mean, s, b and r."""
+@Kernel
+def tangent_statistics(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute the tangents of the mean, s, b and r.
+
+    Operands: z, its tangent, gain, tangents of gain and bias, norm, norm_dot.
+    """
+    z, z_dot, gain, gain_dot, bias_dot, norm, norm_dot = matrices(arrays, operands, 7)
     pixels, channels = z.shape
-    sums, dots = np.zeros(channels), np.zeros(channels)
-    part, part_dot = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
+    sums, dots = zeros(channels, np.float64), zeros(channels, np.float64)
+    part, part_dot = zeros(channels, z.dtype), zeros(channels, z.dtype)
     mean = norm[MEAN]
     for start in range(0, pixels, ROWS):
-        fill(part, 0)
-        fill(part_dot, 0)
+        for c in range(channels):
+            part[c] = 0
+            part_dot[c] = 0
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
                 part[c] += z_dot[row, c]
@@ -131,19 +161,20 @@ def tangent_statistics(
         r = norm[DEVIATION, c]
         r_dot = -r * r * r * dots[c] / pixels
         norm_dot[MEAN, c] = sums[c] / pixels
-        norm_dot[SCALE, c] = gain_dot[c] * r + gain[c] * r_dot
-        norm_dot[SHIFT, c] = bias_dot[c]
+        norm_dot[SCALE, c] = gain_dot[0, c] * r + gain[0, c] * r_dot
+        norm_dot[SHIFT, c] = bias_dot[0, c]
         norm_dot[DEVIATION, c] = r_dot
 
 
-@compiled
-def mask_and_sum_tangents(z: Any, z_dot: Any, u: Any, u_dot: Any, norm: Any, norm_dot: Any) -> None:
-    """Set the tangent of u to 0 where y = 0, and compute the tangents of sum u and t."""
-    pixels, channels = z.shape
-    mask_and_sum(z, u_dot, norm, norm_dot[SUM], norm_dot[DOT])
-    dots, part = np.zeros(channels), np.empty(channels, z.dtype)
+@Kernel
+def add_terms_of_tangents(arrays: Any, operands: Any, factor: float) -> None:
+    """Add sum u c' to t', whose other term is sum u' c. Operands: z_dot, u, norm, norm_dot."""
+    z_dot, u, norm, norm_dot = matrices(arrays, operands, 4)
+    pixels, channels = u.shape
+    dots, part = zeros(channels, np.float64), zeros(channels, u.dtype)
     for start in range(0, pixels, ROWS):
-        fill(part, 0)
+        for c in range(channels):
+            part[c] = 0
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
                 part[c] += u[row, c] * z_dot[row, c]
@@ -153,12 +184,29 @@ def mask_and_sum_tangents(z: Any, z_dot: Any, u: Any, u_dot: Any, norm: Any, nor
         norm_dot[DOT, c] += dots[c] - norm_dot[MEAN, c] * norm[SUM, c]
 
 
-@compiled
-def tangent_of_gradient_by_input(z: Any, norm: Any, norm_dot: Any, z_dot: Any) -> None:
-    """Compute the tangent of d/dz but for the terms of u and u', in place of that of z."""
+@Kernel
+def add_parameter_curvatures(arrays: Any, operands: Any, factor: float) -> None:
+    """Add `factor` times (d/dg)' and (d/db)' to a gain and a bias.
+
+    Operands: norm, norm_dot, gain, bias.
+    """
+    norm, norm_dot, gain, bias = matrices(arrays, operands, 4)
+    for c in range(gain.shape[1]):
+        r, r_dot = norm[DEVIATION, c], norm_dot[DEVIATION, c]
+        gain[0, c] += factor * (r_dot * norm[DOT, c] + r * norm_dot[DOT, c])
+        bias[0, c] += factor * norm_dot[SUM, c]
+
+
+@Kernel
+def tangent_of_gradient_by_input(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute (d/dz)' but for the terms of u and u', in place of z'.
+
+    Operands: z, norm, norm_dot, z_dot.
+    """
+    z, norm, norm_dot, z_dot = matrices(arrays, operands, 4)
     pixels, channels = z.shape
-    constant, slope = np.empty(channels, z.dtype), np.empty(channels, z.dtype)
-    slope_dot = np.empty(channels, z.dtype)
+    constant, slope = zeros(channels, z.dtype), zeros(channels, z.dtype)
+    slope_dot = zeros(channels, z.dtype)
     for c in range(channels):
         r, r_dot = norm[DEVIATION, c], norm_dot[DEVIATION, c]
         scale, scale_dot = norm[SCALE, c], norm_dot[SCALE, c]
@@ -173,9 +221,10 @@ def tangent_of_gradient_by_input(z: Any, norm: Any, norm_dot: Any, z_dot: Any) -
             z_dot[row, c] = slope[c] * z[row, c] + slope_dot[c] * z_dot[row, c] + constant[c]
 
 
-@compiled
-def add_tangents_of_u(u: Any, u_dot: Any, norm: Any, norm_dot: Any, out: Any) -> None:
-    """Add the terms of u and u' to the tangent of d/dz."""
+@Kernel
+def add_tangents_of_u(arrays: Any, operands: Any, factor: float) -> None:
+    """Add the terms of u and u' to (d/dz)'. Operands: u, u_dot, norm, norm_dot, (d/dz)'."""
+    u, u_dot, norm, norm_dot, out = matrices(arrays, operands, 5)
     scale, scale_dot = norm[SCALE], norm_dot[SCALE]
     for row in range(len(out)):
         for c in range(out.shape[1]):
