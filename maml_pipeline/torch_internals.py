@@ -192,3 +192,17 @@ def has_hooks(module: nn.Module) -> bool:
     """Tell whether a module has hooks of any kind; there is no public list of them."""
     attributes = vars(module)
     return any(attributes[name] for name in HOOKS)
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Tell whether autograd calls hooks with a tensor's gradient; there is no public list of them."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def source_of_quotient(tensor: Tensor) -> Any:
+    """Return the autograd node that a tensor's dividend comes from; `None` if it is not a quotient.
+
+    The names of nodes are not a stable interface.
+    """
+    quotient = tensor.grad_fn
+    return quotient.next_functions[0][0] if quotient and quotient.name() == "DivBackward0" else None

@@ -211,3 +211,23 @@ def test_has_hooks() -> None:
         module = nn.Linear(1, 1)
         getattr(module, name)(lambda *arguments: None)
         assert torch_internals.has_hooks(module), changed(f"where {name} keeps hooks")
+
+
+def test_has_gradient_hooks() -> None:
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        x = torch.ones(1, requires_grad=True)
+        assert not torch_internals.has_gradient_hooks(x)
+        handle = getattr(x, register)(lambda tensor: None)
+        assert torch_internals.has_gradient_hooks(x), changed(f"where {register} keeps hooks")
+        handle.remove()
+        assert not torch_internals.has_gradient_hooks(x)
+    assert not torch_internals.has_gradient_hooks(x * 2)
+
+
+def test_source_of_quotient() -> None:
+    dividend = torch.ones(1, requires_grad=True).exp()
+    for divisor in (1, 2.0):
+        source = torch_internals.source_of_quotient(dividend / divisor)
+        assert source is dividend.grad_fn, changed("the name of the node of a division")
+    for other in (dividend, dividend * 2, dividend + 1, torch.ones(1), 1 / dividend):
+        assert torch_internals.source_of_quotient(other) is not dividend.grad_fn
