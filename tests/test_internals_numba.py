@@ -41,3 +41,18 @@ print(FOLDER, *FOLDER.rglob("*.nbc"))
     folder, *files = result.stdout.split()
     assert Path(folder).is_relative_to(tmp_path)
     assert files, changed("where it keeps machine code")
+
+
+def test_a_view_as_a_matrix_shares_the_numbers_of_the_array() -> None:
+    @numba_internals.entry_point
+    def double(array: np.ndarray) -> np.ndarray:
+        view = numba_internals.matrix(array, 1, 2, 3)
+        for row in range(view.shape[0]):
+            for column in range(view.shape[1]):
+                view[row, column] *= 2
+        return view.T.copy()
+
+    array = np.arange(8.0)
+    expected = 2 * array[1:7].reshape(2, 3)
+    assert (double(array) == expected.T).all(), changed("how it describes an array")
+    assert (array == [0, *expected.ravel(), 7]).all(), changed("how it describes an array")

@@ -37,14 +37,13 @@ from maml_pipeline.meta_gradient.native.normalisation import (
     tangent_of_gradient_by_input,
     tangent_statistics,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, matrix
 from maml_pipeline.meta_gradient.native.pooling import add_to_winners, find_peaks, of_winners
 from maml_pipeline.meta_gradient.native.products import (
     add,
     add_scaled,
     copy,
     fill,
-    matrix,
     product,
     product_by_input,
     product_by_weights,

@@ -11,7 +11,7 @@ from maml_pipeline.meta_gradient.native.layout import (
     X_DOT,
     X,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, matrix
 from maml_pipeline.meta_gradient.native.products import (
     add,
     add_rows,
@@ -19,7 +19,6 @@ from maml_pipeline.meta_gradient.native.products import (
     add_to_rows,
     copy,
     mask,
-    matrix,
     product,
     product_by_input,
     product_by_weights,

@@ -42,8 +42,8 @@ from maml_pipeline.meta_gradient.native.layout import (
     U,
 )
 from maml_pipeline.meta_gradient.native.losses import gradient_tangent, loss_and_gradient
-from maml_pipeline.meta_gradient.native.numba_internals import compiled, entry_point
-from maml_pipeline.meta_gradient.native.products import copy, matrix
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, entry_point, matrix
+from maml_pipeline.meta_gradient.native.products import copy
 
 
 @compiled

@@ -1,7 +1,7 @@
 """How the functions of this package become machine code: once on a machine, kept on disk.
 
-The folder of numba's cache and two of its compiler's options are not documented.
-`tests/test_internals_numba.py` fails when an upgrade changes them.
+The folder of numba's cache, two of its compiler's options, and how it describes an array are not
+documented. `tests/test_internals_numba.py` fails when an upgrade changes them.
 """
 
 import hashlib
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 from platformdirs import user_cache_path
 
 # Sums may be reordered and multiplications fused, so that loops use vector instructions. NaN and
@@ -56,3 +59,33 @@ def _folder() -> Path:
 
 FOLDER = _folder()
 """Where numba keeps machine code; another folder after a change of these sources."""
+
+
+def _matrix(_context: Any, array: Any, offset: Any, rows: Any, columns: Any) -> Any:
+    signature = types.Array(array.dtype, 2, "C")(array, types.intp, types.intp, types.intp)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, first, rows, columns = arguments
+        source = make_array(signature.args[0])(context, builder, values)
+        view = make_array(signature.return_type)(context, builder)
+        size = context.get_abi_sizeof(context.get_data_type(array.dtype))
+        each = context.get_constant(types.intp, size)
+        populate_array(
+            view,
+            data=builder.gep(source.data, [first]),
+            shape=(rows, columns),
+            strides=(builder.mul(columns, each), each),
+            itemsize=each,
+            meminfo=None,
+        )
+        return view._getvalue()
+
+    return signature, generate
+
+
+matrix: Any = intrinsic(_matrix)
+"""View a part of a flat array as a matrix: `matrix(array, offset, rows, columns)`.
+
+It costs nothing, where a slice and `reshape` cost as much as the product of two small matrices. It does
+not keep the array alive: the caller of the entry point does.
+"""

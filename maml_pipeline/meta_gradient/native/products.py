@@ -83,12 +83,6 @@ def product_by_weights(delta: Any, x: Any, out: Any) -> None:
 
 
 @compiled
-def matrix(array: Any, offset: int, rows: int, columns: int) -> Any:
-    """View a part of a flat array as a matrix."""
-    return array[offset : offset + rows * columns].reshape(rows, columns)
-
-
-@compiled
 def add_scaled(factor: float, values: Any, target: Any) -> None:
     """Add `factor` times a matrix to another one in place."""
     scale = values.dtype.type(factor)
