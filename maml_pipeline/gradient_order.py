@@ -84,6 +84,11 @@ class GradientOrder:
         return name if is_plain else f"{name}, {_dashed(self.method)}"
 
     @property
+    def short_label(self) -> str:
+        """The order beside a mark in a plot: as `label`, but `checkpointed` alone for second order."""
+        return _dashed(self.method) if self.label.startswith(f"{SECOND}, ") else self.label
+
+    @property
     def phrase(self) -> str:
         """The order in a sentence: `checkpointed second order`."""
         if self.first_order:

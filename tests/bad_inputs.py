@@ -289,6 +289,9 @@ data.tasks.shots: tradeoff TOY --vary data.tasks.shots=1,5
 eval_inner_steps: tradeoff TOY --vary model.eval_inner_steps=1,5
 ckpt_path: tradeoff TOY --vary ckpt_path=last
 inner_lr is -1.0: submit --dry_run --tradeoff TOY --vary model.inner_lr=-1
+best_of: tradeoff TOY --best_of
+best_of missing: tradeoff TOY --best_of missing
+leave one of them out: tradeoff TOY --best_of x --vary model.inner_lr=0.1,0.2
 missing.yaml: tradeoff --config missing.yaml
 no config: tradeoff
 num_nodes: submit --dry_run TOY --trainer.num_nodes 0

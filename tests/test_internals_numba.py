@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -45,7 +46,7 @@ print(FOLDER, *FOLDER.rglob("*.nbc"))
 
 def test_a_view_as_a_matrix_shares_the_numbers_of_the_array() -> None:
     @numba_internals.entry_point
-    def double(array: np.ndarray) -> np.ndarray:
+    def double(array: Any) -> Any:
         view = numba_internals.matrix(array, 1, 2, 3)
         for row in range(view.shape[0]):
             for column in range(view.shape[1]):

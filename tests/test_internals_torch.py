@@ -231,3 +231,13 @@ def test_source_of_quotient() -> None:
         assert source is dividend.grad_fn, changed("the name of the node of a division")
     for other in (dividend, dividend * 2, dividend + 1, torch.ones(1), 1 / dividend):
         assert torch_internals.source_of_quotient(other) is not dividend.grad_fn
+
+
+def test_flattened_tensors_are_views_again() -> None:
+    tensors = [torch.randn(2, 3), torch.randn(4)]
+    flat = torch_internals.flatten(tensors)
+    assert torch.equal(flat, torch.cat([t.reshape(-1) for t in tensors])), changed("flattening")
+    parts = torch_internals.unflatten(flat, tensors)
+    assert all(map(torch.equal, parts, tensors)), changed("flattening")
+    flat.zero_()
+    assert not parts[0].any(), changed("flattening")

@@ -17,6 +17,7 @@ from torch.nn.functional import mse_loss
 from maml_pipeline.cli import main
 from maml_pipeline.environment import OMNIGLOT_ROOT
 from tests.helpers import CONFIGS, ROOT, Maml
+from tests.written_runs import write_search
 
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "slurm" / "README.md"],
@@ -153,6 +154,8 @@ def test_every_command_of_the_documents_parses(
     for name, config in RUNS.items():
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").symlink_to(config)
+    rates = {0.05: 0.3, 0.1: 0.2, 0.2: 0.1}
+    write_search(tmp_path / "runs" / "search", {"first": rates, "second": rates})
     for _, command, *arguments in commands:
         try:
             check_arguments(command, arguments, monkeypatch)

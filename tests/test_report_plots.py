@@ -16,14 +16,18 @@ from matplotlib.transforms import Bbox
 from maml_pipeline.gradient_order import DEFAULT_ORDERS, GradientOrder, Method
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.curves import MOST_POINTS, series_over_seeds
+from maml_pipeline.report.findings import findings
+from maml_pipeline.report.gain import share_of_gain
 from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.style import order_style, plain_number, plot_style
+from maml_pipeline.report.table import table_columns
 from maml_pipeline.report.tradeoff_plot import SCALE_COLOUR, draw_overview
 from maml_pipeline.runs.run import Run
 from tests.helpers import make_run
 
 FIRST, SECOND, CHECKPOINTED = DEFAULT_ORDERS
+TRUNCATED = [GradientOrder(differentiated_steps=n) for n in (1, 2)]
 ORDERS = [
     *DEFAULT_ORDERS,
     GradientOrder(method=Method.HESSIAN_FREE),
@@ -85,11 +89,22 @@ def rows(
     return next(iter(compare(runs).values()))
 
 
+# All orders with one number of inner steps.
+SCALE = {
+    (FIRST, 5): (0.295, 0.043, 0.51),
+    (TRUNCATED[0], 5): (0.21, 0.03, 0.9),
+    (TRUNCATED[1], 5): (0.10, 0.02, 1.1),
+    (SECOND, 5): (0.079, 0.011, 1.81),
+    (CHECKPOINTED, 5): (0.077, 0.011, 1.03),
+    (GradientOrder(method=Method.HESSIAN_FREE), 5): (0.081, 0.012, 0.8),
+}
+
 EXPERIMENTS = {
     "omniglot-20w1s": rows(TWENTY_WAY, "omniglot-20w1s", "accuracy"),
     "omniglot-5w1s": rows(FIVE_WAY, "omniglot-5w1s", "accuracy"),
     "sine-10shot": rows(SINE, "sine-10shot", "loss", seeds=(0, 1)),
     "coinciding": rows(COINCIDING),
+    "scale": rows(SCALE, seeds=(0, 1)),
 }
 
 
@@ -120,7 +135,7 @@ def label_boxes(ax: Axes) -> list[Bbox]:
 
 def overview_and_plots() -> list[Figure]:
     plots = [plot for shown in EXPERIMENTS.values() for plot in draw_plots(shown)]
-    return [draw_overview(EXPERIMENTS), *(p.figure for p in plots if p.name == "tradeoff")]
+    return [draw_overview(EXPERIMENTS), *(p.figure for p in plots if p.name.startswith("tradeoff"))]
 
 
 @pytest.mark.parametrize("dpi", [96, 200])
@@ -135,13 +150,13 @@ def test_no_label_covers_another_or_leaves_its_panel(dpi: int) -> None:
                 assert not one.overlaps(other)
             panel = ax.get_window_extent()
             assert all(panel.contains(x, y) for box in boxes for x, y in (box.min, box.max))
-    assert labels == 2 * (6 + 6 + 9 + 9)
+    assert labels == 4 * (6 + 6 + 9 + 9 + 6)
 
 
 def test_a_label_lies_beside_its_mark() -> None:
     figure = draw_overview({"20-way": EXPERIMENTS["omniglot-20w1s"]})
     draw(figure)
-    (ax,) = figure.axes
+    ax, _ = figure.axes
     for box, label in zip(label_boxes(ax), labels_of(ax), strict=True):
         x, y = ax.transData.transform(label.xy)
         assert not box.contains(x, y)
@@ -181,7 +196,7 @@ def test_memory_ticks_are_few_plain_and_different(unit: float, spread: float) ->
     shown = rows({(FIRST, 1): (0.5, 0.1, unit), (SECOND, 1): (0.4, 0.1, unit * spread)})
     figure = draw_overview({"experiment": shown})
     draw(figure)
-    (ax,) = figure.axes
+    ax, _ = figure.axes
     labels = tick_labels(ax, "x")
     assert 1 <= len(labels) <= 9 and len({*labels}) == len(labels)
     assert not any("e" in label for label in labels)
@@ -227,6 +242,71 @@ def test_thin_lines_join_the_truncated_orders_with_first_and_second_order() -> N
     assert not any(line.get_color() == SCALE_COLOUR for line in without.lines)
 
 
+# Against memory and time ------------------------------------------------------------------------
+
+
+def scale_lines(ax: Axes) -> list[tuple[list[float], list[float]]]:
+    """Return the coordinates of the lines that belong to no order."""
+    lines = [line for line in ax.lines if line.get_color() == SCALE_COLOUR]
+    return [(np.asarray(x.get_xdata()).tolist(), np.asarray(x.get_ydata()).tolist()) for x in lines]
+
+
+def test_the_overview_shows_memory_and_time_side_by_side_on_one_scale_of_results() -> None:
+    memory, time = draw_overview({"sine": rows(SCALE)}).axes
+    assert memory.get_xlabel() == "peak memory of a meta-step, MB"
+    assert time.get_xlabel() == "time of a meta-step, ms"
+    assert memory.get_ylim() == time.get_ylim()
+    for ax, ends in ((memory, (0.51, 1.81)), (time, (5.1, 18.1))):
+        (scale,) = [xs for xs, _ in scale_lines(ax) if len(xs) == 4]
+        assert (scale[0], scale[-1]) == ends
+    names = ["first", "truncated 1", "truncated 2", "second", "checkpointed", "hessian-free"]
+    assert [text.get_text() for text in labels_of(time)] == names
+    assert time.get_title(loc="left") == "k = 5"
+
+
+def test_the_axis_on_the_right_is_the_share_of_second_orders_gain() -> None:
+    figure = draw_overview({"sine": rows(SCALE)})
+    draw(figure)
+    memory, time = figure.axes
+    assert not memory.child_axes
+    (share,) = time.child_axes
+    low, high = time.get_ylim()
+    ends = [100 * (value - 0.295) / (0.079 - 0.295) for value in (low, high)]
+    assert sorted(share.get_ylim()) == pytest.approx(sorted(ends))
+    dotted = [ys for _, ys in scale_lines(time) if len({*ys}) == 1]
+    assert sorted(ys[0] for ys in dotted) == [0.079, 0.295]
+    several = draw_overview({"sine": EXPERIMENTS["sine-10shot"]}).axes
+    assert not any(ax.child_axes for ax in several)
+
+
+def test_a_share_needs_a_gain_beyond_the_confidence_intervals() -> None:
+    shown = rows(SCALE)
+    shares = {str(row.order): share_of_gain(row, shown) for row in shown}
+    assert shares["first"] == 0 and shares["second"] == 1
+    assert shares["truncated-1"] == pytest.approx((0.295 - 0.21) / (0.295 - 0.079))
+    assert shares["checkpointed"] == pytest.approx((0.295 - 0.077) / (0.295 - 0.079))
+    assert "(39 % of second order's gain)" in findings(shown)[0]
+    (column,) = [c.cells for c in table_columns(shown) if c.group == "share of second order's gain"]
+    assert column == ["0 %", "39 %", "90 %", "100 %", "101 %", "99 %"]
+    for result, ci95 in ((0.27, 0.03), (0.4, 0.01)):  # too near, and worse than first order
+        other = rows({**SCALE, (SECOND, 5): (result, ci95, 1.8)})
+        assert {share_of_gain(row, other) for row in other} == {None}
+        assert not any(ax.child_axes for ax in draw_overview({"sine": other}).axes)
+    accuracy = rows(TWENTY_WAY, measure="accuracy")
+    by_row = {(row.order, row.inner_steps): share_of_gain(row, accuracy) for row in accuracy}
+    assert by_row[CHECKPOINTED, 1] == pytest.approx((0.495 - 0.368) / (0.496 - 0.368))
+    assert by_row[CHECKPOINTED, 5] == pytest.approx((0.692 - 0.533) / (0.689 - 0.533))
+
+
+def test_the_legend_of_all_orders_lies_inside_every_plot() -> None:
+    for figure in (draw_overview({"sine": rows(SCALE)}), *(p.figure for p in draw_plots(rows(SCALE)))):
+        draw(figure)
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == 6
+        box, whole = legend.get_window_extent(), figure.bbox
+        assert box.x0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+
+
 # Without colour, and at any number of experiments -----------------------------------------------
 
 
@@ -235,13 +315,14 @@ def test_orders_differ_without_colour() -> None:
     for one, other in combinations(styles, 2):
         assert one.marker != other.marker and one.line != other.line and one.label != other.label
     assert len({style.fill for style in styles[:2]}) == 2
+    assert len({order_style(GradientOrder(differentiated_steps=n)).colour for n in (1, 2, 3)}) == 3
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 9, 30])
 def test_many_experiments_are_a_grid_of_readable_panels(number: int) -> None:
     titles = [f"experiment {n}, model.inner_lr 0.{n} and other settings" for n in range(number)]
     figure = draw_overview(dict.fromkeys(titles, EXPERIMENTS["sine-10shot"]))
-    assert len(figure.axes) == number
+    assert len(figure.axes) == 2 * number
     width, _ = figure.get_size_inches()
     assert width <= 11
     draw(figure)
@@ -295,5 +376,11 @@ def test_a_long_series_is_averaged_over_equal_stretches(length: int) -> None:
 
 def test_plots_are_named_by_what_they_show() -> None:
     names = [plot.name for plot in draw_plots(EXPERIMENTS["sine-10shot"])]
-    assert names == ["tradeoff", "memory", "time", *(f"adaptation-k{k}" for k in (1, 2, 5))]
+    assert names == [
+        "tradeoff",
+        "tradeoff-time",
+        "memory",
+        "time",
+        *(f"adaptation-k{k}" for k in (1, 2, 5)),
+    ]
     assert [k for k, _ in groupby(EXPERIMENTS["sine-10shot"], lambda row: row.inner_steps)] == [1, 2, 5]

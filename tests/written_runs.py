@@ -1,12 +1,15 @@
 """Folders of runs that were written by hand and never trained."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from maml_pipeline.gradient_order import GradientOrder
+from maml_pipeline.runs.summary import summarize
+from tests.helpers import make_run
 
 
 def order_settings(name: str) -> dict[str, Any]:
@@ -63,3 +66,35 @@ def write_run(
         test = {f"test/{measure}": result, f"test/{measure}_ci95": 0.0625}
         (folder / "test.json").write_text(json.dumps(test))
     return folder
+
+
+def write_search(
+    folder: Path,
+    validations: Mapping[str, Mapping[float, float]],
+    inner_steps: int = 1,
+    experiment: str = "toy",
+) -> None:
+    """Write the summary of a trade-off that varied the inner learning rate.
+
+    Args:
+        folder: Its folder.
+        validations: The best validation loss by order and rate; test results are in the opposite order.
+        inner_steps: Inner steps of all runs.
+        experiment: Their experiment.
+    """
+    cells = [
+        summarize(
+            make_run(
+                GradientOrder.parse(order),
+                inner_steps,
+                result=-validation,
+                history=[{"step": 9, "val/loss": validation}],
+                varied={"model.inner_lr": rate},
+                experiment=experiment,
+            )
+        )
+        for order, by_rate in validations.items()
+        for rate, validation in by_rate.items()
+    ]
+    folder.mkdir(parents=True)
+    (folder / "tradeoff.json").write_text(json.dumps({"cells": cells}))

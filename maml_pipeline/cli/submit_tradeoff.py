@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from maml_pipeline.cli.submit_messages import print_submitted_array, print_submitted_report
-from maml_pipeline.cli.tradeoff import parse
+from maml_pipeline.cli.tradeoff_arguments import parse
 from maml_pipeline.errors import UserError
 from maml_pipeline.run_folder import record_slurm_job
 from maml_pipeline.slurm.allocation import Allocation, required_allocation

@@ -1,9 +1,11 @@
 """The trade-off that the arguments of `maml tradeoff` or `maml submit --tradeoff` describe."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from maml_pipeline.cli.best_of import Search
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.vary import varied_settings_of
 from maml_pipeline.config_file import read_config
@@ -11,7 +13,7 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.gradient_order import DEFAULT_ORDERS
 from maml_pipeline.run_folder import RUNS
 from maml_pipeline.tradeoff.folder import Tradeoff
-from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, make_grid
+from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, Cell, make_grid
 
 
 class Plan:
@@ -22,6 +24,9 @@ class Plan:
         fit_arguments: Its other arguments, which are those of `maml fit`.
         elsewhere: Whether the cells will be trained on other machines.
 
+    Attributes:
+        notes: What `--best_of` chose, in lines to print.
+
     Raises:
         UserError: An argument is invalid, or the folder holds another trade-off.
     """
@@ -31,12 +36,16 @@ class Plan:
     ) -> None:
         _check_fit_arguments(fit_arguments)
         config = ResolvedConfig(fit_arguments, elsewhere).values
-        cells = make_grid(
-            settings.orders or [*map(str, DEFAULT_ORDERS)],
-            settings.inner_steps or [config["model"]["inner_steps"]],
-            settings.seeds or [config["seed_everything"]],
-            varied_settings_of(settings.vary, fit_arguments, elsewhere),
-        )
+        self.notes: list[str] = []
+        if settings.best_of is None:
+            cells = make_grid(
+                settings.orders or [*map(str, DEFAULT_ORDERS)],
+                settings.inner_steps or [config["model"]["inner_steps"]],
+                settings.seeds or [config["seed_everything"]],
+                varied_settings_of(settings.vary, fit_arguments, elsewhere),
+            )
+        else:
+            cells = self._cells_at_their_best(settings, config)
         # The cells read it from the shared config: a report chooses among the values of these keys.
         config["run"]["varied"] = [*cells[0].varied] or None
         if config["trainer"]["max_steps"] < 1:
@@ -52,6 +61,22 @@ class Plan:
             self.shared: dict[str, Any] = self.tradeoff.shared_config(config, existing)
         elif not exists:
             raise UserError(f"out {self.tradeoff.folder} holds no trade-off; train its cells first")
+
+    def _cells_at_their_best(
+        self, settings: argparse.Namespace, config: Mapping[str, Any]
+    ) -> list[Cell]:
+        """Return cells with the values that validated best in another trade-off, and note the values."""
+        search = Search(settings.best_of)
+        search.check(config)
+        grid = make_grid(
+            settings.orders or search.orders,
+            settings.inner_steps or search.inner_steps,
+            settings.seeds or [config["seed_everything"]],
+        )
+        kinds = dict.fromkeys((cell.order, cell.inner_steps) for cell in grid)
+        chosen = {kind: search.chosen(*kind) for kind in kinds}
+        self.notes = search.describe(chosen)
+        return [replace(cell, varied=chosen[cell.order, cell.inner_steps]) for cell in grid]
 
 
 def _check_fit_arguments(arguments: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The fastest engine on a CPU: machine code for this project's networks, one task on each thread."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Loss,
     Parameters,
     adapted_names,
-    trainable_parameters,
 )
 from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
 from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
@@ -60,8 +59,7 @@ class NativeEngine(VectorizedEngine):
         known = known_network(network, loss, batch, inner)
         if known is None:
             return super().meta_gradient(network, loss, batch, inner, metric)
-        theta = {name: p.detach() for name, p in network.named_parameters()}
-        result = _compiled().batch_meta_gradient(known, theta, batch, inner)
+        result = _compiled().batch_meta_gradient(*known, batch, inner)
         measured = None
         if metric is not None:
             measured = measure_each_task(metric, result.prediction, batch.query_y)
@@ -93,11 +91,10 @@ class NativeEngine(VectorizedEngine):
         known = known_network(network, loss, batch, inner)
         if known is None:
             return super().adaptation_curves(network, measures, loss, batch, inner, transductive)
-        theta = {name: p.detach() for name, p in network.named_parameters()}
         sets = query_sets(batch, transductive)
         curves: dict[str, list[Tensor]] = {name: [] for name in measures}
         with torch.no_grad():
-            adapted, predictions = _compiled().batch_curves(known, theta, batch, inner, sets)
+            adapted, predictions = _compiled().batch_curves(*known, batch, inner, sets)
             predict = plain_predictions(network, Workarounds())
             last = torch.stack([predict(adapted, x) for x in sets])
             for of_sets in (*predictions, last):
@@ -114,8 +111,7 @@ class NativeEngine(VectorizedEngine):
         known = known_network(network, loss, task, inner)
         if known is None:
             return super().adapted_parameters(network, loss, support_x, support_y, inner)
-        theta = {name: p.detach() for name, p in network.named_parameters()}
-        adapted = _compiled().batch_curves(known, theta, task, inner, []).adapted
+        adapted = _compiled().batch_curves(*known, task, inner, []).adapted
         return {name: p[0].clone() for name, p in adapted.items()}
 
 
@@ -136,19 +132,30 @@ def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:
     ]
 
 
-def known_network(
-    network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop
-) -> FeedForward | None:
+class Known(NamedTuple):
+    """A network that runs as machine code.
+
+    Args:
+        network: Its layers.
+        theta: Its parameters, detached.
+    """
+
+    network: FeedForward
+    theta: Parameters
+
+
+def known_network(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Known | None:
     """Describe a network if it can run as machine code with a loss and tasks, otherwise `None`."""
-    known = feed_forward(network)
+    theta = dict(network.named_parameters())
+    known = feed_forward(network, theta)
     if known is None or inner.rates is not None or torch.is_autocast_enabled("cpu"):
         return None
-    if len(adapted_names(network, inner.adapt)) < len(trainable_parameters(network)):
+    if inner.adapt is not None and len(adapted_names(network, inner.adapt)) < len(theta):
         return None
     if inner.method is Method.HESSIAN_FREE and not inner.is_first_order:
         return None  # machine code has exact products alone
-    dtype = next(network.parameters()).dtype
-    outputs = known.dense[-1][1]
+    dtype = next(iter(theta.values())).dtype
+    outputs = known.outputs
     for x, y in ((batch.support_x, batch.support_y), (batch.query_x, batch.query_y)):
         if x.dtype != dtype or x.shape[2:] == () or not known.accepts(tuple(x.shape[2:])):
             return None
@@ -161,7 +168,7 @@ def known_network(
                 return None
         else:
             return None
-    return known
+    return Known(known, {name: p.detach() for name, p in theta.items()})
 
 
 def is_mean_squared_error(loss: Loss) -> bool:

@@ -197,6 +197,8 @@ def _rows(runs: Sequence[Run]) -> Iterator[ComparisonRow]:
     for run in runs:
         by_row.setdefault((run.inner_steps, run.order), []).append(run)
     settings = varied_in(runs)
+    if all(len(varied_in(same)) == 1 for same in by_row.values()):
+        settings = settings[:1]  # as after a choice elsewhere: there is none to make here
     for inner_steps in sorted({steps for steps, _ in by_row}):
         first_order: list[ComparisonRow] = []
         orders = {order for steps, order in by_row if steps == inner_steps}
@@ -214,7 +216,7 @@ def _rows_of_settings(
     for run in runs:
         by_setting.setdefault(identity(run.varied), []).append(run)
     choice = choose(runs, settings) if len(settings) > 1 else None
-    own = [setting for setting in settings if identity(setting) in by_setting]
+    own = varied_in(runs)
     if choice is not None:
         own.sort(key=lambda setting: not choice.is_chosen(setting))
     rows: list[ComparisonRow] = []
@@ -226,8 +228,8 @@ def _rows_of_settings(
 
 
 def _reference(first_order: Sequence[ComparisonRow], setting: Setting) -> ComparisonRow | None:
-    """Return first order's chosen row; if it has none, the one with the same setting."""
-    chosen = next((row for row in first_order if row.chosen), None)
+    """Return first order's chosen or only row; if it has none, the one with the same setting."""
+    chosen = next((row for row in first_order if row.chosen or row.choice is None), None)
     same = (row for row in first_order if identity(row.setting) == identity(setting))
     return chosen or next(same, None)
 

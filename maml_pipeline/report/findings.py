@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.report.choice import Choice, Setting, varied_in
 from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.gain import share_of_gain
 from maml_pipeline.runs.run import Run
 from maml_pipeline.text import counted, printable
 from maml_pipeline.varied import setting_text, short_names, value_text
@@ -33,9 +34,16 @@ def findings(rows: Sequence[ComparisonRow]) -> list[str]:
         sentences.append(
             f"Trained with {steps}, {row.order.phrase}{_in_brackets(row)} reached a {split} "
             f"{measure} of {own.mean:.4f} and first order{_in_brackets(row.first_order_row)} "
-            f"{other.mean:.4f}" + (f", at {' and '.join(costs)}." if costs else ".")
+            f"{other.mean:.4f}{_share(row, rows)}" + (f", at {' and '.join(costs)}." if costs else ".")
         )
     return sentences
+
+
+def _share(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+    share = share_of_gain(row, rows)
+    if share is None or row.order.differentiated_steps is None:
+        return ""
+    return f" ({round(100 * share)} % of second order's gain)"
 
 
 def _in_brackets(row: ComparisonRow) -> str:
@@ -51,6 +59,8 @@ def choice_notes(rows: Sequence[ComparisonRow]) -> list[str]:
     if not rows[0].setting:
         return []
     keys = " and ".join(printable(name) for name in short_names(rows[0].setting).values())
+    if len(varied_in(runs)) > 1:
+        return [f"Varied: {keys}. Each order and number of inner steps was trained with a single value."]
     only = printable(setting_text(rows[0].setting))
     return [f"Varied: {keys}. All runs found have {only}, so there was nothing to choose from."]
 

@@ -60,17 +60,21 @@ def draw_plots(rows: Sequence[ComparisonRow]) -> list[Plot]:
 
 def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
     """Draw what compares all numbers of inner steps."""
-    if has_tradeoff(rows):
-        measure = shortened(rows[0].runs[0].measure, 40)
-        yield _plot(
-            "tradeoff",
-            f"{measure.capitalize()} against peak memory",
-            f"{result_label(rows)}, with its 95 % confidence interval over tasks, against the most "
-            "memory that a meta-step adds. A line joins the numbers of inner steps k in training, and a "
-            "thin one leads from first over truncated to second order; faint "
-            f"marks are single seeds.{_note(rows, 'Small faint marks', label_note(rows))}",
-            partial(draw_tradeoff, rows=rows),
-        )
+    for cost, name, meaning, suffix in (
+        ("peak_bytes", "peak memory", "most memory that a meta-step adds", ""),
+        ("meta_step_ms", "time", "median time of a meta-step", "-time"),
+    ):
+        if has_tradeoff(rows, cost):
+            measure = shortened(rows[0].runs[0].measure, 40)
+            yield _plot(
+                f"tradeoff{suffix}",
+                f"{measure.capitalize()} against {name}",
+                f"{result_label(rows)}, with its 95 % confidence interval over tasks, against the "
+                f"{meaning}. A line joins the numbers of inner steps k in training, and a thin one "
+                "leads from first over truncated to second order; faint marks are single seeds."
+                + _note(rows, "Small faint marks", label_note(rows)),
+                partial(draw_tradeoff, rows=rows, cost=cost),
+            )
     if any(row.mean("peak_bytes") for row in rows):
         unit, unit_name = memory_unit(rows)
         yield _plot(

@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -47,11 +49,16 @@ TRUNCATED_COLOURS = {
     Method.CHECKPOINTED: "#56B4E9",
     Method.HESSIAN_FREE: "#000000",
 }
+SHADES = (1.0, 0.65, 0.4)
+"""Of the colour for n = 1, 2 and more: the more steps are differentiated, the darker."""
 TRUNCATED_MARKERS = "v<>PXph*"
 """For n = 1, 2, ...; their lines are dashes with n dots in between."""
 
 WIDTH, HEIGHT = 4.2, 3.2
 """Inches of one plot: at 96 pixels an inch it fits a phone without being scaled down."""
+
+LEGEND_CHARACTER, LEGEND_HANDLE = 0.063, 0.55
+"""Inches of a character of an entry of the legend, and of the rest of the entry."""
 
 LARGEST = 1e100
 """A larger value is that of a diverged run; Matplotlib's arithmetic would overflow."""
@@ -100,7 +107,10 @@ def order_style(order: GradientOrder) -> OrderStyle:
         return SECOND_ORDER[order.method]
     marker = TRUNCATED_MARKERS[(n - 1) % len(TRUNCATED_MARKERS)]
     dots = (1.0, 1.5) * min(n, 8)
-    return OrderStyle(order.label, TRUNCATED_COLOURS[order.method], marker, "none", (0, (5, 1.5, *dots)))
+    shade = SHADES[min(max(n, 1), len(SHADES)) - 1]
+    red, green, blue = to_rgb(TRUNCATED_COLOURS[order.method])
+    colour = to_hex((shade * red, shade * green, shade * blue))
+    return OrderStyle(order.label, colour, marker, "none", (0, (5, 1.5, *dots)))
 
 
 def line_style(order: GradientOrder) -> dict[str, Any]:
@@ -126,20 +136,30 @@ def faint_line(order: GradientOrder) -> dict[str, Any]:
 
 
 def add_legend(figure: Figure, title: str = "order") -> None:
-    """Name the orders above all axes, where the legend covers nothing."""
+    """Name the orders above all axes, where the legend covers nothing, in as many lines as it needs."""
     labelled: dict[str, Artist] = {}
     for ax in figure.axes:
         lines, labels = ax.get_legend_handles_labels()
         labelled |= dict(zip(labels, lines, strict=True))
+    columns = _legend_columns([*labelled], figure.get_figwidth())
     figure.legend(
         [*labelled.values()],
         [*labelled],
         loc="outside upper left",
-        ncols=max(1, len(labelled)),
+        ncols=columns,
         title=title,
         alignment="left",
         handlelength=2.6,
     )
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return how many columns fit into a width in inches, each as wide as its longest label."""
+    for columns in range(len(labels), 1, -1):
+        parts = [part for part in np.array_split([*map(len, labels)], columns) if len(part)]
+        if sum(part.max() * LEGEND_CHARACTER + LEGEND_HANDLE for part in parts) <= width:
+            return columns
+    return 1
 
 
 def meta_step_axis(ax: Axes) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from matplotlib.ticker import EngFormatter
 
 from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.gain import share_of_gain
 from maml_pipeline.runs.run import Estimate
 from maml_pipeline.text import in_one_notation, printable
 from maml_pipeline.varied import short_names, value_text
@@ -61,6 +62,7 @@ def table_columns(rows: Sequence[ComparisonRow]) -> list[Column]:
         (measure, "± 95 % CI", lambda row: _result_part(row, [row], lambda result: result.ci95)),
         (measure, "lowest result", lambda row: _range_text(row, 0)),
         (measure, "highest result", lambda row: _range_text(row, 1)),
+        ("share of second order's gain", "", lambda row: share_text(row, rows)),
     ]
     for cost, name in costs:
         columns.append((name, "mean", lambda row, cost=cost: cost_text(row, cost)))  # type: ignore[misc]
@@ -159,6 +161,12 @@ def ratio_text(row: ComparisonRow, cost: str) -> str:
     """Return a cost as a multiple of first order's; `-` if it is unknown."""
     ratio = row.ratio(cost)
     return UNKNOWN if ratio is None else f"{ratio:.2f}"
+
+
+def share_text(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+    """Return the share of second order's gain over first order, such as `83 %`; `-` if it is unknown."""
+    share = share_of_gain(row, rows)
+    return UNKNOWN if share is None else f"{round(100 * share):,} %"
 
 
 def cosine_text(row: ComparisonRow) -> str:

@@ -7,19 +7,15 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
-from maml_pipeline.meta_gradient.native.chunk import (
-    ChunkResult,
-    Examples,
-    Memory,
-    curves,
-    meta_gradient,
-)
+from maml_pipeline.meta_gradient.native import chunk, perceptron
+from maml_pipeline.meta_gradient.native.examples import Examples
 from maml_pipeline.meta_gradient.native.network import FeedForward
 from maml_pipeline.meta_gradient.native.plan import Plan, Sets, plan
 from maml_pipeline.tasks import TaskBatch
@@ -58,7 +54,6 @@ def batch_meta_gradient(
         batch: T tasks.
         inner: Inner loop and gradient order.
     """
-    packed = network.pack(theta)
     planned = plan(
         network,
         _sets(batch, batch.query_x),
@@ -66,34 +61,31 @@ def batch_meta_gradient(
         inner.steps,
         inner.first_differentiated_step,
     )
+    packed = network.pack(theta)
     support = examples(network, batch.support_x, batch.support_y)
     query = examples(network, batch.query_x, batch.query_y)
-    tasks, queries = batch.query_x.shape[:2]
     # Other threads must not allocate: PyTorch counts the memory of this one.
-    gradients = packed.new_zeros(len(planned.chunks), packed.numel())
-    prediction = packed.new_empty(tasks, queries, network.dense[-1][1])
-    losses = packed.new_empty(inner.steps + 1, tasks)
-    initial, sums = packed.numpy()[None], gradients.numpy()
-    predictions, chunk_losses = prediction.numpy(), losses.numpy()
+    sizes = planned.result_sizes(packed.numel(), network.outputs)
+    results = packed.new_zeros(sum(sizes))
+    sums, predictions, losses = results.split_with_sizes(sizes)
+    sums = sums.view(len(planned.chunks), -1)
+    predictions = predictions.view(*batch.query_x.shape[:2], -1)
+    losses = losses.view(inner.steps + 1, -1)
+    initial, arrays = packed.numpy(), (predictions.numpy(), losses.numpy())
+    gradients = sums.numpy()
+    carry_out = chunk.meta_gradient if network.blocks else perceptron.meta_gradient
 
-    def run(chunk: int, memory: Memory) -> None:
-        part = planned.chunks[chunk]
-        meta_gradient(
-            planned.layouts,
-            initial,
-            support.tasks(part),
-            query.tasks(part),
-            inner.lr,
-            planned.schedule,
-            memory,
-            ChunkResult(sums[chunk : chunk + 1], predictions[part], chunk_losses[:, part]),
+    def run(number: int, memory: Any) -> None:
+        carry_out(
+            *(planned, planned.chunks[number], initial, support, query, inner.lr, memory),
+            *(gradients[number], *arrays),
         )
 
     _run_chunks(run, planned, packed)
-    gradient = network.unpack(gradients.sum(0).div_(tasks), theta)
+    gradient = network.unpack(sums.sum(0).div_(len(support.inputs)), theta)
     for name in theta.keys() - network.names:
         gradient[name] = torch.zeros_like(theta[name])
-    return BatchResult(losses.T, prediction, gradient)
+    return BatchResult(losses.T, predictions, gradient)
 
 
 def batch_curves(
@@ -117,22 +109,14 @@ def batch_curves(
     planned = plan(network, _sets(batch, predicted), Method.UNROLLED, 0, 0)
     support = examples(network, batch.support_x, batch.support_y)
     inputs = [images_last(network, x) for x in sets]
-    tasks, queries = predicted.shape[:2]
-    adapted = packed.new_empty(tasks, packed.numel())
-    predictions = packed.new_empty(inner.steps, len(sets), tasks, queries, network.dense[-1][1])
+    adapted = packed.new_empty(len(support.inputs), packed.numel())
+    predictions = packed.new_empty(inner.steps, len(sets), *predicted.shape[:2], network.outputs)
+    initial, arrays = packed.numpy(), (adapted.numpy(), predictions.numpy())
+    carry_out = chunk.curves if network.blocks else perceptron.curves
 
-    def run(chunk: int, memory: Memory) -> None:
-        part = planned.chunks[chunk]
-        curves(
-            planned.layouts,
-            packed.numpy()[None],
-            support.tasks(part),
-            [x[part] for x in inputs],
-            inner.lr,
-            inner.steps,
-            memory,
-            adapted.numpy()[part],
-            predictions.numpy()[:, :, part],
+    def run(number: int, memory: Any) -> None:
+        carry_out(
+            *(planned, planned.chunks[number], initial, support, inputs, inner.lr, memory, *arrays)
         )
 
     _run_chunks(run, planned, packed)
@@ -141,11 +125,10 @@ def batch_curves(
 
 def examples(network: FeedForward, x: Tensor, y: Tensor) -> Examples:
     """Convert sets of T tasks: inputs `(T, S, ...)`, and labels `(T, S)` or values `(T, S, outputs)`."""
+    inputs, targets, tasks = images_last(network, x), y.contiguous().numpy(), y.shape[0]
     if y.is_floating_point():
-        labels, values = torch.empty(len(y), 0, dtype=torch.int64), y.contiguous()
-    else:
-        labels, values = y.contiguous(), x.new_empty(len(y), 0, 0)
-    return Examples(images_last(network, x), labels.numpy(), values.numpy())
+        return Examples(inputs, np.empty((tasks, 0), np.int64), targets)
+    return Examples(inputs, targets, np.empty((tasks, 0, 0), inputs.dtype))
 
 
 def images_last(network: FeedForward, x: Tensor) -> Any:
@@ -165,15 +148,15 @@ def _sets(batch: TaskBatch, predicted: Tensor) -> Sets:
     )
 
 
-def _run_chunks(run: Callable[[int, Memory], None], planned: Plan, like: Tensor) -> None:
+def _run_chunks(run: Callable[[int, Any], None], planned: Plan, like: Tensor) -> None:
     """Run chunks on PyTorch's number of threads, each with memory of its own."""
     threads = min(torch.get_num_threads(), len(planned.chunks))
     remaining: Iterator[int] = iter(range(len(planned.chunks)))  # each thread takes the next one
     memories = [planned.allocate(like) for _ in range(threads)]
 
-    def work(memory: Memory) -> None:
-        for chunk in remaining:
-            run(chunk, memory)
+    def work(memory: Any) -> None:
+        for number in remaining:
+            run(number, memory)
 
     with _one_thread_per_product():
         others = [_executor(threads - 1).submit(work, memory) for memory in memories[1:]]

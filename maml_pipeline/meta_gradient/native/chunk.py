@@ -1,13 +1,12 @@
-"""One chunk of tasks: the instructions of a meta-gradient, carried out by the compiled functions.
+"""One chunk of tasks of a network with blocks: the instructions of a meta-gradient, carried out.
 
 Nothing is allocated here: other threads carry out other chunks, each with memory of its own.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maml_pipeline.meta_gradient.native import gradients
-from maml_pipeline.meta_gradient.native.layout import Layout
+from maml_pipeline.meta_gradient.native.convnet import entry_points
+from maml_pipeline.meta_gradient.native.examples import Examples
 from maml_pipeline.meta_gradient.native.schedule import (
     CURRENT,
     CURVATURE,
@@ -16,31 +15,14 @@ from maml_pipeline.meta_gradient.native.schedule import (
     SLOTS,
     STEP,
     THETA,
-    Schedule,
 )
-from maml_pipeline.meta_gradient.native.work import Work
 
-
-class Examples(NamedTuple):
-    """Support or query sets of T tasks, as arrays.
-
-    Args:
-        inputs: `(T, S, features)`, or images as `(T, S * height * width, channels)`.
-        labels: `(T, S)` if the loss is the cross-entropy, otherwise `(T, 0)`.
-        values: `(T, S, outputs)` if the loss is the mean squared error, otherwise `(T, 0, 0)`.
-    """
-
-    inputs: Any
-    labels: Any
-    values: Any
-
-    def tasks(self, chunk: slice) -> "Examples":
-        """Select tasks."""
-        return Examples(self.inputs[chunk], self.labels[chunk], self.values[chunk])
+if TYPE_CHECKING:
+    from maml_pipeline.meta_gradient.native.plan import Plan
 
 
 class Memory(NamedTuple):
-    """Memory of a thread for a chunk of C tasks; records are rows, see `layout.py`.
+    """Memory of a thread for a chunk of C tasks; records are rows, see `convnet/layout.py`.
 
     Args:
         work: Working memory of the compiled functions.
@@ -54,7 +36,7 @@ class Memory(NamedTuple):
         losses: Losses `(C,)`.
     """
 
-    work: Work
+    work: Any
     records: Any
     kept: Any
     tangents: Any
@@ -65,127 +47,103 @@ class Memory(NamedTuple):
     losses: Any
 
 
-class Functions(NamedTuple):
-    """The entry points for a network; `gradients.py` describes them."""
-
-    predictions: Callable[..., None]
-    add_gradients: Callable[..., None]
-    add_curvatures: Callable[..., None]
-
-
-WITH_BLOCKS = Functions(gradients.predictions, gradients.add_gradients, gradients.add_curvatures)
-WITHOUT_BLOCKS = Functions(
-    gradients.dense_predictions, gradients.add_dense_gradients, gradients.add_dense_curvatures
-)
-
-
-def functions(layout: Layout) -> Functions:
-    """Return the entry points for a network."""
-    return WITH_BLOCKS if len(layout.blocks) else WITHOUT_BLOCKS
-
-
-class ChunkResult(NamedTuple):
-    """Where a chunk of C tasks puts its results.
-
-    Args:
-        gradient: `(1, P)`: the sum of the tasks' meta-gradients. Zero before.
-        predictions: Predictions of the query sets `(C, Q, outputs)`.
-        losses: `(k + 1, C)`: the support losses before each inner step and, last, the query losses.
-    """
-
-    gradient: Any
-    predictions: Any
-    losses: Any
-
-
 def meta_gradient(
-    layouts: tuple[Layout, Layout],
+    planned: "Plan",
+    part: slice,
     theta: Any,
     support: Examples,
     query: Examples,
     lr: float,
-    schedule: Schedule,
     memory: Memory,
-    result: ChunkResult,
+    gradient: Any,
+    predictions: Any,
+    losses: Any,
 ) -> None:
-    """Add up the meta-gradients of a chunk of C tasks.
+    """Add up the meta-gradients of some of T tasks.
 
     Args:
-        layouts: Layouts of the support and the query sets.
-        theta: Initial parameters `(1, P)`.
+        planned: Layouts and instructions.
+        part: The tasks.
+        theta: Initial parameters `(P,)`.
         support: Support sets.
         query: Query sets.
         lr: Inner learning rate alpha.
-        schedule: What to do.
         memory: Memory of the thread.
-        result: Receives the result.
+        gradient: Receives the sum of the meta-gradients `(P,)`. Zero before.
+        predictions: Receive the predictions of the query sets `(T, Q, outputs)`.
+        losses: Receive the losses `(k + 1, T)`: of the support sets before each inner step and, last, of
+            the query sets.
     """
-    call, tasks = functions(layouts[0]), len(result.predictions)
-    adjoints = result.gradient if schedule.is_first_order else memory.adjoints[:tasks]
-    if not schedule.is_first_order:
+    support, query, tasks = support.tasks(part), query.tasks(part), part.stop - part.start
+    is_first_order = planned.schedule.is_first_order
+    adjoints = gradient[None] if is_first_order else memory.adjoints[:tasks]
+    if not is_first_order:
         adjoints[:] = 0
 
     def parameters(slot: int) -> Any:
         if slot == THETA:
-            return theta
+            return theta[None]
         return (memory.current if slot == CURRENT else memory.checkpoints[slot - SLOTS])[:tasks]
 
-    for operation, source, target, kept, loss in schedule.instructions:
+    for operation, source, target, kept, loss in planned.schedule.instructions:
         records = memory.records if kept < 0 else memory.kept[kept]
-        losses = memory.losses[:tasks] if loss < 0 else result.losses[loss]
+        of_sets = memory.losses[:tasks] if loss < 0 else losses[loss, part]
         common = records, kept >= 0 or operation == RECORD, memory.work
         if operation == CURVATURE:
-            call.add_curvatures(
-                *(layouts[0], parameters(source), adjoints, support.inputs, support.labels),
+            entry_points.add_curvatures(
+                *(planned.layouts[0], parameters(source), adjoints, support.inputs, support.labels),
                 *(records, memory.tangents, memory.work, -lr, adjoints),
             )
         elif operation == QUERY:
-            call.add_gradients(
-                *(layouts[1], parameters(source), *query),
-                *(*common, result.predictions, losses, 1.0, adjoints),
+            entry_points.add_gradients(
+                *(planned.layouts[1], parameters(source), *query),
+                *(*common, predictions[part], of_sets, 1.0, adjoints),
             )
         else:
-            into = parameters(target) if operation == STEP else result.gradient[:, :0]
+            into = parameters(target) if operation == STEP else gradient[None, :0]
             if operation == STEP and source != target:
                 into[:] = parameters(source)
-            call.add_gradients(
-                *(layouts[0], parameters(source), *support),
-                *(*common, memory.predictions[:tasks], losses, -lr, into),
+            entry_points.add_gradients(
+                *(planned.layouts[0], parameters(source), *support),
+                *(*common, memory.predictions[:tasks], of_sets, -lr, into),
             )
-    if not schedule.is_first_order:
-        result.gradient[0] += adjoints.sum(0)
+    if not is_first_order:
+        gradient += adjoints.sum(0)
 
 
 def curves(
-    layouts: tuple[Layout, Layout],
+    planned: "Plan",
+    part: slice,
     theta: Any,
     support: Examples,
     queries: list[Any],
     lr: float,
-    steps: int,
     memory: Memory,
     adapted: Any,
     predictions: Any,
 ) -> None:
-    """Adapt a chunk of C tasks and predict before each step.
+    """Adapt some of T tasks and predict before each inner step.
 
     Args:
-        layouts: Layouts of the support sets and of the sets that are predicted.
-        theta: Initial parameters `(1, P)`.
+        planned: Layouts.
+        part: The tasks.
+        theta: Initial parameters `(P,)`.
         support: Support sets.
         queries: Inputs of the sets that are predicted.
         lr: Inner learning rate alpha.
-        steps: Number of inner steps k.
         memory: Memory of the thread.
-        adapted: Receives the parameters after the last step `(C, P)`.
-        predictions: Receive the predictions `(k, queries, C, Q, outputs)`.
+        adapted: Receives the parameters after the last step `(T, P)`.
+        predictions: Receive the predictions `(k, queries, T, Q, outputs)`.
     """
-    call, tasks = functions(layouts[0]), len(adapted)
-    adapted[:] = theta
-    for step in range(steps):
-        for inputs, prediction in zip(queries, predictions[step], strict=True):
-            call.predictions(layouts[1], adapted, inputs, memory.records, memory.work, prediction)
-        call.add_gradients(
-            *(layouts[0], adapted, *support, memory.records, False, memory.work),
-            *(memory.predictions[:tasks], memory.losses[:tasks], -lr, adapted),
+    layouts, tasks = planned.layouts, part.stop - part.start
+    own, support = adapted[part], support.tasks(part)
+    own[:] = theta
+    for of_step in predictions[:, :, part]:
+        for inputs, prediction in zip(queries, of_step, strict=True):
+            entry_points.predictions(
+                layouts[1], own, inputs[part], memory.records, memory.work, prediction
+            )
+        entry_points.add_gradients(
+            *(layouts[0], own, *support, memory.records, False, memory.work),
+            *(memory.predictions[:tasks], memory.losses[:tasks], -lr, own),
         )

@@ -11,18 +11,18 @@ from maml_pipeline.meta_gradient.native.layout import (
     X_DOT,
     X,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import compiled, matrix
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, flat, matrix
 from maml_pipeline.meta_gradient.native.products import (
     add,
     add_rows,
     add_scaled,
     add_to_rows,
+    add_to_rows_and_rectify,
     copy,
     mask,
     product,
     product_by_input,
     product_by_weights,
-    rectify,
 )
 
 
@@ -57,9 +57,10 @@ def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
         else:
             out = prediction
         product(x, dense_weights(layer, theta), out)
-        add_to_rows(dense_bias(layer, theta), out)
         if level < last:
-            rectify(out)
+            add_to_rows_and_rectify(dense_bias(layer, theta), out)
+        else:
+            add_to_rows(dense_bias(layer, theta), out)
 
 
 @compiled
@@ -159,6 +160,6 @@ def add_dense_curvature(
         add_rows(factor, own_dot, dense_bias(layer, target))
         if level > 0:
             mask(x, gradient_dot)
-            copy(gradient_dot.ravel(), work.delta_dot[: gradient_dot.size])
+            copy(flat(gradient_dot), work.delta_dot[: gradient_dot.size])
         elif len(work.features) > 0:
-            copy(gradient_dot.ravel(), work.features[: gradient_dot.size])
+            copy(flat(gradient_dot), work.features[: gradient_dot.size])

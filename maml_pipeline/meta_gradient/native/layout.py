@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maml_pipeline.meta_gradient.native.convnet.normalisation import NORM_ROWS
 from maml_pipeline.meta_gradient.native.network import FeedForward
-from maml_pipeline.meta_gradient.native.normalisation import NORM_ROWS
 
 BLOCK_COLUMNS = 24
 (

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.layout import DELTA, OUTPUTS
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, matrix
 
 
 @compiled
@@ -60,3 +61,21 @@ def gradient_tangent(
             mean += probability * examples * prediction_dot[i, j]
         for j in range(outputs):
             delta_dot[i, j] *= prediction_dot[i, j] - mean
+
+
+@compiled
+def loss_and_delta(layout: Any, record: Any, prediction: Any, labels: Any, values: Any) -> float:
+    """Compute the loss, and its gradient by the prediction in the record."""
+    last = layout.dense[-1]
+    delta = matrix(record, last[DELTA], layout.examples, last[OUTPUTS])
+    return loss_and_gradient(layout.classifies, prediction, labels, values, delta)  # type: ignore[no-any-return]
+
+
+@compiled
+def delta_tangent(layout: Any, record: Any, labels: Any, work: Any) -> None:
+    """Compute the tangent of the gradient by the prediction."""
+    last = layout.dense[-1]
+    delta = matrix(record, last[DELTA], layout.examples, last[OUTPUTS])
+    prediction_dot = matrix(work.prediction_dot, 0, layout.examples, last[OUTPUTS])
+    delta_dot = matrix(work.delta_dot, 0, layout.examples, last[OUTPUTS])
+    gradient_tangent(layout.classifies, delta, labels, prediction_dot, delta_dot)

@@ -1,7 +1,7 @@
 """Recognise the networks that the compiled functions can run, and order their parameters for them."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 from maml_pipeline.networks.convolution import Convolution2d
-from maml_pipeline.torch_internals import has_hooks
+from maml_pipeline.torch_internals import flatten, has_hooks, unflatten
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class FeedForward:
     dense: tuple[tuple[int, int], ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
+    @property
+    def outputs(self) -> int:
+        """Number of outputs for an example."""
+        return self.dense[-1][1]
+
     @cached_property
     def sizes(self) -> list[int]:
         """Number of elements of each parameter that has an effect."""
@@ -92,6 +97,8 @@ class FeedForward:
 
     def pack(self, theta: dict[str, Tensor]) -> Tensor:
         """Concatenate parameters, with channels last: by name -> `(P,)`."""
+        if not self.blocks:
+            return flatten([theta[name] for name, _ in self.shapes])
         return torch.cat([_channels_last(theta[name], shape) for name, shape in self.shapes])
 
     def unpack(self, packed: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,6 +109,10 @@ class FeedForward:
             theta: The parameters. The value of one that `packed` does not have, such as the bias of a
                 convolution, is its own.
         """
+        if not self.blocks and packed.dim() == 1:  # faster than what follows
+            names = [name for name, _ in self.shapes]
+            parts = unflatten(packed, [theta[name] for name in names])
+            return dict(zip(names, parts, strict=True))
         lead, values = packed.shape[:-1], {}
         parts = torch.split(packed, self.sizes, dim=-1)
         for (name, (first, second, *rest)), part in zip(self.shapes, parts, strict=True):
@@ -119,27 +130,32 @@ def _channels_last(p: Tensor, shape: tuple[int, ...]) -> Tensor:
     return p.reshape(-1) if len(shape) == 2 else p.reshape(shape).movedim(1, -1).reshape(-1)
 
 
-def feed_forward(network: nn.Module) -> FeedForward | None:
+def feed_forward(network: nn.Module, theta: dict[str, nn.Parameter]) -> FeedForward | None:
     """Describe a network; `None` if the compiled functions cannot run it.
 
     They run `ConvNet`, `MLP`, and sequences of fully connected layers with ReLUs in between:
     these classes themselves, without hooks, whose parameters all adapt, on the CPU and in one type.
+
+    Args:
+        network: The network.
+        theta: All its parameters, by name; a shared one once.
     """
-    if type(network) not in (ConvNet, MLP, nn.Sequential):
+    if type(network) not in (ConvNet, MLP, nn.Sequential) or not theta:
         return None
-    parameters = list(network.parameters())
+    dtype = next(iter(theta.values())).dtype
     is_plain = (
-        len(parameters) > 0
-        and parameters[0].dtype in (torch.float32, torch.float64)
-        and all(p.requires_grad and p.is_cpu and p.is_contiguous() for p in parameters)
-        and len({p.dtype for p in parameters}) == 1
+        dtype in (torch.float32, torch.float64)
+        and all(
+            p.requires_grad and p.is_cpu and p.dtype == dtype and p.is_contiguous()
+            for p in theta.values()
+        )
         and not any(has_hooks(module) or "forward" in vars(module) for module in network.modules())
     )
     if not is_plain:
         return None
     known = _convolutional(network) if type(network) is ConvNet else _fully_connected(network)
     # A parameter that layers share is counted once.
-    return known if known is not None and known.has_parameters(len(parameters)) else None
+    return known if known is not None and known.has_parameters(len(theta)) else None
 
 
 def _convolutional(network: ConvNet) -> FeedForward | None:
@@ -189,20 +205,26 @@ def _convolutional(network: ConvNet) -> FeedForward | None:
 
 
 def _fully_connected(network: nn.Module) -> FeedForward | None:
-    layers = dict(network.named_children())
-    linear = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
-    alternates = all(
-        type(layer) is (nn.ReLU if i % 2 else nn.Linear) for i, layer in enumerate(layers.values())
+    layers = [*network.named_children()]
+    alternates = len(layers) % 2 == 1 and all(
+        type(layer) is (nn.ReLU if i % 2 else nn.Linear) for i, (_, layer) in enumerate(layers)
     )
-    if not alternates or len(layers) % 2 == 0 or any(layer.bias is None for layer in linear.values()):
+    linear = [(name, layer) for name, layer in layers if type(layer) is nn.Linear]
+    if not alternates or any(layer.bias is None for _, layer in linear):
         return None
+    return _perceptron(tuple((name, layer.in_features, layer.out_features) for name, layer in linear))
+
+
+@lru_cache(maxsize=64)
+def _perceptron(layers: tuple[tuple[str, int, int], ...]) -> FeedForward:
+    """Describe a network of fully connected layers: name, inputs and outputs of each."""
     return FeedForward(
         blocks=(),
         averages=True,
-        dense=tuple((layer.in_features, layer.out_features) for layer in linear.values()),
+        dense=tuple((inputs, outputs) for _, inputs, outputs in layers),
         shapes=tuple(
-            (f"{name}.{parameter}", (layer.out_features, inputs))
-            for name, layer in linear.items()
-            for parameter, inputs in (("weight", layer.in_features), ("bias", 1))
+            (f"{name}.{parameter}", (outputs, inputs))
+            for name, layer_inputs, outputs in layers
+            for parameter, inputs in (("weight", layer_inputs), ("bias", 1))
         ),
     )

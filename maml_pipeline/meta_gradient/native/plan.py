@@ -3,16 +3,18 @@
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from maml_pipeline.gradient_order import Method
+from maml_pipeline.meta_gradient.native import perceptron
 from maml_pipeline.meta_gradient.native.chunk import Memory
-from maml_pipeline.meta_gradient.native.layout import OUTPUTS, Layout, layout
+from maml_pipeline.meta_gradient.native.convnet.layout import convnet_layout
+from maml_pipeline.meta_gradient.native.layout import layout
 from maml_pipeline.meta_gradient.native.network import FeedForward
 from maml_pipeline.meta_gradient.native.schedule import Schedule, schedule
-from maml_pipeline.meta_gradient.native.work import Work, work_sizes
 
 TASKS_PER_CHUNK = 32
 """For networks without blocks, where a call from Python takes as long as several tasks."""
@@ -44,16 +46,33 @@ class Plan(NamedTuple):
         schedule: Instructions for each chunk.
         chunks: The tasks of each chunk: one if the network has blocks, so that a thread holds one task's
             intermediate values at a time.
-        shapes: Shapes of the arrays of `Work`, then those of `Memory`.
+        shapes: Shapes of the arrays of `Memory`, if the network has blocks.
+        instructions: Those of the schedule, one in each row, for the compiled functions.
+        places: Parts of a thread's memory, if the network has no blocks; see `perceptron.py`.
     """
 
-    layouts: tuple[Layout, Layout]
+    layouts: tuple[Any, Any]
     schedule: Schedule
     chunks: tuple[slice, ...]
     shapes: tuple[tuple[int, ...], ...]
 
-    def allocate(self, like: Tensor) -> Memory:
-        """Allocate a thread's memory as one tensor of PyTorch's allocator, which counts it."""
+    instructions: Any
+    places: Any
+
+    def result_sizes(self, parameters: int, outputs: int) -> list[int]:
+        """Return the sizes of the sums of the chunks' gradients, of the query predictions and losses."""
+        tasks, queries = self.chunks[-1].stop, self.layouts[1].examples
+        losses = 1 + max(instruction.loss for instruction in self.schedule.instructions)
+        return [len(self.chunks) * parameters, tasks * queries * outputs, tasks * losses]
+
+    def allocate(self, like: Tensor) -> Any:
+        """Allocate a thread's memory as one tensor of PyTorch's allocator, which counts it.
+
+        Returns:
+            `Memory`; an array if the network has no blocks.
+        """
+        if not self.shapes:
+            return like.new_empty(self.places[-1]).numpy()
         sizes = [prod(shape) for shape in self.shapes]
         memory = like.new_empty(sum(sizes)).numpy()
         ends = accumulate(sizes)
@@ -61,11 +80,7 @@ class Plan(NamedTuple):
             memory[end - size : end].reshape(shape)
             for size, end, shape in zip(sizes, ends, self.shapes, strict=True)
         ]
-        parts = len(Work._fields)
-        work = Work(*arrays[:parts])
-        if not work.delta.size:
-            work = work._replace(delta=work.u_dot)
-        records, kept, tangents, checkpoints, adjoints, predictions, losses = arrays[parts:]
+        work, records, kept, tangents, checkpoints, adjoints, predictions, losses = arrays
         current = tangents[: len(losses) * adjoints.shape[1]].reshape(len(losses), -1)
         return Memory(work, records, kept, tangents, current, checkpoints, adjoints, predictions, losses)
 
@@ -81,11 +96,12 @@ def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: in
         steps: Number of inner steps k.
         first: The first differentiated step; k for first order.
     """
-    layouts = (
-        layout(network, sets.support, sets.bytes_each, sets.classifies),
-        layout(network, sets.query, sets.bytes_each, sets.classifies),
+    lay_out = convnet_layout if network.blocks else layout
+    layouts: Any = (
+        lay_out(network, sets.support, sets.bytes_each, sets.classifies),
+        lay_out(network, sets.query, sets.bytes_each, sets.classifies),
     )
-    size = 1 if network.blocks else min(TASKS_PER_CHUNK, sets.tasks)
+    size = 1 if network.blocks else TASKS_PER_CHUNK
     instructions = schedule(method, steps, first)
     return Plan(
         layouts=layouts,
@@ -93,19 +109,22 @@ def plan(network: FeedForward, sets: Sets, method: Method, steps: int, first: in
         chunks=tuple(
             slice(start, min(start + size, sets.tasks)) for start in range(0, sets.tasks, size)
         ),
-        shapes=_shapes(layouts, instructions, size),
+        shapes=_shapes(layouts, instructions, size, network.outputs) if network.blocks else (),
+        instructions=np.array(instructions.instructions),
+        places=None if network.blocks else perceptron.places(layouts, instructions),
     )
 
 
 def _shapes(
-    layouts: tuple[Layout, Layout], instructions: Schedule, tasks: int
+    layouts: tuple[Any, Any], instructions: Schedule, tasks: int, outputs: int
 ) -> tuple[tuple[int, ...], ...]:
-    support, is_first_order = layouts[0], instructions.is_first_order
-    parameters, outputs = support.parameters, int(support.dense[-1, OUTPUTS])
+    support, query = layouts
+    is_first_order, parameters = instructions.is_first_order, support.parameters
+    work = support.work_size(is_first_order, query)
     tangents = 0 if is_first_order else support.tangents
     return (
-        *((size,) for size in work_sizes(layouts, is_first_order)),
-        (tasks if instructions.rereads_records else 1, max(layout.record for layout in layouts)),
+        (work,),
+        (tasks if instructions.rereads_records else 1, max(support.record, query.record)),
         (instructions.kept, tasks, support.record),
         (max(tangents, tasks * parameters),),
         (instructions.checkpoints, tasks, parameters),

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.numba_internals import compiled, flat
 
 
 @compiled
@@ -23,10 +23,10 @@ def copy(values: Any, target: Any) -> None:
 
 @compiled
 def add(values: Any, target: Any) -> None:
-    """Add a matrix to another one in place."""
-    for i in range(len(target)):
-        for j in range(target.shape[1]):
-            target[i, j] += values[i, j]
+    """Add an array to another one in place."""
+    numbers, sums = flat(values), flat(target)
+    for i in range(len(sums)):
+        sums[i] += numbers[i]
 
 
 @compiled
@@ -47,21 +47,22 @@ def add_rows(factor: float, values: Any, target: Any) -> None:
 
 
 @compiled
-def rectify(target: Any) -> None:
-    """Set the negative numbers of a matrix to 0 in place."""
+def add_to_rows_and_rectify(vector: Any, target: Any) -> None:
+    """Add a vector to each row of a matrix in place, and set negative results to 0."""
     zero = target.dtype.type(0)
     for i in range(len(target)):
         for j in range(target.shape[1]):
-            target[i, j] = target[i, j] if target[i, j] > zero else zero
+            value = target[i, j] + vector[j]
+            target[i, j] = value if value > zero else zero
 
 
 @compiled
 def mask(values: Any, target: Any) -> None:
-    """Set the numbers of a matrix to 0 in place where those of another one are not positive."""
+    """Set the numbers of an array to 0 in place where those of another one are not positive."""
     zero = target.dtype.type(0)
-    for i in range(len(target)):
-        for j in range(target.shape[1]):
-            target[i, j] = target[i, j] if values[i, j] > zero else zero
+    numbers, masked = flat(values), flat(target)
+    for i in range(len(masked)):
+        masked[i] = masked[i] if numbers[i] > zero else zero
 
 
 @compiled
@@ -84,8 +85,8 @@ def product_by_weights(delta: Any, x: Any, out: Any) -> None:
 
 @compiled
 def add_scaled(factor: float, values: Any, target: Any) -> None:
-    """Add `factor` times a matrix to another one in place."""
+    """Add `factor` times an array to another one in place."""
     scale = values.dtype.type(factor)
-    for i in range(len(target)):
-        for j in range(target.shape[1]):
-            target[i, j] += scale * values[i, j]
+    numbers, sums = flat(values), flat(target)
+    for i in range(len(sums)):
+        sums[i] += scale * numbers[i]

@@ -18,6 +18,10 @@ SLOTS = 2
 """Slots without the checkpoints."""
 
 
+OPERATION, SOURCE, TARGET, KEPT, LOSS = range(5)
+"""Positions in an instruction."""
+
+
 class Instruction(NamedTuple):
     """One operation on all tasks of a chunk.
 

@@ -1,0 +1,1 @@
+"""Networks of convolutional blocks with a linear head, as programs of compiled kernels."""

@@ -1,0 +1,69 @@
+"""From the last block's pixels to the input of the head, and back.
+
+The pixels of an image are averaged, or follow each other in one row of the features. Then each pixel has
+a *place* of its own among the features; averaged, all have the first one.
+"""
+
+from typing import Any
+
+from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
+from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.convnet.operands import (
+    read_matrix,
+)
+
+
+@Kernel
+def feature_values(arrays: Any, operands: Any, factor: float) -> None:
+    """Average the last block's output over the pixels of an image, or copy it. Operands: z, norm, x."""
+    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    x = read_matrix(arrays, operands, 2)
+    mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
+    filters, positions = z.shape[1], len(z) // len(x)
+    places = x.shape[1] // filters
+    share, zero = z.dtype.type(places / positions), z.dtype.type(0)
+    for image in range(len(x)):
+        for feature in range(x.shape[1]):
+            x[image, feature] = 0
+        for position in range(positions):
+            row, start = image * positions + position, position % places * filters
+            for c in range(filters):
+                y = scale[c] * (z[row, c] - mean[c]) + shift[c]
+                x[image, start + c] += (y if y > zero else zero) * share
+
+
+@Kernel
+def feature_tangents(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute the tangents of `feature_values`. Operands: z, z_dot, norm, norm_dot, x_dot."""
+    z, z_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    norm, norm_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    x_dot = read_matrix(arrays, operands, 4)
+    mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
+    mean_dot, scale_dot, shift_dot = norm_dot[MEAN], norm_dot[SCALE], norm_dot[SHIFT]
+    filters, positions = z.shape[1], len(z) // len(x_dot)
+    places = x_dot.shape[1] // filters
+    share, zero = z.dtype.type(places / positions), z.dtype.type(0)
+    for image in range(len(x_dot)):
+        for feature in range(x_dot.shape[1]):
+            x_dot[image, feature] = 0
+        for position in range(positions):
+            row, start = image * positions + position, position % places * filters
+            for c in range(filters):
+                centred = z[row, c] - mean[c]
+                y_dot = scale_dot[c] * centred + scale[c] * (z_dot[row, c] - mean_dot[c]) + shift_dot[c]
+                is_positive = scale[c] * centred + shift[c] > zero
+                x_dot[image, start + c] += (y_dot if is_positive else zero) * share
+
+
+@Kernel
+def feature_gradient(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute the gradient by the last block's output. Operands: gradient by the features, u."""
+    features, u = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    filters, positions = u.shape[1], len(u) // len(features)
+    places = features.shape[1] // filters
+    share = u.dtype.type(places / positions)
+    for image in range(len(features)):
+        for position in range(positions):
+            row, start = image * positions + position, position % places * filters
+            for c in range(filters):
+                u[row, c] = features[image, start + c] * share

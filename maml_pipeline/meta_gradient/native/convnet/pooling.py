@@ -1,0 +1,75 @@
+"""Max-pooling of a block's output over squares of two by two pixels.
+
+A square's largest output is that of one pixel, the *winner*. From its z, the normalisation and the ReLU
+compute the same output again. So z of the winners, the *peaks*, take the place of z beyond the block.
+"""
+
+from typing import Any
+
+from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
+from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.convnet.operands import (
+    read_integer,
+    read_matrix,
+)
+from maml_pipeline.meta_gradient.native.numba_internals import compiled
+
+
+@compiled
+def pixel_of(out_height: int, out_width: int, square: int, corner: int) -> int:
+    """Return a pixel of a square; corners 0 to 3 are row by row."""
+    height, width = out_height // 2, out_width // 2  # an odd last row is dropped
+    above, j = square // width, square % width
+    image, i = above // height, above % height
+    row = image * out_height + 2 * i + corner // 2
+    return row * out_width + 2 * j + corner % 2
+
+
+@Kernel
+def find_peaks(arrays: Any, operands: Any, factor: float) -> None:
+    """Find the winner of each square and channel, and its z; the first of equal ones.
+
+    Operands: z, norm, winners, peaks, height and width of z.
+    """
+    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    winners, peaks = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    height, width = read_integer(operands, 4), read_integer(operands, 5)
+    mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
+    for square in range(len(peaks)):
+        first = z[pixel_of(height, width, square, 0)]
+        for c in range(peaks.shape[1]):
+            winners[square, c] = 0
+            peaks[square, c] = first[c]
+        for corner in range(1, 4):
+            candidate = z[pixel_of(height, width, square, corner)]
+            for c in range(peaks.shape[1]):
+                best = scale[c] * (peaks[square, c] - mean[c]) + shift[c]
+                if scale[c] * (candidate[c] - mean[c]) + shift[c] > best:
+                    winners[square, c] = corner
+                    peaks[square, c] = candidate[c]
+
+
+@Kernel
+def of_winners(arrays: Any, operands: Any, factor: float) -> None:
+    """Take the values of the winners. Operands: values, winners, out, height and width of the values."""
+    values, winners = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    out = read_matrix(arrays, operands, 2)
+    height, width = read_integer(operands, 3), read_integer(operands, 4)
+    for square in range(len(out)):
+        for c in range(out.shape[1]):
+            out[square, c] = values[pixel_of(height, width, square, int(winners[square, c])), c]
+
+
+@Kernel
+def add_to_winners(arrays: Any, operands: Any, factor: float) -> None:
+    """Add s times values to those of the winners.
+
+    Operands: the matrix whose row SCALE holds s, values, winners, out, height and width of out.
+    """
+    scale, values = read_matrix(arrays, operands, 0)[SCALE], read_matrix(arrays, operands, 1)
+    winners, out = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    height, width = read_integer(operands, 4), read_integer(operands, 5)
+    for square in range(len(values)):
+        for c in range(values.shape[1]):
+            pixel = pixel_of(height, width, square, int(winners[square, c]))
+            out[pixel, c] += scale[c] * values[square, c]

@@ -1,0 +1,93 @@
+"""Matrix products, which the BLAS of SciPy computes, and sums of matrices and vectors."""
+
+from functools import cache
+from typing import Any
+
+from numba.extending import get_cython_function_address
+
+from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel, Program, View
+from maml_pipeline.meta_gradient.native.convnet.operands import (
+    call_gemm,
+    read_integer,
+    read_matrix,
+    read_number,
+)
+
+
+@Kernel
+def gemm(arrays: Any, operands: Any, factor: float) -> None:
+    """Compute out = a b + share out, with a or b transposed.
+
+    Operands: a, b, out, T or N for a and for b, their common dimension, share, and the address of BLAS.
+    """
+    a, b = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    out, share = read_matrix(arrays, operands, 2), read_number(operands, 6)
+    # Row after row is column after column of the transposed: out^T = b^T a^T.
+    call_gemm(
+        read_integer(operands, 7),
+        (read_integer(operands, 4), read_integer(operands, 3)),
+        (out.shape[1], out.shape[0], read_integer(operands, 5), b.shape[1], a.shape[1], out.shape[1]),
+        b,
+        a,
+        out.dtype.type(share),
+        out,
+    )
+
+
+def multiply(
+    program: Program,
+    a: View,
+    b: View,
+    out: View,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    add: bool = False,
+) -> None:
+    """Append out = a b, or out += a b, with a or b transposed."""
+    flags = (ord("T" if transposed else "N") for transposed in (transpose_a, transpose_b))
+    inner = a.rows if transpose_a else a.columns
+    program.call(gemm, a, b, out, *flags, inner, float(add), _blas_gemm(program.dtype))
+
+
+@cache
+def _blas_gemm(dtype: str) -> int:
+    name = "sgemm" if dtype == "float32" else "dgemm"
+    return int(get_cython_function_address("scipy.linalg.cython_blas", name))
+
+
+@Kernel
+def clear(arrays: Any, operands: Any, factor: float) -> None:
+    """Set a matrix to 0. Operands: the matrix."""
+    target = read_matrix(arrays, operands, 0)
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] = 0
+
+
+@Kernel
+def add_to_rows(arrays: Any, operands: Any, factor: float) -> None:
+    """Add a vector to each row of a matrix. Operands: the vector, the matrix."""
+    vector, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] += vector[0, j]
+
+
+@Kernel
+def add_rows(arrays: Any, operands: Any, factor: float) -> None:
+    """Add `factor` times the sum of a matrix's rows to a vector. Operands: the matrix, the vector."""
+    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    scale = values.dtype.type(factor)
+    for i in range(len(values)):
+        for j in range(values.shape[1]):
+            target[0, j] += scale * values[i, j]
+
+
+@Kernel
+def add_scaled(arrays: Any, operands: Any, factor: float) -> None:
+    """Add `factor` times a matrix to another one. Operands: the matrix, the other one."""
+    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    scale = values.dtype.type(factor)
+    for i in range(len(target)):
+        for j in range(target.shape[1]):
+            target[i, j] += scale * values[i, j]
