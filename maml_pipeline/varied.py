@@ -66,11 +66,22 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 def _ends(key: str) -> list[str]:
     """Return the ends of a key, the shortest first."""
     names = [name for name in key.split(".") if name != "init_args"]
+    if names[-2:] == ["learned_inner_lr", "lr"]:  # `lr` alone is read as the optimizer's
+        names[-2:] = [".".join(names[-2:])]
     return [".".join(names[first:]) for first in reversed(range(len(names)))]
 
 
 def value_text(value: Any) -> str:
-    """Return a value as text: a number or a word as it is, a class as its name and a digest."""
+    """Return a value as text to read: `0.1`, `null`, `0.* 2.*` for a list of words, `lr 0.001`."""
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return shortened(" ".join(value), 40)
+    if isinstance(value, Mapping) and value and "class_path" not in value:
+        return shortened(", ".join(f"{key} {value_text(one)}" for key, one in value.items()), 40)
+    return _name_text(value)
+
+
+def _name_text(value: Any) -> str:
+    """Return a value as text that names a folder: a class as its name and a digest."""
     if isinstance(value, Mapping) and "class_path" in value:
         name = str(value["class_path"]).rpartition(".")[2]
         return f"{shortened(name, 40)}-{_digest(value)}"
@@ -114,7 +125,7 @@ def _folder_name(value: Any) -> str:
         numbers = ",".join(map(str, value))
         if PLAIN_NUMBERS.fullmatch(numbers):
             return numbers
-    text = value_text(value)
+    text = _name_text(value)
     if PLAIN_NAME.fullmatch(text):
         return text
     plain = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)

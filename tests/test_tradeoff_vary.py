@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from maml_pipeline.cli.tradeoff import warn_if_never_validated
+from maml_pipeline.cli.tradeoff_arguments import _vary
+from maml_pipeline.gradient_order import GradientOrder
+from maml_pipeline.report.comparison import compare
+from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.tradeoff.grid import make_grid
 from maml_pipeline.varied import folder_suffix, setting_text, short_names
-from tests.helpers import CONFIGS, ROOT, Maml, process_environment, read_config
+from tests.helpers import CONFIGS, ROOT, Maml, make_run, process_environment, read_config
 
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml")
 SHORT = (
@@ -92,6 +97,44 @@ def test_keys_have_the_shortest_names_that_tell_them_apart() -> None:
     assert short_names(["model.inner_lr"]) == {"model.inner_lr": "inner_lr"}
     keys = {"model.optimizer.init_args.lr": 1, "model.lr": 2, "lr": 3}
     assert [*short_names(keys).values()] == ["optimizer.lr", "model.lr", "lr"]
+    rates = short_names(["model.learned_inner_lr.lr", "model.optimizer.init_args.lr"])
+    assert [*rates.values()] == ["learned_inner_lr.lr", "lr"]
+
+
+@pytest.mark.parametrize(
+    ("vary", "names", "texts"),
+    [
+        (
+            "model.adapt=null,[weight],[weight,bias]",
+            ["adapt=null", "adapt=weight-e6ef59bc", "adapt=weight_bias-08695943"],
+            ["adapt null", "adapt weight", "adapt weight bias"],
+        ),
+        (
+            "model.learned_inner_lr=null,{lr: 0.001}",
+            ["learned_inner_lr=null", "learned_inner_lr=lr_0.001-bb90828f"],
+            ["learned_inner_lr null", "learned_inner_lr lr 0.001"],
+        ),
+        (
+            "model.learned_inner_lr.lr=0.001,0.01",
+            ["learned_inner_lr.lr=0.001", "learned_inner_lr.lr=0.01"],
+            ["learned_inner_lr.lr 0.001", "learned_inner_lr.lr 0.01"],
+        ),
+    ],
+)
+def test_what_adapts_and_learned_rates_can_be_varied(
+    vary: str, names: list[str], texts: list[str], maml: Maml
+) -> None:
+    found = listed(maml(*TOY, "--orders", "first", "--vary", vary, "--dry_run"))
+    assert found == [f"first-k1-{name}-s0" for name in names]
+    key, values = _vary(vary)
+    settings = [{key: yaml.safe_load(value)} for value in values]
+    assert [setting_text(setting) for setting in settings] == texts
+    history = [{"step": 9, "val/loss": 0.5}]
+    order = GradientOrder(first_order=True)
+    (rows,) = compare([make_run(order, 1, varied=one, history=history) for one in settings]).values()
+    (ax, _) = draw_overview({"toy": rows}).axes
+    (chosen,) = [setting_text(row.setting) for row in rows if row.chosen]
+    assert {text.get_text() for text in ax.texts} == {f"first ({chosen.partition(' ')[2]})"}
     assert setting_text({"model.inner_lr": 0.1, "data.n": 4}) == "inner_lr 0.1, n 4"
 
 

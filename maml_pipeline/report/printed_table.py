@@ -114,7 +114,10 @@ def _table(
     known = [number for number, cells in enumerate(zip(*rows, strict=True)) if {*cells} != {UNKNOWN}]
     for number in known:
         justify: JustifyMethod = "left" if number == 0 else "right"
-        table.add_column(headings[number], justify=justify, overflow="fold")
+        # No word of an order's name is broken.
+        words = [word for cells in rows for word in cells[0].split()] if number == 0 else []
+        least = max(map(len, words), default=None)
+        table.add_column(headings[number], justify=justify, overflow="fold", min_width=least)
     for cells, style in zip(rows, styles or [""] * len(rows), strict=True):
         table.add_row(*(cells[number] for number in known), style=style)
     return table

@@ -66,7 +66,7 @@ def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
         "git": git_state(Path.cwd()),
         "packages": _versions(),
         "python": platform.python_version(),
-        "device": _device_name(device),
+        "device": device_name(device),
         "world_size": world_size,
         "slurm": slurm.ids(),
     }
@@ -102,7 +102,8 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU or of the CPU, such as `AMD EPYC 7B13`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu_info = Path("/proc/cpuinfo")

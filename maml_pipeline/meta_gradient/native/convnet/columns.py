@@ -6,108 +6,79 @@ the image. A block's input is the output of the block before it, relu(scale (z -
 not kept: it is computed from z while columns are gathered.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
 from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import (
-    part,
-    read_integer,
-    read_matrix,
-    zeros,
-)
+from maml_pipeline.meta_gradient.native.convnet.operands import integers, matrices, part, zeros
 from maml_pipeline.meta_gradient.native.numba_internals import compiled
 
-
-class Geometry(NamedTuple):
-    """Sizes of a convolution, and the output pixel of the first row of columns: operands of kernels."""
-
-    channels: int  # of the input
-    kernel: int
-    stride: int
-    padding: int
-    height: int  # of the input
-    width: int
-    out_height: int
-    out_width: int
-    first: int
+GEOMETRY = 9
+"""Operands that describe a convolution, see `BlockLayout`, and the output pixel of the first row."""
 
 
 @compiled
-def geometry_of(operands: Any, index: int) -> Geometry:
-    """Read a geometry from an operand and the next ones."""
-    return Geometry(
-        read_integer(operands, index),
-        read_integer(operands, index + 1),
-        read_integer(operands, index + 2),
-        read_integer(operands, index + 3),
-        read_integer(operands, index + 4),
-        read_integer(operands, index + 5),
-        read_integer(operands, index + 6),
-        read_integer(operands, index + 7),
-        read_integer(operands, index + 8),
-    )
+def window(geometry: Any, row: int) -> tuple[int, int, int, int, int]:
+    """Return where a row of columns comes from.
 
-
-@compiled
-def window(geometry: Any, row: int) -> tuple[int, int, int]:
-    """Return the first pixel of a row's image, and the corner of the kernel in it."""
-    pixel = geometry.first + row
-    above, column = pixel // geometry.out_width, pixel % geometry.out_width
-    image, line = above // geometry.out_height, above % geometry.out_height
-    return (
-        image * geometry.height * geometry.width,
-        line * geometry.stride - geometry.padding,
-        column * geometry.stride - geometry.padding,
-    )
+    These are the first pixel of its image; the corner of the kernel in it; and the columns of the kernel
+    that lie in the image, from the first one to that after the last.
+    """
+    _, kernel, stride, padding, height, width, out_height, out_width, first = geometry
+    above, column = (first + row) // out_width, (first + row) % out_width
+    image, line = above // out_height, above % out_height
+    top, left = line * stride - padding, column * stride - padding
+    start = -left if left < 0 else 0
+    end = kernel if kernel < width - left else width - left
+    return image * height * width, top, left, start, end
 
 
 @Kernel
 def gather_images(arrays: Any, operands: Any, factor: float) -> None:
     """Gather columns of the network's input. Operands: images, columns, geometry."""
-    images, columns = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    g = geometry_of(operands, 2)
-    run = g.kernel * g.channels
+    images, columns = matrices(arrays, operands, 2)
+    geometry = integers(operands, 2, GEOMETRY)
+    channels, kernel, _, _, height, width, _, _, _ = geometry
+    run = kernel * channels
     for row in range(len(columns)):
-        image, top, left = window(g, row)
-        start, end = max(0, -left) * g.channels, min(g.kernel, g.width - left) * g.channels
-        for i in range(g.kernel):
+        image, top, left, start, end = window(geometry, row)
+        for i in range(kernel):
             target = part(columns, row * columns.shape[1] + i * run, run)
             for c in range(run):
                 target[c] = 0
-            if 0 <= top + i < g.height:
-                pixels = part(images, (image + (top + i) * g.width + left) * g.channels, run)
-                for c in range(start, end):
+            if 0 <= top + i < height:
+                pixels = part(images, (image + (top + i) * width + left) * channels, run)
+                for c in range(start * channels, end * channels):
                     target[c] = pixels[c]
 
 
 @Kernel
 def gather(arrays: Any, operands: Any, factor: float) -> None:
     """Gather columns of the output of a block. Operands: its z or peaks, norm, columns, geometry."""
-    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    columns, g = read_matrix(arrays, operands, 2), geometry_of(operands, 3)
-    run, zero = g.kernel * g.channels, columns.dtype.type(0)
+    z, norm, columns = matrices(arrays, operands, 3)
+    geometry = integers(operands, 3, GEOMETRY)
+    channels, kernel, _, _, height, width, _, _, _ = geometry
+    run, zero = kernel * channels, columns.dtype.type(0)
     mean, scale, shift = zeros(run, z.dtype), zeros(run, z.dtype), zeros(run, z.dtype)
-    for c in range(run):  # repeated, so that the loop below is a long one
-        mean[c] = norm[MEAN, c % g.channels]
-        scale[c] = norm[SCALE, c % g.channels]
-        shift[c] = norm[SHIFT, c % g.channels]
+    for c in range(run):  # repeated, so that the innermost loop is a long one
+        mean[c] = norm[MEAN, c % channels]
+        scale[c] = norm[SCALE, c % channels]
+        shift[c] = norm[SHIFT, c % channels]
     for row in range(len(columns)):
-        image, top, left = window(g, row)
-        start, end = max(0, -left), min(g.kernel, g.width - left)
-        for i in range(g.kernel):
+        image, top, left, start, end = window(geometry, row)
+        for i in range(kernel):
             target = part(columns, row * columns.shape[1] + i * run, run)
-            if end - start < g.kernel or not 0 <= top + i < g.height:
+            is_inside = 0 <= top + i < height
+            if end - start < kernel or not is_inside:
                 for c in range(run):
                     target[c] = 0
-            if not 0 <= top + i < g.height:
-                continue
-            source = (image + (top + i) * g.width + left + start) * g.channels
-            values = part(z, source, (end - start) * g.channels)
-            inside = part(target, start * g.channels, len(values))
-            for c in range(len(values)):
-                y = scale[c] * (values[c] - mean[c]) + shift[c]
-                inside[c] = y if y > zero else zero
+            if is_inside:
+                source = (image + (top + i) * width + left + start) * channels
+                values = part(z, source, (end - start) * channels)
+                inside = part(target, start * channels, len(values))
+                for c in range(len(values)):
+                    y = scale[c] * (values[c] - mean[c]) + shift[c]
+                    inside[c] = y if y > zero else zero
 
 
 @Kernel
@@ -116,36 +87,34 @@ def gather_tangents(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: its z or peaks, their tangents, norm, norm_dot, columns, those of the tangents, geometry.
     """
-    z, z_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    norm, norm_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
-    columns, tangents = read_matrix(arrays, operands, 4), read_matrix(arrays, operands, 5)
-    g = geometry_of(operands, 6)
-    run, zero = g.kernel * g.channels, columns.dtype.type(0)
+    z, z_dot, norm, norm_dot, columns, tangents = matrices(arrays, operands, 6)
+    geometry = integers(operands, 6, GEOMETRY)
+    channels, kernel, _, _, height, width, _, _, _ = geometry
+    run, zero = kernel * channels, columns.dtype.type(0)
     scale, scale_dot, constant = zeros(run, z.dtype), zeros(run, z.dtype), zeros(run, z.dtype)
     for c in range(run):
-        channel = c % g.channels
+        channel = c % channels
         scale[c], scale_dot[c] = norm[SCALE, channel], norm_dot[SCALE, channel]
         constant[c] = norm_dot[SHIFT, channel]
         constant[c] -= scale_dot[c] * norm[MEAN, channel] + scale[c] * norm_dot[MEAN, channel]
     for row in range(len(columns)):
-        image, top, left = window(g, row)
-        start, end = max(0, -left), min(g.kernel, g.width - left)
-        for i in range(g.kernel):
+        image, top, left, start, end = window(geometry, row)
+        for i in range(kernel):
             at = row * columns.shape[1] + i * run
             target = part(tangents, at, run)
-            if end - start < g.kernel or not 0 <= top + i < g.height:
+            is_inside = 0 <= top + i < height
+            if end - start < kernel or not is_inside:
                 for c in range(run):
                     target[c] = 0
-            if not 0 <= top + i < g.height:
-                continue
-            source = (image + (top + i) * g.width + left + start) * g.channels
-            values = part(z, source, (end - start) * g.channels)
-            values_dot = part(z_dot, source, len(values))
-            inside = part(target, start * g.channels, len(values))
-            y = part(columns, at + start * g.channels, len(values))
-            for c in range(len(values)):
-                y_dot = scale_dot[c] * values[c] + scale[c] * values_dot[c] + constant[c]
-                inside[c] = y_dot if y[c] > zero else zero
+            if is_inside:
+                source = (image + (top + i) * width + left + start) * channels
+                values = part(z, source, (end - start) * channels)
+                values_dot = part(z_dot, source, len(values))
+                inside = part(target, start * channels, len(values))
+                y = part(columns, at + start * channels, len(values))
+                for c in range(len(values)):
+                    y_dot = scale_dot[c] * values[c] + scale[c] * values_dot[c] + constant[c]
+                    inside[c] = y_dot if y[c] > zero else zero
 
 
 @Kernel
@@ -154,15 +123,16 @@ def scatter(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: gradient by columns, gradient by pixels, geometry.
     """
-    columns, pixels = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    g = geometry_of(operands, 2)
+    columns, pixels = matrices(arrays, operands, 2)
+    geometry = integers(operands, 2, GEOMETRY)
+    channels, kernel, _, _, height, width, _, _, _ = geometry
     for row in range(len(columns)):
-        image, top, left = window(g, row)
-        start, end = max(0, -left), min(g.kernel, g.width - left)
-        for i in range(max(0, -top), min(g.kernel, g.height - top)):
-            at = row * columns.shape[1] + (i * g.kernel + start) * g.channels
-            values = part(columns, at, (end - start) * g.channels)
-            source = (image + (top + i) * g.width + left + start) * g.channels
-            target = part(pixels, source, len(values))
-            for c in range(len(values)):
-                target[c] += values[c]
+        image, top, left, start, end = window(geometry, row)
+        for i in range(kernel):
+            if 0 <= top + i < height:
+                at = row * columns.shape[1] + (i * kernel + start) * channels
+                values = part(columns, at, (end - start) * channels)
+                source = (image + (top + i) * width + left + start) * channels
+                target = part(pixels, source, len(values))
+                for c in range(len(values)):
+                    target[c] += values[c]

@@ -37,7 +37,7 @@ def head_gradient(program: Program, layout: ConvNetLayout, has_target: bool) -> 
     """
     prediction, loss = layout.delta.start_of(PREDICTION), View(LOSS, 0, 1, 1)
     if layout.classifies:
-        program.call(losses.cross_entropy, prediction, _labels(layout), layout.delta, loss)
+        program.call(losses.cross_entropy, prediction, layout.delta, loss, _labels(layout))
     else:
         values = layout.delta.start_of(VALUES)
         program.call(losses.squared_error, prediction, values, layout.delta, loss)
@@ -56,7 +56,7 @@ def head_tangents(program: Program, layout: ConvNetLayout) -> None:
     multiply(program, layout.x_dot, layout.weight, prediction_dot, transpose_b=True, add=True)
     program.call(add_to_rows, layout.bias.of(VECTOR), prediction_dot)
     if layout.classifies:
-        operands = layout.delta, _labels(layout), prediction_dot, layout.delta_dot
+        operands = layout.delta, prediction_dot, layout.delta_dot, _labels(layout)
         program.call(losses.cross_entropy_tangent, *operands)
     else:
         program.call(losses.squared_error_tangent, prediction_dot, layout.delta_dot)

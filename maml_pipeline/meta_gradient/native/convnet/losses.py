@@ -5,17 +5,14 @@ from typing import Any
 import numpy as np
 
 from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.operands import (
-    read_labels,
-    read_matrix,
-)
+from maml_pipeline.meta_gradient.native.convnet.operands import labels, matrices
 
 
 @Kernel
 def cross_entropy(arrays: Any, operands: Any, factor: float) -> None:
-    """Compute the mean cross-entropy and its gradient. Operands: prediction, labels, gradient, loss."""
-    prediction, labels = read_matrix(arrays, operands, 0), read_labels(arrays, operands, 1)
-    delta, loss = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    """Compute the mean cross-entropy and its gradient. Operands: prediction, gradient, loss, labels."""
+    prediction, delta, loss = matrices(arrays, operands, 3)
+    classes = labels(arrays, operands, 3)
     examples, outputs = prediction.shape
     total = 0.0
     for i in range(examples):
@@ -26,18 +23,17 @@ def cross_entropy(arrays: Any, operands: Any, factor: float) -> None:
         for j in range(outputs):
             delta[i, j] = np.exp(prediction[i, j] - largest)
             normaliser += delta[i, j]
-        total += np.log(normaliser) + largest - prediction[i, labels[i]]
+        total += np.log(normaliser) + largest - prediction[i, classes[i]]
         for j in range(outputs):
             delta[i, j] /= normaliser * examples
-        delta[i, labels[i]] -= 1 / examples
+        delta[i, classes[i]] -= 1 / examples
     loss[0, 0] = total / examples
 
 
 @Kernel
 def squared_error(arrays: Any, operands: Any, factor: float) -> None:
     """Compute the mean squared error and its gradient. Operands: prediction, values, gradient, loss."""
-    prediction, values = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    delta, loss = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    prediction, values, delta, loss = matrices(arrays, operands, 4)
     total = 0.0
     for i in range(len(prediction)):
         for j in range(prediction.shape[1]):
@@ -51,15 +47,15 @@ def squared_error(arrays: Any, operands: Any, factor: float) -> None:
 def cross_entropy_tangent(arrays: Any, operands: Any, factor: float) -> None:
     """Compute the tangents of the gradient of the mean cross-entropy.
 
-    Operands: gradient, labels, tangents of the prediction, and the matrix that receives the result.
+    Operands: gradient, tangents of the prediction, the matrix that receives the result, labels.
     """
-    delta, labels = read_matrix(arrays, operands, 0), read_labels(arrays, operands, 1)
-    prediction_dot, delta_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    delta, prediction_dot, delta_dot = matrices(arrays, operands, 3)
+    classes = labels(arrays, operands, 3)
     examples, outputs = delta.shape
     for i in range(examples):
         mean = 0.0
         for j in range(outputs):  # the probabilities, over the number of examples
-            probability = delta[i, j] + (1 / examples if j == labels[i] else 0)
+            probability = delta[i, j] + (1 / examples if j == classes[i] else 0)
             delta_dot[i, j] = probability
             mean += probability * examples * prediction_dot[i, j]
         for j in range(outputs):
@@ -72,7 +68,7 @@ def squared_error_tangent(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: tangents of the prediction, and the matrix that receives the result.
     """
-    prediction_dot, delta_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    prediction_dot, delta_dot = matrices(arrays, operands, 2)
     for i in range(len(delta_dot)):
         for j in range(delta_dot.shape[1]):
             delta_dot[i, j] = 2 * prediction_dot[i, j] / delta_dot.size

@@ -6,32 +6,21 @@ from typing import Any
 from numba.extending import get_cython_function_address
 
 from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel, Program, View
-from maml_pipeline.meta_gradient.native.convnet.operands import (
-    call_gemm,
-    read_integer,
-    read_matrix,
-    read_number,
-)
+from maml_pipeline.meta_gradient.native.convnet.operands import call_gemm, integers, matrices, number
 
 
 @Kernel
 def gemm(arrays: Any, operands: Any, factor: float) -> None:
     """Compute out = a b + share out, with a or b transposed.
 
-    Operands: a, b, out, T or N for a and for b, their common dimension, share, and the address of BLAS.
+    Operands: a, b, out, T or N for a and for b, their common dimension, the address of BLAS, share.
     """
-    a, b = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    out, share = read_matrix(arrays, operands, 2), read_number(operands, 6)
+    a, b, out = matrices(arrays, operands, 3)
+    transposes_a, transposes_b, inner, blas = integers(operands, 3, 4)
+    share = out.dtype.type(number(operands, 7))
     # Row after row is column after column of the transposed: out^T = b^T a^T.
-    call_gemm(
-        read_integer(operands, 7),
-        (read_integer(operands, 4), read_integer(operands, 3)),
-        (out.shape[1], out.shape[0], read_integer(operands, 5), b.shape[1], a.shape[1], out.shape[1]),
-        b,
-        a,
-        out.dtype.type(share),
-        out,
-    )
+    sizes = (out.shape[1], out.shape[0], inner, b.shape[1], a.shape[1], out.shape[1])
+    call_gemm(blas, (transposes_b, transposes_a), sizes, b, a, share, out)
 
 
 def multiply(
@@ -46,7 +35,7 @@ def multiply(
     """Append out = a b, or out += a b, with a or b transposed."""
     flags = (ord("T" if transposed else "N") for transposed in (transpose_a, transpose_b))
     inner = a.rows if transpose_a else a.columns
-    program.call(gemm, a, b, out, *flags, inner, float(add), _blas_gemm(program.dtype))
+    program.call(gemm, a, b, out, *flags, inner, _blas_gemm(program.dtype), float(add))
 
 
 @cache
@@ -58,7 +47,7 @@ def _blas_gemm(dtype: str) -> int:
 @Kernel
 def clear(arrays: Any, operands: Any, factor: float) -> None:
     """Set a matrix to 0. Operands: the matrix."""
-    target = read_matrix(arrays, operands, 0)
+    (target,) = matrices(arrays, operands, 1)
     for i in range(len(target)):
         for j in range(target.shape[1]):
             target[i, j] = 0
@@ -67,7 +56,7 @@ def clear(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_to_rows(arrays: Any, operands: Any, factor: float) -> None:
     """Add a vector to each row of a matrix. Operands: the vector, the matrix."""
-    vector, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    vector, target = matrices(arrays, operands, 2)
     for i in range(len(target)):
         for j in range(target.shape[1]):
             target[i, j] += vector[0, j]
@@ -76,7 +65,7 @@ def add_to_rows(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_rows(arrays: Any, operands: Any, factor: float) -> None:
     """Add `factor` times the sum of a matrix's rows to a vector. Operands: the matrix, the vector."""
-    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    values, target = matrices(arrays, operands, 2)
     scale = values.dtype.type(factor)
     for i in range(len(values)):
         for j in range(values.shape[1]):
@@ -86,7 +75,7 @@ def add_rows(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_scaled(arrays: Any, operands: Any, factor: float) -> None:
     """Add `factor` times a matrix to another one. Operands: the matrix, the other one."""
-    values, target = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    values, target = matrices(arrays, operands, 2)
     scale = values.dtype.type(factor)
     for i in range(len(target)):
         for j in range(target.shape[1]):
