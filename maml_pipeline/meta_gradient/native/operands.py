@@ -105,6 +105,16 @@ def labels(_context: Any, arrays: Any, operands: Any, index: Any) -> Any:
 
 
 @_generated
+def integers_at(_context: Any, address: Any) -> Any:
+    """View the integers at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+
+    return INTEGERS(address), generate
+
+
+@_generated
 def part(_context: Any, whole: Any, start: Any, length: Any) -> Any:
     """View consecutive numbers of a matrix or vector: `(whole, start, length)`.
 
@@ -156,16 +166,16 @@ def call_kernel(_context: Any, arrays: Any, calls: Any, at: Any, factor: Any) ->
 
 @_generated
 def call_gemm(
-    _context: Any, address: Any, flags: Any, sizes: Any, a: Any, b: Any, share: Any, out: Any
+    _context: Any, address: Any, flags: Any, sizes: Any, scale: Any, a: Any, b: Any, share: Any, out: Any
 ) -> Any:
-    """Call `gemm` of BLAS, out = a b + share out, for matrices column after column.
+    """Call `gemm` of BLAS, out = scale a b + share out, for matrices column after column.
 
     The arguments are its address; two characters that tell whether a and b are transposed; m, n, k, and
-    the leading dimensions of a, b and out; a, b, share and out.
+    the leading dimensions of a, b and out; scale, a, b, share and out.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, flags, sizes, a, b, share, out = arguments
+        address, flags, sizes, scale, a, b, share, out = arguments
 
         def reference(value: Any) -> Any:
             slot = builder.alloca(value.type)
@@ -179,14 +189,14 @@ def call_gemm(
         m, n, k, rows_of_a, rows_of_b, rows_of_out = references(sizes, 32)
         a, b, out = (
             array_data(context, builder, signature.args[i], array)
-            for i, array in ((3, a), (4, b), (6, out))
+            for i, array in ((4, a), (5, b), (7, out))
         )
-        matrices = [reference(share.type(1)), a, rows_of_a, b, rows_of_b]
+        matrices = [reference(scale), a, rows_of_a, b, rows_of_b]
         values = [*references(flags, 8), m, n, k, *matrices, reference(share), out, rows_of_out]
         _call(builder, address, values)
         return context.get_dummy_value()
 
-    return types.void(address, flags, sizes, a, b, share, out), generate
+    return types.void(address, flags, sizes, scale, a, b, share, out), generate
 
 
 def _call(builder: Any, address: Any, arguments: list[Any]) -> None:

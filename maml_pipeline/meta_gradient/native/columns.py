@@ -8,10 +8,10 @@ not kept: it is computed from z while columns are gathered.
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import integers, matrices, part, zeros
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
 from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.operands import integers, matrices, part, zeros
 
 GEOMETRY = 9
 """Operands that describe a convolution, see `BlockLayout`, and the output pixel of the first row."""

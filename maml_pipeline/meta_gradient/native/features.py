@@ -6,9 +6,9 @@ a *place* of its own among the features; averaged, all have the first one.
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import matrices
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.operands import matrices
 
 
 @Kernel

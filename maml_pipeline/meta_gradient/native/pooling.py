@@ -6,10 +6,10 @@ compute the same output again. So z of the winners, the *peaks*, take the place 
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import integers, matrices
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
 from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.operands import integers, matrices
 
 
 @compiled

@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.operands import matrices, number, zeros
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.operands import matrices, number, zeros
 
 MEAN, SCALE, SHIFT, DEVIATION, SUM, DOT = range(6)
 """Rows of `norm`: the mean, s, b, r, sum u and t above."""
