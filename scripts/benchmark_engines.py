@@ -31,6 +31,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -41,7 +42,7 @@ from maml_pipeline.learner.tracking import finish_tracking
 from maml_pipeline.meta_gradient import InnerLoop
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.runs.loggers import run_loggers
-from maml_pipeline.tasks import Omniglot, SineWaves
+from maml_pipeline.tasks import Omniglot, SineWaves, Split, Task, TaskDistribution, random_generator
 from scripts import benchmark_peers as peers
 from scripts.benchmark_contenders import BASELINE, CONTENDERS, Case, Setting, TimeSteps, meta_step_flops
 from scripts.benchmark_jax import limit_threads
@@ -61,11 +62,32 @@ def _omniglot(ways: int, tasks: int, inner: InnerLoop, chunk: int | None) -> Cas
     return Case(name, distribution, network, cross_entropy, inner, tasks, 25, 2, chunk, accuracy)
 
 
+class RandomImages(TaskDistribution):
+    """5-way 1-shot tasks of the size of mini-ImageNet's, with five query images a class, of noise."""
+
+    def task(self, seed: int, split: Split, index: int) -> Task:
+        """Draw a task."""
+        labels = torch.arange(5)
+        numbers = random_generator(seed, split, index)
+        support, query = (
+            torch.from_numpy(numbers.random((images, 3, 84, 84), np.float32)) for images in (5, 25)
+        )
+        return Task(support, labels, query, labels.repeat_interleave(5))
+
+
+def _max_pool() -> Case:
+    network = ConvNet(5, filters=32, downsampling="max_pool", in_channels=3, image_size=84)
+    name = "84 x 84 images, max-pooling, 5-way 1-shot, 4 tasks, k = 5"
+    distribution, inner = RandomImages(), InnerLoop(0.01, 5)
+    return Case(name, distribution, network, cross_entropy, inner, 4, 25, 2, 1, accuracy)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "sine-k1": lambda: _sine(1),
     "sine-k5": lambda: _sine(5),
     "omniglot-5way": lambda: _omniglot(5, 32, InnerLoop(0.4, 1), None),
     "omniglot-20way": lambda: _omniglot(20, 16, InnerLoop(0.1, 5), 8),
+    "max-pool": _max_pool,
 }
 """The choices of `--tasks`."""
 
