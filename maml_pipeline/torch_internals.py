@@ -195,6 +195,20 @@ def has_hooks(module: nn.Module) -> bool:
     return any(attributes[name] for name in HOOKS)
 
 
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Tell whether autograd calls hooks with a tensor's gradient; there is no public list of them."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def source_of_quotient(tensor: Tensor) -> Any:
+    """Return the autograd node that a tensor's dividend comes from; `None` if it is not a quotient.
+
+    The names of nodes are not a stable interface.
+    """
+    quotient = tensor.grad_fn
+    return quotient.next_functions[0][0] if quotient and quotient.name() == "DivBackward0" else None
+
+
 def flatten(tensors: list[Tensor]) -> Tensor:
     """Concatenate the numbers of tensors; `parameters_to_vector` takes several times as long."""
     return _flatten_dense_tensors(tensors)  # type: ignore[no-any-return, no-untyped-call]

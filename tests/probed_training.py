@@ -52,7 +52,7 @@ def train(
         **trainer_settings,
     )
     lightning.fit(learner, datamodule=TaskDataModule(tasks, meta_batch_size))
-    probed = ("memory/", "speed/", "order_gap/")
+    probed = ("memory/", "speed/", "order_gap/", "hessian_free_gap/")
     return {
         step: found
         for step, metrics in logger.figures.items()

@@ -106,22 +106,36 @@ class OneHook(Callback):
         pass
 
 
+class RegressionWithOneHook(Regression):
+    """Defines one hook of a batch."""
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+
 def test_skip_empty_hooks() -> None:
     with still_holds("skip_empty_hooks"):
         called: dict[bool, set[str]] = {}
         for skips in (False, True):
-            actions, callbacks = Actions(), [Empty(), OneHook()]
+            actions, callbacks, module = Actions(), [Empty(), OneHook()], RegressionWithOneHook()
             if skips:
-                lightning_internals.skip_empty_hooks(callbacks)
-            make_trainer(max_steps=2, profiler=actions, callbacks=callbacks).fit(
-                Regression(), data(), data(2)
-            )
-            called[skips] = {name for name in actions.names if name.startswith("[Callback]")}
-        skipped = called[False] - called[True]
+                lightning_internals.skip_empty_hooks([*callbacks, module])
+            make_trainer(max_steps=2, profiler=actions, callbacks=callbacks).fit(module, data(), data(2))
+            called[skips] = actions.names
         every = {
-            f"[Callback]{c}.{h}" for c in ("Empty", "OneHook") for h in lightning_internals.BATCH_HOOKS
+            f"{owner}.{hook}"
+            for owner in (
+                "[Callback]Empty",
+                "[Callback]OneHook",
+                f"[LightningModule]{type(module).__name__}",
+            )
+            for hook in lightning_internals.BATCH_HOOKS
         }
-        assert skipped == every - {"[Callback]OneHook.on_after_backward"}
+        defined = {
+            "[Callback]OneHook.on_after_backward",
+            "[LightningModule]RegressionWithOneHook.on_before_zero_grad",
+        }
+        assert called[False] - called[True] == every - defined
         assert called[True] <= called[False]
 
 

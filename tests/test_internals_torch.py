@@ -213,6 +213,26 @@ def test_has_hooks() -> None:
         assert torch_internals.has_hooks(module), changed(f"where {name} keeps hooks")
 
 
+def test_has_gradient_hooks() -> None:
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        x = torch.ones(1, requires_grad=True)
+        assert not torch_internals.has_gradient_hooks(x)
+        handle = getattr(x, register)(lambda tensor: None)
+        assert torch_internals.has_gradient_hooks(x), changed(f"where {register} keeps hooks")
+        handle.remove()
+        assert not torch_internals.has_gradient_hooks(x)
+    assert not torch_internals.has_gradient_hooks(x * 2)
+
+
+def test_source_of_quotient() -> None:
+    dividend = torch.ones(1, requires_grad=True).exp()
+    for divisor in (1, 2.0):
+        source = torch_internals.source_of_quotient(dividend / divisor)
+        assert source is dividend.grad_fn, changed("the name of the node of a division")
+    for other in (dividend, dividend * 2, dividend + 1, torch.ones(1), 1 / dividend):
+        assert torch_internals.source_of_quotient(other) is not dividend.grad_fn
+
+
 def test_flattened_tensors_are_views_again() -> None:
     tensors = [torch.randn(2, 3), torch.randn(4)]
     flat = torch_internals.flatten(tensors)

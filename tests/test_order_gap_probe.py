@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss
 from maml_pipeline import MetaLearner
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.meta_gradient.closed_form import linear_meta_gradient
+from maml_pipeline.meta_gradient.order_gap import order_gaps
 from maml_pipeline.networks import MLP
 from maml_pipeline.tasks import Lines, SineWaves, Task
 from maml_pipeline.tasks.task import Split
@@ -86,6 +87,28 @@ def test_the_order_gap_does_not_depend_on_the_training_method() -> None:
         return train(learner, SineWaves(), ProbeSettings(memory=False, speed=False))[9]
 
     assert gap("first") == gap("second") == gap("checkpointed")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_hessian_free_run_logs_its_error(steps: int, engine: Any) -> None:
+    """The figures are those of the tenth meta-batch at the initial parameters, which do not move."""
+    torch.manual_seed(0)
+    learner = MetaLearner(
+        MLP(), loss=mse_loss, inner_lr=0.01, inner_steps=steps, engine=engine, method="hessian_free",
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.0),
+    )  # fmt: skip
+    settings = ProbeSettings(memory=False, speed=False)
+    figures = train(learner, SineWaves(), settings, meta_batch_size=4)[9]
+    batch = SineWaves().batch(0, "train", range(9 * 4, 10 * 4))
+    free, exact = (
+        learner.engine.meta_gradient(learner.network, mse_loss, batch, inner).gradient
+        for inner in (learner.inner, replace(learner.inner, method="checkpointed"))
+    )
+    expected = order_gaps(free, exact)[""]
+    for measure, value in expected._asdict().items():
+        assert figures[f"hessian_free_gap/{measure}"] == pytest.approx(value, rel=1e-12)
+    assert 0 < expected.relative_error < 1e-5 < 0.05 < figures["order_gap/relative_error"]
 
 
 def test_a_first_order_run_continues_where_second_order_is_unavailable(

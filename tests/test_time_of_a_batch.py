@@ -1,5 +1,7 @@
 """What makes a batch cheaper under the Trainer changes nothing that a user sees."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -7,16 +9,18 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import PassThroughProfiler, Profiler, SimpleProfiler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.cli.fit_callbacks import fit_callbacks
 from maml_pipeline.learner.lightning_internals import BATCH_HOOKS
+from maml_pipeline.learner.loss_with_gradient import deposit_gradient, loss_with_gradient
 from maml_pipeline.learner.no_profiler import NoProfiler
 from maml_pipeline.learner.outer_optimizer import release_gradients
 from maml_pipeline.learner.probes import ProbeSettings
 from maml_pipeline.learner.tracking import StartTracking
+from maml_pipeline.meta_gradient import InnerLoop, VectorizedEngine
 from maml_pipeline.networks import MLP
 from maml_pipeline.run_folder import RunSettings
 from maml_pipeline.runs.results import ResultTable
@@ -142,6 +146,94 @@ def test_finite_losses_whose_sum_overflows_are_accepted() -> None:
     batch = TaskBatch.stack([Lines().task(0, "train", index) for index in range(3)])
     # One loss before the inner step and one after it: 6e38, more than float32 can hold.
     assert all(gradient.isfinite().all() for gradient in learner.meta_gradient(batch).values())
+
+
+LINES = TaskBatch.stack([Lines().task(0, "train", index) for index in range(3)])
+
+
+def loss_of(network: nn.Module) -> Tensor:
+    """Return a loss with a gradient; the elements of the first weight's lie in another order."""
+    result = VectorizedEngine().meta_gradient(network, mse_loss, LINES, InnerLoop(0.1, 1))
+    first, *_ = result.gradient
+    result.gradient[first] = result.gradient[first].T.contiguous().T
+    return loss_with_gradient(result, network)
+
+
+def test_a_gradient_is_deposited_as_by_autograd() -> None:
+    network = MLP(hidden_features=[4, 3])
+    (loss_of(network) / 1).backward()  # type: ignore[no-untyped-call]
+    expected = [p.grad for p in network.parameters()]
+    network.zero_grad()
+    assert deposit_gradient(loss_of(network) / 1)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        assert parameter.grad is not None and gradient is not None
+        assert torch.equal(parameter.grad, gradient)
+        assert parameter.grad.stride() == gradient.stride() == parameter.stride()
+
+
+def test_autograd_is_left_what_a_deposit_would_change() -> None:
+    network = MLP(hidden_features=[4])
+    weight = next(network.parameters())
+    others: list[Callable[[Tensor], Tensor]] = [
+        lambda loss: loss,
+        lambda loss: 2 * loss / 1,
+        lambda loss: loss / 1 * 2,
+        lambda loss: (loss + weight.sum()) / 1,
+        lambda loss: loss / 1 + weight.sum(),
+    ]
+    for change in others:
+        assert not deposit_gradient(change(loss_of(network)))
+    watched = loss_of(network) / 1
+    watched.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]
+    assert not deposit_gradient(watched)
+    handle = weight.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]
+    assert not deposit_gradient(loss_of(network) / 1)
+    handle.remove()
+    weight.grad = torch.zeros_like(weight)
+    assert not deposit_gradient(loss_of(network) / 1)
+    assert all(p.grad is None for p in network.parameters() if p is not weight)
+    weight.grad = None
+    assert deposit_gradient(loss_of(network) / 1)
+
+
+class TwiceTheLoss(MetaLearner):
+    """A user's learner that changes the loss."""
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        return 2 * super().training_step(batch, batch_idx)
+
+
+def test_a_loss_that_a_subclass_changes_has_its_own_gradient() -> None:
+    weights = []
+    for kind, lr in ((MetaLearner, 0.2), (TwiceTheLoss, 0.1)):
+        torch.manual_seed(0)
+        network = MLP(hidden_features=[4])
+        sgd = partial(torch.optim.SGD, lr=lr)
+        learner = kind(network, loss=mse_loss, inner_lr=0.1, optimizer=sgd)
+        make_trainer(max_steps=3).fit(learner, datamodule=TaskDataModule(Lines(), 4, val_tasks=4))
+        weights.append(network_weights(learner))
+    torch.testing.assert_close(*weights)
+
+
+class CountGradients(Callback):
+    """A user's callback that sees every gradient of a parameter, as `wandb.watch` does."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        next(pl_module.parameters()).register_hook(self._count)  # type: ignore[no-untyped-call]
+
+    def _count(self, gradient: Tensor) -> None:
+        self.seen += 1
+
+
+def test_hooks_of_parameters_are_called(tmp_path: Path) -> None:
+    count = CountGradients()
+    watched = train(tmp_path, count, accumulate_grad_batches=1)
+    assert count.seen == 12
+    plain = train(tmp_path, accumulate_grad_batches=1)
+    assert torch.equal(network_weights(watched), network_weights(plain))
 
 
 def test_a_batch_moves_as_its_tensors_do() -> None:

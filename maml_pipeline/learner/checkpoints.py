@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from maml_pipeline.checksum import add_checksum, has_valid_checksum, has_valid_members
@@ -45,6 +45,9 @@ class BestCheckpoint(ModelCheckpoint):
         """Let rank 0 check whether the run has a best state, so that all ranks agree."""
         super().setup(trainer, pl_module, stage)
         self._has_best = trainer.strategy.broadcast(Path(str(self.dirpath), self._name).exists())
+
+    # It saves after validations alone: no hook to call in every batch.
+    on_train_batch_end = Callback.on_train_batch_end
 
     def state_dict(self) -> dict[str, Any]:
         """Store file names without folders, since a run folder may be moved."""

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -136,6 +137,12 @@ class TaskDataModule(LightningDataModule):
     @property
     def world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
+
+    def transfer_batch_to_device(
+        self, batch: TaskBatch, device: torch.device, dataloader_idx: int
+    ) -> TaskBatch:
+        """Move a batch; Lightning would first search it for tensors."""
+        return batch.to(device)
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:
         """Draw tasks endlessly; each iteration starts at the current meta-step."""

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from maml_pipeline.learner.adaptation import adapted_network
-from maml_pipeline.learner.lightning_internals import CURRENT_HOOK
+from maml_pipeline.learner.lightning_internals import CURRENT_HOOK, skip_empty_hooks
 from maml_pipeline.learner.measures import measure_name
 from maml_pipeline.learner.outer_optimizer import step_plateau_schedulers
 from maml_pipeline.limits import check_whole
@@ -48,6 +48,7 @@ class EvaluatedByAdaptation(LightningModule):
             self.measures[measure_name(metric)] = metric
         self._curves: dict[str, list[Tensor]] = {}
         self._evaluated: dict[str, float] = {}
+        skip_empty_hooks([self])
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; at once if it is Lightning's note of the current hook.

@@ -10,7 +10,7 @@ from subprocess import Popen
 from typing import Any, TypeVar
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 
 HookT = TypeVar("HookT", bound=Callable[..., Any])
@@ -19,7 +19,7 @@ BATCH_HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
     *("on_after_backward", "on_before_optimizer_step"),
 )
-"""The hooks of callbacks that Lightning calls in every batch of training."""
+"""The hooks that Lightning calls in every batch of training, of callbacks and of the module."""
 
 # Time of a batch --------------------------------------------------------------------------------
 
@@ -112,17 +112,18 @@ def chosen_cluster_environment(trainer: Trainer) -> ClusterEnvironment:
 # Callbacks --------------------------------------------------------------------------------------
 
 
-def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
-    """Keep Lightning from calling the hooks of a batch that a callback does not define.
+def skip_empty_hooks(owners: Iterable[Callback | LightningModule]) -> None:
+    """Keep Lightning from calling the hooks of a batch that a callback or a module does not define.
 
-    Lightning calls all six of every callback, and an empty one takes as long as a tensor operation. It
-    has no setting for this, but passes over an attribute that is not callable. Everything else about a
-    callback stays as it is: its class, its state, its place in `trainer.callbacks`.
+    Lightning calls all six of each, and an empty one takes as long as a tensor operation. It has no
+    setting for this, but passes over an attribute that is not callable. Everything else about a callback
+    stays as it is: its class, its state, its place in `trainer.callbacks`.
     """
-    for callback in callbacks:
+    for owner in owners:
+        base = Callback if isinstance(owner, Callback) else LightningModule
         for hook in BATCH_HOOKS:
-            if getattr(type(callback), hook) is getattr(Callback, hook):
-                setattr(callback, hook, None)
+            if getattr(type(owner), hook) is getattr(base, hook):
+                setattr(owner, hook, None)
 
 
 def checks_at_epoch_end(callback: EarlyStopping) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from maml_pipeline import run_folder
@@ -23,7 +24,7 @@ from maml_pipeline.learner.learned_inner_lr import (
     parameter_groups,
 )
 from maml_pipeline.learner.lightning_internals import remember_signature
-from maml_pipeline.learner.loss_with_gradient import loss_with_gradient
+from maml_pipeline.learner.loss_with_gradient import deposit_gradient, loss_with_gradient
 from maml_pipeline.learner.measures import check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
 from maml_pipeline.learner.outer_optimizer import adam, release_gradients, scheduler_config
@@ -211,6 +212,25 @@ class MetaLearner(EvaluatedByAdaptation):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Release the gradients of the previous meta-step."""
         release_gradients(optimizer)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Deposit the meta-gradient; by autograd if anything happens to it on the way."""
+        trainer = self.trainer
+        is_whole = (
+            trainer.accumulate_grad_batches == 1 and type(trainer.strategy) is SingleDeviceStrategy
+        )
+        if not (is_whole and deposit_gradient(loss)):
+            super().backward(loss, *args, **kwargs)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient if the trainer does; Lightning checks the settings again in every batch."""
+        if gradient_clip_val is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Outside training ---------------------------------------------------------------------------
 

@@ -20,11 +20,13 @@ from torch.func import vmap
 from maml_pipeline.meta_gradient.exactness import Workarounds
 from maml_pipeline.meta_gradient.fixed_prefix import record, replayed
 from maml_pipeline.meta_gradient.inner_loop import Loss, Parameters
-from maml_pipeline.meta_gradient.stateless import stateless
+from maml_pipeline.meta_gradient.stateless import double, loss_in_double, stateless
 
 PredictEach = Callable[[Parameters, Tensor], Tensor]
 """(parameters `(T, ...)`, inputs `(T, Q, ...)`) -> predictions `(T, Q, ...)`."""
 
+Predict = Callable[[Parameters, Tensor], Tensor]
+Evaluate = Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 FEATURE = "()"
 """Ends the name of a feature among parameters, after the name of the module that computes it."""
@@ -37,13 +39,15 @@ class ChunkLoss:
     Args:
         evaluate: (parameters, inputs `(T, S, ...)`, targets) -> losses `(T,)`, predictions
             `(T, S, ...)`. Parameters are `(T, ...)`, except the shared ones.
+        evaluate_in_double: The same for floating-point arguments in float64.
         adapted: Names of the parameters that the inner steps move.
         shared: Names of the parameters without a task dimension; none of them is adapted.
         features: (parameters, inputs) -> the outputs of the network's fixed prefix `(T, S, ...)`, by
             name. Among the parameters of a call, they replace the prefix.
     """
 
-    evaluate: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
+    evaluate: Evaluate
+    evaluate_in_double: Evaluate
     adapted: tuple[str, ...]
     shared: frozenset[str] = frozenset()
     features: Callable[[Parameters, Tensor], Parameters] | None = None
@@ -51,6 +55,11 @@ class ChunkLoss:
     def __call__(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses `(T,)` and predictions `(T, S, ...)`."""
         return self.evaluate(parameters, x, y)
+
+    def in_double(self, parameters: Parameters, x: Tensor, y: Tensor) -> Tensor:
+        """Return losses `(T,)` in float64 at float64 parameters, also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.evaluate_in_double(parameters, double(x), double(y))[0]
 
     def of_adapted(self, parameters: Parameters) -> Parameters:
         """Return the adapted ones of the parameters."""
@@ -91,7 +100,9 @@ def vectorized_loss(
     """Map a network and its loss over the tasks of a chunk with `torch.func.vmap`."""
     call, prefix = stateless(network), workarounds.fixed_prefix
 
-    def task_loss(given: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def task_loss(
+        call: Predict, loss: Loss, given: Parameters, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         features = {name.removesuffix(FEATURE): p for name, p in given.items() if is_feature(name)}
         parameters = {name: p for name, p in given.items() if not is_feature(name)}
         with replayed(network, prefix, features) if features else nullcontext():
@@ -108,21 +119,30 @@ def vectorized_loss(
             return vmap(function, in_dims=(task_dimension, *[0 for _ in others]))(parameters, *others)
 
     features = partial(mapped, task_features) if prefix.recorded else None
-    return ChunkLoss(partial(mapped, task_loss), adapted, shared, features)
+    return ChunkLoss(
+        partial(mapped, partial(task_loss, call, loss)),
+        partial(mapped, partial(task_loss, stateless(network, in_double=True), loss_in_double(loss))),
+        *(adapted, shared, features),
+    )
 
 
 def single_task_loss(
     network: nn.Module, loss: Loss, workarounds: Workarounds, adapted: tuple[str, ...]
 ) -> ChunkLoss:
     """Evaluate a chunk of one task without vmap, so that any module works."""
-    call = stateless(network)
 
-    def evaluate(parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        call: Predict, loss: Loss, parameters: Parameters, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         task_parameters = {name: p[0] for name, p in parameters.items()}
         value, prediction = workarounds.evaluate(partial(call, task_parameters), loss, x[0], y[0])
         return value[None], prediction[None]
 
-    return ChunkLoss(evaluate, adapted)
+    return ChunkLoss(
+        partial(evaluate, stateless(network), loss),
+        partial(evaluate, stateless(network, in_double=True), loss_in_double(loss)),
+        adapted,
+    )
 
 
 def plain_predictions(network: nn.Module, workarounds: Workarounds) -> PredictEach:

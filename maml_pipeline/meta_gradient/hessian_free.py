@@ -2,25 +2,35 @@
 
 The adjoint recursion is that of checkpointed.py, a_t = a_{t+1} - alpha H(theta_t) a_{t+1}. With g the
 gradient of the support loss, the product of its Hessian and a vector v is the derivative of g along v,
+computed twice from three gradients, and without a second derivative:
 
-    H(theta) v = (g(theta + e v) - g(theta - e v)) / (2 e) + O(e^2 |v|^3),
+    ahead  = (g(theta + e v) - g(theta)) / e,
+    behind = (g(theta) - g(theta - e v)) / e.
 
-two gradients. The step rule is e |v| = eps^(1/2) (1 + |theta|), for each task: the adapted parameters
-move by a distance in proportion to their own norm, whatever the norm of v, where eps is the precision in
-which the gradients are computed. The rounding error of the gradients, eps / (e |v|), is then about
-eps^(1/2), 1e-8 in float64 and 3e-4 in float32; the truncation error (e |v|)^2 is eps, times constants
-that depend on the loss. eps^(1/3), which balances the two where all constants are 1, was up to a hundred
-times less accurate in float32: v may move a few parameters far, so the constant of truncation is large.
+Kinks decide how. A ReLU has no derivative at its kink; where a unit crosses it between the two points of
+a difference, the difference contains the jump of the gradient, divided by e. The number of crossings is
+in proportion to e, and their effect to 1 / e, so no e makes the mean error small: only an e for which a
+crossing is improbable does. On Omniglot 20-way the gradients of a task at initial parameters lie on two
+sides of a kink with probability 0.07 at e |v| = 1e-7 (1 + |theta|). The rounding of float32 leaves no
+such e; at 1e-9 the probability is 7e-4, on both sides 5e-7. Therefore three rules:
 
-A ReLU has no derivative at its kink. Where a unit crosses it between theta - e v and theta + e v, the
-difference contains the bend of the loss, divided by 2 e, which autograd's second derivative leaves out.
-`scripts/measure_hessian_free.py` measures all of these errors; docs/engines.md has its table.
+1. Each gradient of a difference is computed in float64, whatever the type of the network and also under
+   autocast. All else stays in the network's type.
+2. e |v| = 1e-9 (1 + |theta|) for each task. On the networks of docs/engines.md the error of rounding,
+   about eps / (e |v|), and of truncation, about e |v|, then add up to the least, 1e-7 of the product.
+3. The shorter of `ahead` and `behind` is the product: of two that differ, the longer contains a jump.
+   Only if both do is the product wrong. This is how essentially non-oscillatory schemes choose among
+   differences beside a discontinuity.
+
+`scripts/measure_hessian_free.py` measures errors and steps; docs/engines.md has its tables.
 
 References:
     Fallah, Mokhtari, Ozdaglar, "On the Convergence Theory of Gradient-Based Model-Agnostic
     Meta-Learning Algorithms", 2020 (HF-MAML, for one inner step); Pearlmutter, "Fast Exact
     Multiplication by the Hessian", 1994 (the difference and its rounding error); Nocedal, Wright,
-    "Numerical Optimization", 2006, section 8.1 (central differences).
+    "Numerical Optimization", 2006, section 8.1 (steps of differences); Harten, Engquist, Osher,
+    Chakravarthy, "Uniformly High Order Accurate Essentially Non-oscillatory Schemes, III", 1987 (the
+    shorter difference).
 """
 
 import torch
@@ -30,23 +40,28 @@ from maml_pipeline.meta_gradient.adaptation import ChunkGradient, gradient
 from maml_pipeline.meta_gradient.checkpointed import sweep
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
+from maml_pipeline.meta_gradient.stateless import double
 from maml_pipeline.tasks import TaskBatch
+
+RELATIVE_STEP = 1e-9
+"""e |v| / (1 + |theta|)."""
 
 
 def hessian_free(
     chunk_loss: ChunkLoss, theta: Parameters, chunk: TaskBatch, inner: InnerLoop
 ) -> ChunkGradient:
-    """Carry the adjoint back as `checkpointed` does, with central differences of gradients.
+    """Carry the adjoint back as `checkpointed` does, with differences of gradients.
 
-    Time: at most k + 3 n + 1 gradients. Memory: that of first order, a few P, and about sqrt(2 n) P of
-    parameter checkpoints.
+    Time: at most k + n + 1 gradients, and 3 n in float64. Memory: that of first order in float64, a few
+    P, and about sqrt(2 n) P of parameter checkpoints.
 
-    When to use: a layer has no second derivative in PyTorch, or a wrong one; or `checkpointed` does not
-    fit into memory.
+    When to use: a layer has no second derivative in PyTorch, or a wrong one.
 
-    Weaknesses: not exact. The error is small for smooth networks, and may be larger than that of first
-    order for networks with kinks, such as ReLU's: the first use measures it in the network's type, and
-    warns. Inner steps must repeat exactly, so networks that draw random numbers are rejected.
+    Weaknesses: float64, which takes twice the time and memory of float32 on a CPU, is far slower on most
+    GPUs, and is missing on some devices; a network must run in it. The error is about 1e-6, unless units
+    cross a kink on both sides of a task's parameters: then that task's product is wrong by orders of
+    magnitude. Before training, the error is measured, and a large one reported. Inner steps must repeat
+    exactly, so networks that draw random numbers are rejected.
 
     Also known as HF-MAML, and as finite-difference Hessian-vector products.
 
@@ -76,44 +91,55 @@ def difference_of_gradients(
         The product, of all parameters.
     """
     e = step_sizes(chunk_loss.of_adapted(theta), vector)
-    # The losses are divided by 2 e, and not the gradients: those of shared parameters are summed over
-    # tasks, each of which has an e of its own.
-    weights = 1 / (2 * e)
 
     def slope(sign: int) -> Parameters:
-        moved = {name: theta[name] + sign * _aligned(e, v) * v for name, v in vector.items()}
-        parameters = {name: p.detach().requires_grad_() for name, p in (theta | moved).items()}
+        moved = {
+            name: double(theta[name]) + sign * _aligned(e, v) * double(v) for name, v in vector.items()
+        }
+        parameters = {name: double(p).detach().requires_grad_() for name, p in (theta | moved).items()}
         del moved
-        losses, _ = chunk_loss(parameters, x, y)
-        return gradient(weights.to(losses.dtype) * losses, parameters)
+        # The losses are divided by e, and not the gradients: those of shared parameters are summed over
+        # tasks, each of which has an e of its own.
+        return gradient(chunk_loss.in_double(parameters, x, y) / e, parameters)
 
-    difference, behind = slope(1), slope(-1)
-    for name in difference:
-        difference[name] = difference[name] - behind.pop(name)
-    return difference
+    centre, ahead = slope(0), slope(1)
+    for name, p in theta.items():  # a difference needs the network's precision alone
+        ahead[name] = (ahead[name] - centre[name]).to(p.dtype)
+    behind = slope(-1)
+    for name, p in theta.items():
+        behind[name] = (centre.pop(name) - behind[name]).to(p.dtype)
+    return shorter(ahead, behind, chunk_loss.shared)
 
 
 def step_sizes(theta: Parameters, vector: Parameters) -> Tensor:
     """Return e of each task `(T,)`; 1 for a vector of zeros, whose product is zero for any e."""
-    root = precision(theta) ** (1 / 2)
-    length = _norms(vector)
-    return torch.where(length > 0, root * (1 + _norms(theta)) / length, torch.ones_like(length))
+    length = _squares(vector).sqrt()
+    distance = RELATIVE_STEP * (1 + _squares(theta).sqrt())
+    return torch.where(length > 0, distance / length, torch.ones_like(length))
 
 
-def precision(parameters: Parameters) -> float:
-    """Return eps of the coarsest type in which a gradient is computed, also under autocast."""
-    types = {p.dtype for p in parameters.values()}
-    device = next(iter(parameters.values())).device.type
-    if torch.is_autocast_enabled(device):
-        types.add(torch.get_autocast_dtype(device))
-    return max(torch.finfo(dtype).eps for dtype in types)
+def shorter(a: Parameters, b: Parameters, shared: frozenset[str] = frozenset()) -> Parameters:
+    """Choose for each task the shorter of two vectors; for all at once if parameters are shared.
+
+    Args:
+        a: Of parameters `(T, ...)`, and of shared ones `(...)`. Emptied.
+        b: The same.
+        shared: Names of the shared parameters, whose part is a sum over tasks.
+    """
+    of_a, of_b = (_squares(v, shared) for v in (a, b))
+    takes_a = of_a <= of_b
+    return {name: torch.where(_aligned(takes_a, b[name]), a.pop(name), b.pop(name)) for name in [*a]}
 
 
-def _norms(parameters: Parameters) -> Tensor:
-    squares = [p.reshape(len(p), -1).square().sum(1) for p in parameters.values()]
-    return torch.stack(squares).sum(0).sqrt()
+def _squares(parameters: Parameters, shared: frozenset[str] = frozenset()) -> Tensor:
+    """Return the squared length of each task's part `(T,)` in float64, or of all if some are shared."""
+    tasks = 1 if shared else len(next(iter(parameters.values())))
+    squares = [p.double().square().reshape(tasks, -1).sum(1) for p in parameters.values()]
+    return torch.stack(squares).sum(0)
 
 
 def _aligned(per_task: Tensor, like: Tensor) -> Tensor:
-    """Reshape `(T,)` so that it multiplies `(T, ...)`, in its type."""
-    return per_task.reshape(-1, *([1] * (like.dim() - 1))).to(like.dtype)
+    """Reshape `(T,)` so that it multiplies `(T, ...)`, and `(1,)` any shape."""
+    if len(per_task) == 1:
+        return per_task.reshape([1] * like.dim()) if like.dim() else per_task[0]
+    return per_task.reshape(-1, *([1] * (like.dim() - 1)))

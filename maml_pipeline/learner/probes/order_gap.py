@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 class OrderGapProbe(Probe):
     """Log the cosine, norm ratio and relative error of first order against second order.
 
+    With the method `hessian_free`, log those of its meta-gradient as well, as `hessian_free_gap`.
+
     Both meta-gradients are computed with the parameters and tasks of the probe step, so that
     they differ only in their order; second order checkpoints inner steps to save memory. With several
     devices, the mean meta-gradients are compared. If second order is not possible, because of the
@@ -46,20 +48,23 @@ class OrderGapProbe(Probe):
             self._is_off = True
             logger.warning("order_gap is not measured: %s", reason or "it failed on another device")
             return
-        first, second = gradients
-        gaps = order_gaps(_mean(trainer, first), _mean(trainer, second))
-        self.log_exactly(trainer, _figures(gaps), step)
+        first, second, free = gradients
+        second = _mean(trainer, second)
+        figures = _figures("order_gap", order_gaps(_mean(trainer, first), second))
+        if free is not None:
+            figures |= _figures("hessian_free_gap", {"": order_gaps(_mean(trainer, free), second)[""]})
+        self.log_exactly(trainer, figures, step)
 
 
 def _both_or_why_not(
     trainer: Trainer, learner: MetaLearner, batch: TaskBatch
-) -> tuple[tuple[Parameters, Parameters] | None, str]:
+) -> tuple[tuple[Parameters, Parameters, Parameters | None] | None, str]:
     try:
         with (
             preserve_training_state(learner.network, learner.device),
             trainer.precision_plugin.forward_context(),
         ):
-            return both_orders(learner, batch), ""
+            return (*both_orders(learner, batch), _hessian_free(learner, batch)), ""
     except (UserError, torch.OutOfMemoryError) as error:
         return None, str(error).splitlines()[0]
 
@@ -73,15 +78,24 @@ def both_orders(learner: MetaLearner, batch: TaskBatch) -> tuple[Parameters, Par
     )
 
 
+def _hessian_free(learner: MetaLearner, batch: TaskBatch) -> Parameters | None:
+    """Compute the Hessian-free meta-gradient of all inner steps in a run with this method."""
+    inner = learner.inner_loop()
+    if inner.is_first_order or inner.method is not Method.HESSIAN_FREE:
+        return None
+    all_steps = inner.in_second_order(Method.HESSIAN_FREE)
+    return probe_meta_gradient(learner, batch, all_steps).gradient
+
+
 def _mean(trainer: Trainer, gradient: Parameters) -> Parameters:
     """Return the mean over devices, each of which has an equal share of the tasks."""
     reduced = {name: trainer.strategy.reduce(g, reduce_op="mean") for name, g in gradient.items()}
     return {name: g for name, g in reduced.items() if isinstance(g, torch.Tensor)}
 
 
-def _figures(gaps: dict[str, OrderGap]) -> dict[str, float]:
+def _figures(prefix: str, gaps: dict[str, OrderGap]) -> dict[str, float]:
     return {
-        f"order_gap/{measure}" + (f"/{layer}" if layer else ""): value
+        f"{prefix}/{measure}" + (f"/{layer}" if layer else ""): value
         for layer, gap in gaps.items()
         for measure, value in gap._asdict().items()
         if math.isfinite(value)

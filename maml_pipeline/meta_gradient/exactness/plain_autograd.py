@@ -117,17 +117,22 @@ class PlainAutograd:
     def difference_of_gradients(
         self, theta: Parameters, x: Tensor, y: Tensor, vector: Parameters
     ) -> Parameters:
-        """Approximate `hessian_vector_product` by the central difference of hessian_free.py."""
+        """Approximate `hessian_vector_product` by the differences of hessian_free.py, in float64."""
         at, along = (torch.cat([v[name].flatten() for name in self.adapted]) for v in (theta, vector))
         if not along.any():
             return {name: torch.zeros_like(v) for name, v in vector.items()}
-        e = float(torch.finfo(at.dtype).eps ** (1 / 2) * (1 + at.norm()) / along.norm())
-        above, below = (
-            theta | {name: theta[name] + sign * e * vector[name] for name in self.adapted}
-            for sign in (1, -1)
+        e = float(1e-9 * (1 + at.norm()) / along.norm())
+        ahead, centre, behind = (
+            self.gradient(
+                theta | {name: theta[name] + sign * e * vector[name] for name in self.adapted}, x, y
+            )[1]
+            for sign in (1, 0, -1)
         )
-        difference = self.gradient(above, x, y)[1], self.gradient(below, x, y)[1]
-        return {name: (difference[0][name] - difference[1][name]) / (2 * e) for name in theta}
+        sides = [
+            {name: (end[name] - start[name]) / e for name in theta}
+            for end, start in ((ahead, centre), (centre, behind))
+        ]
+        return min(sides, key=lambda side: float(torch.stack([g.norm() for g in side.values()]).norm()))
 
     def _task_meta_gradient(self, theta: Parameters, task: Task, inner: InnerLoop) -> LossesAndGradient:
         support = task.support_x, task.support_y

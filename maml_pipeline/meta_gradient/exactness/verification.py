@@ -114,7 +114,7 @@ def _verify(
                 workarounds = workarounds._replace(fixed_prefix=prefix)
             workarounds = _compare(computation, network, loss, tasks, inner, workarounds, traits)
             if inner.method is Method.HESSIAN_FREE and not computation.is_evaluation:
-                warn_if_inexact(network, loss, tasks, inner)
+                warn_if_inexact(computation, network, loss, tasks, inner, workarounds)
             return workarounds
         except UserError:
             raise
@@ -191,8 +191,18 @@ def _compare(
         except Exception as error:  # a network written for one type may raise any error in another
             if dtype is None:
                 raise
+            if inner.method is Method.HESSIAN_FREE and not computation.is_evaluation:
+                raise _needs_double(network, first_sentence(error)) from error
             logger.debug("not compared with plain autograd in float64: %s", error)
     raise AssertionError  # in its own type the network either agrees or raises
+
+
+def _needs_double(network: nn.Module, cause: str) -> UserError:
+    return UserError(
+        f"method hessian_free computes differences of gradients in float64, in which network "
+        f"{type(network).__name__} or its loss does not run: {cause}; set method to unrolled or "
+        "first_order to true"
+    )
 
 
 @contextmanager

@@ -1,23 +1,20 @@
 """Batches of tasks, divided into chunks that threads carry out."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
-from maml_pipeline.meta_gradient.native import chunk, perceptron
-from maml_pipeline.meta_gradient.native.examples import Examples
 from maml_pipeline.meta_gradient.native.network import FeedForward
-from maml_pipeline.meta_gradient.native.plan import Plan, Sets, plan
+from maml_pipeline.meta_gradient.native.plan import Plan, Sets, curves_plan, meta_gradient_plan
 from maml_pipeline.tasks import TaskBatch
 
 
@@ -54,38 +51,26 @@ def batch_meta_gradient(
         batch: T tasks.
         inner: Inner loop and gradient order.
     """
-    planned = plan(
-        network,
-        _sets(batch, batch.query_x),
-        Method(inner.method),
-        inner.steps,
-        inner.first_differentiated_step,
-    )
+    (tasks, queries), steps = batch.query_x.shape[:2], inner.steps
+    method, first = Method(inner.method), inner.first_differentiated_step
+    planned = meta_gradient_plan(network, _sets(batch, batch.query_x), method, steps, first)
     packed = network.pack(theta)
-    support = examples(network, batch.support_x, batch.support_y)
-    query = examples(network, batch.query_x, batch.query_y)
     # Other threads must not allocate: PyTorch counts the memory of this one.
-    sizes = planned.result_sizes(packed.numel(), network.outputs)
+    sizes = [
+        len(planned.chunks) * packed.numel(),
+        tasks * queries * network.outputs,
+        tasks * (steps + 1),
+    ]
     results = packed.new_zeros(sum(sizes))
     sums, predictions, losses = results.split_with_sizes(sizes)
-    sums = sums.view(len(planned.chunks), -1)
-    predictions = predictions.view(*batch.query_x.shape[:2], -1)
-    losses = losses.view(inner.steps + 1, -1)
-    initial, arrays = packed.numpy(), (predictions.numpy(), losses.numpy())
-    gradients = sums.numpy()
-    carry_out = chunk.meta_gradient if network.blocks else perceptron.meta_gradient
-
-    def run(number: int, memory: Any) -> None:
-        carry_out(
-            *(planned, planned.chunks[number], initial, support, query, inner.lr, memory),
-            *(gradients[number], *arrays),
-        )
-
-    _run_chunks(run, planned, packed)
-    gradient = network.unpack(sums.sum(0).div_(len(support.inputs)), theta)
+    support, query = (inputs_of(network, x) for x in (batch.support_x, batch.query_x))
+    support_y, query_y = batch.support_y.contiguous(), batch.query_y.contiguous()
+    regions = [packed, support, support_y, sums, predictions, query, query_y, losses]
+    _run(planned, regions, inner.lr)
+    gradient = network.unpack(sums.view(-1, packed.numel()).sum(0).div_(tasks), theta)
     for name in theta.keys() - network.names:
         gradient[name] = torch.zeros_like(theta[name])
-    return BatchResult(losses.T, predictions, gradient)
+    return BatchResult(losses.view(-1, tasks).T, predictions.view(tasks, queries, -1), gradient)
 
 
 def batch_curves(
@@ -104,38 +89,21 @@ def batch_curves(
         inner: Inner learning rate and number of steps k.
         sets: Inputs that are predicted, each `(T, Q, ...)`; may be empty.
     """
-    packed = network.pack(theta)
+    packed, tasks = network.pack(theta), len(batch.query_x)
     predicted = sets[0] if sets else batch.query_x
-    planned = plan(network, _sets(batch, predicted), Method.UNROLLED, 0, 0)
-    support = examples(network, batch.support_x, batch.support_y)
-    inputs = [images_last(network, x) for x in sets]
-    adapted = packed.new_empty(len(support.inputs), packed.numel())
+    planned = curves_plan(network, _sets(batch, predicted), inner.steps, len(sets))
+    adapted = packed.new_empty(tasks, packed.numel())
     predictions = packed.new_empty(inner.steps, len(sets), *predicted.shape[:2], network.outputs)
-    initial, arrays = packed.numpy(), (adapted.numpy(), predictions.numpy())
-    carry_out = chunk.curves if network.blocks else perceptron.curves
-
-    def run(number: int, memory: Any) -> None:
-        carry_out(
-            *(planned, planned.chunks[number], initial, support, inputs, inner.lr, memory, *arrays)
-        )
-
-    _run_chunks(run, planned, packed)
+    inputs = [inputs_of(network, x) for x in sets]
+    support, support_y = inputs_of(network, batch.support_x), batch.support_y.contiguous()
+    regions = [packed, support, support_y, adapted, predictions, *inputs]
+    _run(planned, regions, inner.lr)
     return BatchCurves(network.unpack(adapted, theta), predictions)
 
 
-def examples(network: FeedForward, x: Tensor, y: Tensor) -> Examples:
-    """Convert sets of T tasks: inputs `(T, S, ...)`, and labels `(T, S)` or values `(T, S, outputs)`."""
-    inputs, targets, tasks = images_last(network, x), y.contiguous().numpy(), y.shape[0]
-    if y.is_floating_point():
-        return Examples(inputs, np.empty((tasks, 0), np.int64), targets)
-    return Examples(inputs, targets, np.empty((tasks, 0, 0), inputs.dtype))
-
-
-def images_last(network: FeedForward, x: Tensor) -> Any:
-    """Convert inputs `(T, S, ...)` to an array; of images to `(T, S * height * width, channels)`."""
-    if network.blocks:
-        x = x.movedim(-3, -1).reshape(len(x), -1, x.shape[-3])
-    return x.contiguous().numpy()
+def inputs_of(network: FeedForward, x: Tensor) -> Tensor:
+    """Return the inputs of T sets one after another, images with their channels last."""
+    return (x.movedim(-3, -1) if network.blocks else x).contiguous()
 
 
 def _sets(batch: TaskBatch, predicted: Tensor) -> Sets:
@@ -148,15 +116,24 @@ def _sets(batch: TaskBatch, predicted: Tensor) -> Sets:
     )
 
 
-def _run_chunks(run: Callable[[int, Any], None], planned: Plan, like: Tensor) -> None:
-    """Run chunks on PyTorch's number of threads, each with memory of its own."""
+def _run(planned: Plan, regions: list[Tensor], lr: float) -> None:
+    """Run the chunks on PyTorch's number of threads, each with memory of its own.
+
+    Args:
+        planned: The job and the chunks.
+        regions: The regions of the job, without the memory.
+        lr: Inner learning rate.
+    """
     threads = min(torch.get_num_threads(), len(planned.chunks))
     remaining: Iterator[int] = iter(range(len(planned.chunks)))  # each thread takes the next one
-    memories = [planned.allocate(like) for _ in range(threads)]
+    memories = [regions[0].new_empty(planned.memory) for _ in range(threads)]
+    addresses = [region.data_ptr() for region in regions]
 
-    def work(memory: Any) -> None:
+    def work(memory: Tensor) -> None:
+        own = [memory.data_ptr(), *addresses]
         for number in remaining:
-            run(number, memory)
+            part = planned.chunks[number]
+            planned.job.run(own, lr, number, part.start, part.stop)
 
     with _one_thread_per_product():
         others = [_executor(threads - 1).submit(work, memory) for memory in memories[1:]]

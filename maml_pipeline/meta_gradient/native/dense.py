@@ -1,165 +1,107 @@
-"""Fully connected layers with ReLUs in between, and their derivatives of both orders."""
+"""Fully connected layers with ReLUs in between, the loss, and their derivatives, as calls of kernels.
 
-from typing import Any
+A layer is z = x w^T + b, and x of the next one is max(z, 0). A prime marks a tangent, as in
+`normalisation.py`.
+"""
 
-from maml_pipeline.meta_gradient.native.layout import (
-    DELTA,
-    DENSE_BIAS,
-    DENSE_WEIGHT,
-    INPUTS,
-    OUTPUTS,
-    X_DOT,
-    X,
+from maml_pipeline.meta_gradient.native import losses
+from maml_pipeline.meta_gradient.native.kernels import (
+    LABELS,
+    LOSS,
+    PREDICTION,
+    TARGET,
+    VALUES,
+    VECTOR,
+    Program,
+    View,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import compiled, flat, matrix
+from maml_pipeline.meta_gradient.native.layout import Layout
 from maml_pipeline.meta_gradient.native.products import (
-    add,
     add_rows,
-    add_scaled,
     add_to_rows,
     add_to_rows_and_rectify,
-    copy,
     mask,
-    product,
-    product_by_input,
-    product_by_weights,
+    multiply,
 )
 
 
-@compiled
-def dense_weights(layer: Any, parameters: Any) -> Any:
-    """View the weights of a layer: `(outputs, inputs)`."""
-    return matrix(parameters, layer[DENSE_WEIGHT], layer[OUTPUTS], layer[INPUTS])
+def dense_values(program: Program, layout: Layout) -> None:
+    """Append the prediction, and x of each layer but the first one."""
+    for level, layer in enumerate(layout.dense):
+        is_last = layer is layout.dense[-1]
+        z = layer.delta.start_of(PREDICTION) if is_last else layout.dense[level + 1].x
+        multiply(program, layer.x, layer.weight, z, transpose_b=True)
+        program.call(add_to_rows if is_last else add_to_rows_and_rectify, layer.bias, z)
 
 
-@compiled
-def dense_bias(layer: Any, parameters: Any) -> Any:
-    """View the bias of a layer."""
-    return parameters[layer[DENSE_BIAS] : layer[DENSE_BIAS] + layer[OUTPUTS]]
+def dense_gradient(program: Program, layout: Layout, has_target: bool) -> None:
+    """Append the loss, each delta, and `target` += factor times the gradients by w and b.
 
-
-@compiled
-def input_of(layout: Any, record: Any) -> Any:
-    """View the input of the first layer in a record."""
-    layer = layout.dense[0]
-    return matrix(record, layer[X], layout.examples, layer[INPUTS])
-
-
-@compiled
-def dense_values(layout: Any, theta: Any, record: Any, prediction: Any) -> None:
-    """Compute the prediction and the input of each layer; the first one's is in the record."""
-    last = len(layout.dense) - 1
-    for level in range(last + 1):
-        layer = layout.dense[level]
-        x = matrix(record, layer[X], layout.examples, layer[INPUTS])
-        if level < last:
-            out = matrix(record, layout.dense[level + 1][X], layout.examples, layer[OUTPUTS])
-        else:
-            out = prediction
-        product(x, dense_weights(layer, theta), out)
-        if level < last:
-            add_to_rows_and_rectify(dense_bias(layer, theta), out)
-        else:
-            add_to_rows(dense_bias(layer, theta), out)
-
-
-@compiled
-def add_dense_gradient(
-    layout: Any, theta: Any, record: Any, work: Any, factor: float, target: Any
-) -> None:
-    """Add `factor` times the gradient by the layers' parameters to `target`.
-
-    The record holds the gradient by the prediction. `work.features` receives the gradient by the input
-    of the first layer, if it has room. `target` may be theta, or have no elements.
+    The gradient by the input of the first layer is computed if there are blocks. `target` may be theta,
+    so that w changes last.
     """
-    for level in range(len(layout.dense) - 1, -1, -1):
+    last = layout.dense[-1]
+    prediction, loss = last.delta.start_of(PREDICTION), View(LOSS, 0, 1, 1)
+    if layout.classifies:
+        program.call(losses.cross_entropy, prediction, last.delta, loss, _labels(layout))
+    else:
+        program.call(losses.squared_error, prediction, last.delta.start_of(VALUES), last.delta, loss)
+    for level in reversed(range(len(layout.dense))):
         layer = layout.dense[level]
-        x = matrix(record, layer[X], layout.examples, layer[INPUTS])
-        delta = matrix(record, layer[DELTA], layout.examples, layer[OUTPUTS])
-        weights = dense_weights(layer, theta)
         if level > 0:
-            before = matrix(record, layout.dense[level - 1][DELTA], layout.examples, layer[INPUTS])
-            product_by_input(delta, weights, before)
-            mask(x, before)
-        elif len(work.features) > 0:
-            features = matrix(work.features, 0, layout.examples, layer[INPUTS])
-            product_by_input(delta, weights, features)
-        if target.size == 0:
-            continue
-        total = matrix(work.sums, 0, layer[OUTPUTS], layer[INPUTS])
-        product_by_weights(delta, x, total)
-        add_scaled(factor, total, dense_weights(layer, target))
-        add_rows(factor, delta, dense_bias(layer, target))
+            before = layout.dense[level - 1].delta
+            multiply(program, layer.delta, layer.weight, before)
+            program.call(mask, layer.x.row, before.row)
+        elif layout.blocks:
+            multiply(program, layer.delta, layer.weight, layout.features)
+        if has_target:
+            weight = layer.weight.of(TARGET)
+            multiply(program, layer.delta, layer.x, weight, transpose_a=True, add=True, scale=True)
+            program.call(add_rows, layer.delta, layer.bias.of(TARGET))
 
 
-@compiled
-def dense_tangents(
-    layout: Any, theta: Any, direction: Any, record: Any, tangents: Any, work: Any
-) -> None:
-    """Compute the tangents of what `dense_values` computes.
+def dense_tangents(program: Program, layout: Layout) -> None:
+    """Append z' = x w'^T + x' w^T + b' and x' of each layer, and delta' of the last one.
 
-    The tangent of the first layer's input is in `tangents` if there are blocks; otherwise it is zero.
+    The input of the first layer has tangents if there are blocks.
     """
-    last = len(layout.dense) - 1
-    for level in range(last + 1):
-        layer = layout.dense[level]
-        x = matrix(record, layer[X], layout.examples, layer[INPUTS])
-        if level < last:
-            following = layout.dense[level + 1]
-            out = matrix(tangents, following[X_DOT], layout.examples, layer[OUTPUTS])
-            values = matrix(record, following[X], layout.examples, layer[OUTPUTS])
-        else:
-            out = values = matrix(work.prediction_dot, 0, layout.examples, layer[OUTPUTS])
-        product(x, dense_weights(layer, direction), out)
-        if level > 0 or len(layout.blocks) > 0:
-            x_dot = matrix(tangents, layer[X_DOT], layout.examples, layer[INPUTS])
-            from_input = matrix(work.part, 0, layout.examples, layer[OUTPUTS])
-            product(x_dot, dense_weights(layer, theta), from_input)
-            add(from_input, out)
-        add_to_rows(dense_bias(layer, direction), out)
-        if level < last:
-            mask(values, out)
+    for level, layer in enumerate(layout.dense):
+        is_last = layer is layout.dense[-1]
+        z_dot = layout.prediction_dot if is_last else layout.dense[level + 1].x_dot
+        multiply(program, layer.x, layer.weight.of(VECTOR), z_dot, transpose_b=True)
+        if layer.x_dot.size:
+            multiply(program, layer.x_dot, layer.weight, z_dot, transpose_b=True, add=True)
+        program.call(add_to_rows, layer.bias.of(VECTOR), z_dot)
+        if not is_last:
+            program.call(mask, layout.dense[level + 1].x.row, z_dot.row)
+    last = layout.dense[-1]
+    if layout.classifies:
+        operands = last.delta, layout.prediction_dot, last.delta_dot, _labels(layout)
+        program.call(losses.cross_entropy_tangent, *operands)
+    else:
+        program.call(losses.squared_error_tangent, layout.prediction_dot, last.delta_dot)
 
 
-@compiled
-def add_dense_curvature(
-    layout: Any,
-    theta: Any,
-    direction: Any,
-    record: Any,
-    tangents: Any,
-    work: Any,
-    factor: float,
-    target: Any,
-) -> None:
-    """Add `factor` times the tangent of the gradient by the layers' parameters to `target`.
+def dense_curvature(program: Program, layout: Layout) -> None:
+    """Append each delta', and `target` += factor times the tangents of the gradients by w and b.
 
-    `work.delta_dot` holds the tangent of the gradient by the prediction and is overwritten.
-    `work.features` receives the tangent of the gradient by the input of the first layer, if it has room.
-    `target` may be the direction.
+    The tangent of the gradient by the input of the first layer is computed if there are blocks. `target`
+    may be the vector, so that w' changes last.
     """
-    for level in range(len(layout.dense) - 1, -1, -1):
+    for level in reversed(range(len(layout.dense))):
         layer = layout.dense[level]
-        x = matrix(record, layer[X], layout.examples, layer[INPUTS])
-        delta = matrix(record, layer[DELTA], layout.examples, layer[OUTPUTS])
-        own_dot = matrix(work.delta_dot, 0, layout.examples, layer[OUTPUTS])
-        weights, weights_dot = dense_weights(layer, theta), dense_weights(layer, direction)
-        total = matrix(work.sums, 0, layer[OUTPUTS], layer[INPUTS])
-        product_by_weights(own_dot, x, total)
-        if level > 0 or len(layout.blocks) > 0:
-            x_dot = matrix(tangents, layer[X_DOT], layout.examples, layer[INPUTS])
-            more = matrix(work.sums, weights.size, layer[OUTPUTS], layer[INPUTS])
-            product_by_weights(delta, x_dot, more)
-            add(more, total)
-            gradient_dot = matrix(work.part, 0, layout.examples, layer[INPUTS])
-            from_delta = matrix(work.part, gradient_dot.size, layout.examples, layer[INPUTS])
-            product_by_input(own_dot, weights, gradient_dot)
-            product_by_input(delta, weights_dot, from_delta)
-            add(from_delta, gradient_dot)
-        add_scaled(factor, total, dense_weights(layer, target))
-        add_rows(factor, own_dot, dense_bias(layer, target))
+        before = layout.dense[level - 1].delta_dot if level > 0 else layout.features
+        if before.size:
+            multiply(program, layer.delta_dot, layer.weight, before)
+            multiply(program, layer.delta, layer.weight.of(VECTOR), before, add=True)
         if level > 0:
-            mask(x, gradient_dot)
-            copy(flat(gradient_dot), work.delta_dot[: gradient_dot.size])
-        elif len(work.features) > 0:
-            copy(flat(gradient_dot), work.features[: gradient_dot.size])
+            program.call(mask, layer.x.row, before.row)
+        weight = layer.weight.of(TARGET)
+        multiply(program, layer.delta_dot, layer.x, weight, transpose_a=True, add=True, scale=True)
+        if layer.x_dot.size:
+            multiply(program, layer.delta, layer.x_dot, weight, transpose_a=True, add=True, scale=True)
+        program.call(add_rows, layer.delta_dot, layer.bias.of(TARGET))
+
+
+def _labels(layout: Layout) -> View:
+    return View(LABELS, 0, layout.examples, 1)

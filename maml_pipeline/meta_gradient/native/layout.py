@@ -1,173 +1,241 @@
-"""Where a network's parameters and a task's intermediate values lie in flat arrays.
+"""Where a network's parameters and a task's intermediate values lie in the arrays of a program.
 
-A network is convolutional blocks, perhaps none, and then fully connected layers. The tables `blocks`
-and `dense` have a row of integers for each; the columns are named below. The intermediate values of a
-forward and a backward pass form a *record*: for each block its convolution's output z, the statistics
-of its normalisation and the gradient u by its output; for each fully connected layer its input x and
-the gradient by its output. The tangents of z, the statistics and x form a record of their own.
+The intermediate values of a forward and a backward pass form a *record*: for each block its
+convolution's output z, the statistics of its normalisation and the gradient u by its output; for each
+fully connected layer its input x and the gradient by its output. The tangents of z, the statistics and
+x form a record of their own.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from math import prod
 
-import numpy as np
-
-from maml_pipeline.meta_gradient.native.convnet.normalisation import NORM_ROWS
+from maml_pipeline.meta_gradient.native.kernels import (
+    IMAGES,
+    RECORD,
+    TANGENTS,
+    THETA,
+    WORK,
+    View,
+)
 from maml_pipeline.meta_gradient.native.network import FeedForward
-
-BLOCK_COLUMNS = 24
-(
-    CHANNELS,  # of the input
-    FILTERS,  # channels of the output
-    KERNEL,
-    STRIDE,
-    PADDING,
-    HEIGHT,  # of the input
-    WIDTH,
-    OUT_HEIGHT,  # of the convolution's output
-    OUT_WIDTH,
-    PIXELS,  # of the convolution's output, over all images of a set
-    POOLS,  # whether the output is pooled
-    OUTPUT_PIXELS,  # of the block's output, after pooling
-    ROWS,  # of the columns that are made at once
-    WEIGHT,  # offset among the parameters, as are GAIN and BIAS
-    GAIN,
-    BIAS,
-    Z,  # offset in the record, as are the next four; PEAKS is Z if nothing is pooled
-    PEAKS,
-    WINNERS,
-    NORM,
-    U,
-    Z_DOT,  # offset in the record of tangents, as are PEAKS_DOT and NORM_DOT
-    PEAKS_DOT,
-    NORM_DOT,
-) = range(BLOCK_COLUMNS)
-
-DENSE_COLUMNS = 7
-(
-    INPUTS,
-    OUTPUTS,
-    DENSE_WEIGHT,  # offset among the parameters, as is DENSE_BIAS
-    DENSE_BIAS,
-    X,  # offset in the record, as is DELTA
-    DELTA,
-    X_DOT,  # offset in the record of tangents
-) = range(DENSE_COLUMNS)
+from maml_pipeline.meta_gradient.native.normalisation import NORM_ROWS
 
 BYTES_OF_COLUMNS = 360_000
 """Columns are made in parts that stay in the cache of a core."""
 
 
-class Layout(NamedTuple):
-    """The layout of one set of a task, support or query; numba reads it as a tuple.
+class _Space:
+    """Hands out consecutive parts of an array."""
+
+    def __init__(self, array: int) -> None:
+        self.array, self.size = array, 0
+
+    def take(self, rows: int, columns: int) -> View:
+        start = self.size
+        self.size += rows * columns
+        return View(self.array, start, rows, columns)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """A convolutional block of a set of examples.
 
     Args:
-        blocks: `(blocks, BLOCK_COLUMNS)`.
-        dense: `(fully connected layers, DENSE_COLUMNS)`.
-        eps: What each normalisation adds to the variance.
-        examples: Number of examples S.
-        positions: Pixels of the features of an image; 1 if there are no blocks.
-        averages: The features are averaged over pixels, otherwise flattened.
+        geometry: Channels of the input, kernel, stride, padding, height and width of the input, height
+            and width of the convolution's output.
+        pools: Whether the output is pooled.
+        eps: What the normalisation adds to the variance.
+        rows: Rows of the columns that are made at once.
+        weight: `(filters, kernel * kernel * channels)`, in the parameters.
+        gain: `(1, filters)`, in the parameters.
+        bias: `(1, filters)`, in the parameters.
+        z: The convolution's output `(pixels, filters)`, in the record.
+        norm: Statistics of the normalisation, in the record.
+        peaks: z of the winners, if the block pools, otherwise z; in the record.
+        winners: Which pixel of a square won, in the record; without elements if the block does not pool.
+        u: Gradient by the block's output, in the record.
+        z_dot: Tangents of z, in the record of tangents.
+        norm_dot: Tangents of the statistics.
+        peaks_dot: Tangents of the peaks.
+    """
+
+    geometry: tuple[int, ...]
+    pools: bool
+    eps: float
+    rows: int
+    weight: View
+    gain: View
+    bias: View
+    z: View
+    norm: View
+    peaks: View
+    winners: View
+    u: View
+    z_dot: View
+    norm_dot: View
+    peaks_dot: View
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the convolution's output."""
+        height, width = self.geometry[-2:]
+        return height, width
+
+
+@dataclass(frozen=True)
+class DenseLayout:
+    """A fully connected layer for a set of examples.
+
+    Args:
+        weight: `(outputs, inputs)`, in the parameters.
+        bias: `(1, outputs)`, in the parameters.
+        x: Input `(S, inputs)`, in the record; of the first layer of a network without blocks, the
+            examples themselves.
+        delta: Gradient by the output `(S, outputs)`, in the record.
+        x_dot: Tangents of x, in the record of tangents.
+        delta_dot: Working memory for the tangents of delta.
+    """
+
+    weight: View
+    bias: View
+    x: View
+    delta: View
+    x_dot: View
+    delta_dot: View
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The layout of one set of a task, support or query.
+
+    Args:
+        blocks: The blocks, perhaps none.
+        dense: The fully connected layers.
         classifies: The loss is the cross-entropy, otherwise the mean squared error.
+        dtype: Type of the numbers.
+        columns: Working memory for a part of the columns; or for half as much, and its tangents.
+        weight_sum: Working memory for the gradient by a block's weight.
+        features: Working memory for the gradient by x of the first fully connected layer, after blocks.
+        z_gradient: Working memory for the gradient by z, if it may not overwrite u; the same as `u_dot`
+            if no block pools.
+        u_dot: Working memory for the tangents of u.
+        prediction_dot: Working memory for the tangents of the prediction.
+        inputs: Numbers in the inputs of a set.
         parameters: Number of parameters P.
         record: Size of a record.
         tangents: Size of the record of tangents.
-        largest_u: Size of the largest u.
-        largest_pooled: Size of the largest z that is pooled.
-        columns: Size of the largest part of columns.
-        largest_weight: Size of the largest weight.
+        first_order_work: Size of the working memory in first order.
+        second_order_work: Size of the working memory.
     """
 
-    blocks: Any
-    dense: Any
-    eps: Any
-    examples: int
-    positions: int
-    averages: bool
+    blocks: tuple[BlockLayout, ...]
+    dense: tuple[DenseLayout, ...]
     classifies: bool
+    dtype: str
+    columns: View
+    weight_sum: View
+    features: View
+    z_gradient: View
+    u_dot: View
+    prediction_dot: View
+    inputs: int
     parameters: int
     record: int
     tangents: int
-    largest_u: int
-    largest_pooled: int
-    columns: int
-    largest_weight: int
+    first_order_work: int
+    second_order_work: int
+
+    @property
+    def examples(self) -> int:
+        """Number of examples S."""
+        return self.prediction_dot.rows
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs for an example."""
+        return self.prediction_dot.columns
+
+    def work_size(self, is_first_order: bool, query: "Layout") -> int:
+        """Return the working memory for a support set of this layout and a query set."""
+        own = self.first_order_work if is_first_order else self.second_order_work
+        return max(own, query.first_order_work)
 
 
-class _Offsets:
-    """Hands out consecutive ranges of an array."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def take(self, size: int) -> int:
-        start = self.size
-        self.size += size
-        return start
-
-
-def layout(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classifies: bool) -> Layout:
+def layout_of(network: FeedForward, shape: tuple[int, ...], bytes_each: int, classifies: bool) -> Layout:
     """Lay out a set of examples.
 
     Args:
         network: The network.
         shape: Shape of the inputs, `(S, features)` or `(S, C, H, W)`.
         bytes_each: Bytes of a number.
+        classifies: The loss is the cross-entropy, otherwise the mean squared error.
     """
-    parameters, record, tangents = _Offsets(), _Offsets(), _Offsets()
-    blocks = np.zeros((len(network.blocks), BLOCK_COLUMNS), np.int64)
-    examples, (height, width) = shape[0], shape[2:] or (1, 1)
-    for row, block in zip(blocks, network.blocks, strict=True):
+    parameters, record, tangents = _Space(THETA), _Space(RECORD), _Space(TANGENTS)
+    blocks, examples = [], shape[0]
+    height, width = shape[2:] or (1, 1)
+    for block in network.blocks:
         out_height, out_width = block.output_size(height), block.output_size(width)
         pixels, inputs = examples * out_height * out_width, block.kernel**2 * block.channels
-        row[[CHANNELS, FILTERS, KERNEL, STRIDE, PADDING]] = (
-            *(block.channels, block.filters, block.kernel),
-            *(block.stride, block.padding),
-        )
-        row[[HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH, PIXELS]] = (
-            height,
-            width,
-            out_height,
-            out_width,
-            pixels,
-        )
         parts = -(-pixels * inputs * bytes_each // BYTES_OF_COLUMNS)
-        row[ROWS] = -(-pixels // parts)
-        row[WEIGHT] = parameters.take(block.filters * inputs)
-        row[GAIN], row[BIAS] = parameters.take(block.filters), parameters.take(block.filters)
-        row[Z] = row[PEAKS] = record.take(pixels * block.filters)
-        row[NORM] = record.take(NORM_ROWS * block.filters)
-        row[Z_DOT] = row[PEAKS_DOT] = tangents.take(pixels * block.filters)
-        row[NORM_DOT] = tangents.take(NORM_ROWS * block.filters)
-        height, width = out_height, out_width
-        if block.pools:
-            height, width = height // 2, width // 2
-            row[POOLS] = True
-            row[PEAKS] = record.take(examples * height * width * block.filters)
-            row[WINNERS] = record.take(examples * height * width * block.filters)
-            row[PEAKS_DOT] = tangents.take(examples * height * width * block.filters)
-        row[OUTPUT_PIXELS] = examples * height * width
-        row[U] = record.take(row[OUTPUT_PIXELS] * block.filters)
-    dense = np.zeros((len(network.dense), DENSE_COLUMNS), np.int64)
-    for row, (inputs, outputs) in zip(dense, network.dense, strict=True):
-        row[[INPUTS, OUTPUTS]] = inputs, outputs
-        row[DENSE_WEIGHT], row[DENSE_BIAS] = parameters.take(inputs * outputs), parameters.take(outputs)
-        row[X], row[DELTA] = record.take(examples * inputs), record.take(examples * outputs)
-        row[X_DOT] = tangents.take(examples * inputs)
-    columns = np.maximum(blocks[:, ROWS], 2) * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS]
-    block_weights = blocks[:, FILTERS] * blocks[:, KERNEL] ** 2 * blocks[:, CHANNELS]
+        geometry = (block.channels, block.kernel, block.stride, block.padding, height, width)
+        height, width = block.pooled_size(height), block.pooled_size(width)
+        z, z_dot = record.take(pixels, block.filters), tangents.take(pixels, block.filters)
+        squares = examples * height * width if block.pools else 0
+        peaks, peaks_dot = record.take(squares, block.filters), tangents.take(squares, block.filters)
+        blocks.append(
+            BlockLayout(
+                geometry=(*geometry, out_height, out_width),
+                pools=block.pools,
+                eps=block.eps,
+                rows=-(-pixels // parts),
+                weight=parameters.take(block.filters, inputs),
+                gain=parameters.take(1, block.filters),
+                bias=parameters.take(1, block.filters),
+                z=z,
+                norm=record.take(NORM_ROWS, block.filters),
+                peaks=peaks if block.pools else z,
+                winners=record.take(squares, block.filters),
+                u=record.take(examples * height * width, block.filters),
+                z_dot=z_dot,
+                norm_dot=tangents.take(NORM_ROWS, block.filters),
+                peaks_dot=peaks_dot if block.pools else z_dot,
+            )
+        )
+    work, pools = _Space(WORK), any(block.pools for block in network.blocks)
+    columns = work.take(1, max((max(b.rows, 2) * b.weight.columns for b in blocks), default=0))
+    weight_sum = work.take(1, max((b.weight.size for b in blocks), default=0))
+    features = work.take(examples, network.dense[0][0] if blocks else 0)
+    z_gradient = work.take(1, max((b.z.size * b.pools for b in blocks), default=0))
+    first_order_work = work.size
+    u_dot = work.take(1, max((b.u.size for b in blocks), default=0))
+    dense = []
+    for level, (inputs, outputs) in enumerate(network.dense):
+        is_input = level == 0 and not blocks
+        dense.append(
+            DenseLayout(
+                weight=parameters.take(outputs, inputs),
+                bias=parameters.take(1, outputs),
+                x=View(IMAGES, 0, examples, inputs) if is_input else record.take(examples, inputs),
+                delta=record.take(examples, outputs),
+                x_dot=tangents.take(examples, 0 if is_input else inputs),
+                delta_dot=work.take(examples, outputs),
+            )
+        )
     return Layout(
-        blocks=blocks,
-        dense=dense,
-        eps=np.array([block.eps for block in network.blocks], np.float64),
-        examples=examples,
-        positions=height * width,
-        averages=network.averages,
+        blocks=tuple(blocks),
+        dense=tuple(dense),
         classifies=classifies,
+        dtype=f"float{8 * bytes_each}",
+        columns=columns,
+        weight_sum=weight_sum,
+        features=features,
+        z_gradient=z_gradient if pools else u_dot,
+        u_dot=u_dot,
+        prediction_dot=work.take(examples, network.outputs),
+        inputs=prod(shape),
         parameters=parameters.size,
         record=record.size,
         tangents=tangents.size,
-        largest_u=max(blocks[:, OUTPUT_PIXELS] * blocks[:, FILTERS], default=0),
-        largest_pooled=max(blocks[:, POOLS] * blocks[:, PIXELS] * blocks[:, FILTERS], default=0),
-        columns=max(columns, default=0),
-        largest_weight=max([*block_weights, *(dense[:, INPUTS] * dense[:, OUTPUTS])]),
+        first_order_work=first_order_work,
+        second_order_work=work.size,
     )

@@ -12,7 +12,6 @@ from typing import Any
 import numba
 from llvmlite import binding
 from numba import types
-from numba.extending import intrinsic
 from numba.np import arrayobj
 from platformdirs import user_cache_path
 
@@ -31,11 +30,6 @@ def compiled(function: Callable[..., Any]) -> Any:
     return _cached(
         lambda keep: _njit(cache=keep, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function), FOLDER
     )
-
-
-def entry_point(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls; other threads run while it does."""
-    return _cached(lambda keep: _njit(cache=keep, no_cfunc_wrapper=True)(function), FOLDER)
 
 
 def c_function(function: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> Any:
@@ -106,36 +100,3 @@ def array_value(context: Any, builder: Any, array_type: Any, data: Any, shape: t
 def array_data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
     """Return the pointer to an array's numbers, in an intrinsic."""
     return _arrays.make_array(array_type)(context, builder, array).data
-
-
-def _matrix(_context: Any, array: Any, offset: Any, rows: Any, columns: Any) -> Any:
-    signature = types.Array(array.dtype, 2, "C")(array, types.intp, types.intp, types.intp)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, first, rows, columns = arguments
-        data = builder.gep(array_data(context, builder, signature.args[0], values), [first])
-        return array_value(context, builder, signature.return_type, data, (rows, columns))
-
-    return signature, generate
-
-
-matrix: Any = intrinsic(_matrix)
-"""View a part of a flat array as a matrix: `matrix(array, offset, rows, columns)`.
-
-It costs nothing, where a slice and `reshape` cost as much as the product of two small matrices.
-"""
-
-
-def _flat(_context: Any, array: Any) -> Any:
-    signature = types.Array(array.dtype, 1, "C")(array)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = _arrays.make_array(array)(context, builder, arguments[0]).nitems
-        data = array_data(context, builder, array, arguments[0])
-        return array_value(context, builder, signature.return_type, data, (number,))
-
-    return signature, generate
-
-
-flat: Any = intrinsic(_flat)
-"""View a contiguous array as a vector; as `matrix`."""

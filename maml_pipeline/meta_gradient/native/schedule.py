@@ -13,17 +13,13 @@ STEP, QUERY, RECORD, CURVATURE = range(4)
 """Operations: take an inner step; add the query gradient to the adjoint; compute the record of a step
 that was not kept; multiply the adjoint by I - alpha H."""
 
-THETA, CURRENT = 0, 1
+INITIAL, CURRENT = 0, 1
 SLOTS = 2
-"""Slots without the checkpoints."""
-
-
-OPERATION, SOURCE, TARGET, KEPT, LOSS = range(5)
-"""Positions in an instruction."""
+"""Number of slots besides the checkpoints."""
 
 
 class Instruction(NamedTuple):
-    """One operation on all tasks of a chunk.
+    """One operation on a task.
 
     Args:
         operation: One of the above.
@@ -55,11 +51,6 @@ class Schedule(NamedTuple):
     checkpoints: int
     kept: int
 
-    @property
-    def rereads_records(self) -> bool:
-        """Whether an instruction reads a record that another one wrote and that is not kept."""
-        return not self.is_first_order and self.kept == 0
-
 
 def schedule(method: Method, steps: int, first: int) -> Schedule:
     """Return the instructions of a method for a number of inner steps k.
@@ -82,7 +73,7 @@ def schedule(method: Method, steps: int, first: int) -> Schedule:
         saved = {t for t in differentiated if t in starts or t > starts[-1]}
 
     instructions: list[Instruction] = []
-    slots, used = {0: THETA}, {THETA, CURRENT}
+    slots, used = {0: INITIAL}, {INITIAL, CURRENT}
 
     def take_slot() -> int:
         slot = next(slot for slot in range(len(used) + 1) if slot not in used)
@@ -104,7 +95,7 @@ def schedule(method: Method, steps: int, first: int) -> Schedule:
         if not keeps_records:
             instructions.append(Instruction(RECORD, held[t]))
         instructions.append(Instruction(CURVATURE, held[t], kept=t - first if keeps_records else -1))
-        used -= {held.pop(t)} - {THETA}
+        used -= {held.pop(t)} - {INITIAL}
     return Schedule(
         instructions=tuple(instructions),
         is_first_order=not differentiated,

@@ -5,24 +5,24 @@ The columns are made part by part (`columns.py`). A prime marks a tangent, as in
 
 from collections.abc import Iterator
 
-from maml_pipeline.meta_gradient.native.convnet.columns import (
+from maml_pipeline.meta_gradient.native.columns import (
     gather,
     gather_images,
     gather_tangents,
     scatter,
 )
-from maml_pipeline.meta_gradient.native.convnet.kernels import (
+from maml_pipeline.meta_gradient.native.kernels import (
     IMAGES,
     TARGET,
     VECTOR,
     Program,
     View,
 )
-from maml_pipeline.meta_gradient.native.convnet.layout import BlockLayout, ConvNetLayout
-from maml_pipeline.meta_gradient.native.convnet.products import add_scaled, clear, multiply
+from maml_pipeline.meta_gradient.native.layout import BlockLayout, Layout
+from maml_pipeline.meta_gradient.native.products import add_scaled, clear, multiply
 
 
-def convolution(program: Program, layout: ConvNetLayout, level: int) -> None:
+def convolution(program: Program, layout: Layout, level: int) -> None:
     """Append the computation of z."""
     block = layout.blocks[level]
     for first, end in _parts(block, block.rows):
@@ -32,7 +32,7 @@ def convolution(program: Program, layout: ConvNetLayout, level: int) -> None:
 
 
 def convolution_gradient(
-    program: Program, layout: ConvNetLayout, level: int, delta: View, has_target: bool
+    program: Program, layout: Layout, level: int, delta: View, has_target: bool
 ) -> None:
     """Append `target` += factor d/dw with d/dw = delta^T columns, and u of the block before.
 
@@ -54,7 +54,7 @@ def convolution_gradient(
         program.call(add_scaled, total, block.weight.of(TARGET))
 
 
-def convolution_tangents(program: Program, layout: ConvNetLayout, level: int) -> None:
+def convolution_tangents(program: Program, layout: Layout, level: int) -> None:
     """Append z' = columns w'^T + columns' w^T."""
     block = layout.blocks[level]
     for first, end in _parts(block, _rows_with_tangents(block, level)):
@@ -68,7 +68,7 @@ def convolution_tangents(program: Program, layout: ConvNetLayout, level: int) ->
 
 
 def convolution_curvature(
-    program: Program, layout: ConvNetLayout, level: int, delta: View, delta_dot: View
+    program: Program, layout: Layout, level: int, delta: View, delta_dot: View
 ) -> None:
     """Append `target` += factor (delta'^T columns + delta^T columns'), and u' of the block before.
 
@@ -103,12 +103,12 @@ def _rows_with_tangents(block: BlockLayout, level: int) -> int:
     return block.rows if level == 0 else max(1, block.rows // 2)
 
 
-def _columns_and_tangents(layout: ConvNetLayout, block: BlockLayout, rows: int) -> tuple[View, View]:
+def _columns_and_tangents(layout: Layout, block: BlockLayout, rows: int) -> tuple[View, View]:
     columns = layout.columns.matrix(rows, block.weight.columns)
     return columns, layout.columns.matrix(rows, block.weight.columns, start=columns.size)
 
 
-def _gather(program: Program, layout: ConvNetLayout, level: int, first: int, columns: View) -> None:
+def _gather(program: Program, layout: Layout, level: int, first: int, columns: View) -> None:
     """Append the columns of a block's input: the images, or the output of the block before."""
     geometry = (*layout.blocks[level].geometry, first)
     if level == 0:
@@ -119,7 +119,7 @@ def _gather(program: Program, layout: ConvNetLayout, level: int, first: int, col
 
 
 def _gather_tangents(
-    program: Program, layout: ConvNetLayout, level: int, first: int, columns: View, columns_dot: View
+    program: Program, layout: Layout, level: int, first: int, columns: View, columns_dot: View
 ) -> None:
     """Append the columns of the tangents of a block's input."""
     before, geometry = layout.blocks[level - 1], (*layout.blocks[level].geometry, first)

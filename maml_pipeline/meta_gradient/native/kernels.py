@@ -3,29 +3,26 @@
 numba optimises a function again in each function that calls it. So no function here calls another
 large one: a *kernel* is compiled on its own, and reads what it computes with from its *operands*, which
 are matrices in the arrays of a run, integers and numbers. A *program* is a list of calls of kernels with
-their operands. Python makes it, once for a layout; one compiled function, `execute`, carries it out.
+their operands. Python makes it, once for a layout; `job.py` carries it out.
 """
 
-import ctypes
 from array import array
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
 
-from maml_pipeline.meta_gradient.native.convnet.operands import (
+from maml_pipeline.meta_gradient.native.numba_internals import c_function
+from maml_pipeline.meta_gradient.native.operands import (
     INTEGERS,
     OPERAND_WORDS,
     arrays_of,
-    call_kernel,
 )
-from maml_pipeline.meta_gradient.native.numba_internals import c_function
 
 
 class Arrays(NamedTuple):
-    """What a program reads and writes; `None` for what it does not use.
+    """What a program reads and writes, or where that is; `None` for what it does not use.
 
     Args:
         theta: Parameters `(P,)`.
@@ -71,6 +68,11 @@ class View(NamedTuple):
     def size(self) -> int:
         """Number of elements."""
         return self.rows * self.columns
+
+    @property
+    def row(self) -> "View":
+        """View the elements as one row, where long loops are faster."""
+        return self.matrix(1, self.size)
 
     def part(self, first: int, end: int) -> "View":
         """View some of the rows."""
@@ -130,33 +132,6 @@ class Program:
         """Append the calls of another program."""
         self._calls.extend(program._calls)
 
-    def run(self, arrays: Arrays, factor: float = 0.0) -> None:
-        """Carry out the calls; other threads run meanwhile.
-
-        Args:
-            arrays: What the views of the operands refer to. Their elements are consecutive.
-            factor: For the kernels that scale by it.
-        """
-        pointers = array("q", [0 if each is None else each.ctypes.data for each in arrays])
-        calls, words = self._calls.buffer_info()
-        _execute()(pointers.buffer_info()[0], calls, words, factor)
-
-
-def execute(arrays: Any, calls: Any, words: int, factor: float) -> None:
-    """Call the kernels of a program."""
-    at = 0
-    while at < words:
-        call_kernel(arrays, calls, at, factor)
-        at += calls[at + 1]
-
-
-@cache
-def _execute() -> Any:
-    """Return `execute` as a function of C, which runs without Python's global lock."""
-    pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    return ctypes.CFUNCTYPE(None, pointer, pointer, integer, number)(_compiled_execute().address)
-
-
-@cache
-def _compiled_execute() -> Any:
-    return c_function(execute, (INTEGERS, INTEGERS, types.int64, types.float64), "execute")
+    def buffer(self) -> tuple[int, int]:
+        """Return the address and the number of the words of the calls."""
+        return self._calls.buffer_info()

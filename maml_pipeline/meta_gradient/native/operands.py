@@ -19,6 +19,7 @@ OPERAND_WORDS = 4
 
 cgutils: Any = numba.core.cgutils
 c_pointer: Any = types.CPointer
+uniform_tuple: Any = types.UniTuple
 INTEGERS = c_pointer(types.int64)
 
 
@@ -31,35 +32,72 @@ def _generated(define: Callable[..., Any]) -> Any:
     return intrinsic(define)
 
 
-def _word(builder: Any, operands: Any, index: Any, word: int) -> Any:
-    at = builder.add(builder.mul(index, index.type(OPERAND_WORDS)), index.type(word))
+def _word(builder: Any, operands: Any, index: int, word: int) -> Any:
+    at = ir.Constant(ir.IntType(64), OPERAND_WORDS * index + word)
     return builder.load(builder.gep(operands, [at]))
 
 
 @_generated
-def read_matrix(_context: Any, arrays: Any, operands: Any, index: Any) -> Any:
-    """View an operand as a matrix: `(arrays, operands, index)`."""
-    result = types.Array(arrays.dtype.dtype, 2, "C")
+def matrices(_context: Any, arrays: Any, operands: Any, count: Any) -> Any:
+    """View the first operands as matrices: `(arrays, operands, count)`, with a constant count."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result = uniform_tuple(types.Array(arrays.dtype.dtype, 2, "C"), count.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays, operands, index = arguments
-        array, offset, rows, columns = (
-            _word(builder, operands, index, word) for word in range(OPERAND_WORDS)
-        )
-        data = builder.gep(builder.load(builder.gep(arrays, [array])), [offset])
-        return array_value(context, builder, result, data, (rows, columns))
+        arrays, operands, _ = arguments
+        views = []
+        for index in range(result.count):
+            array, offset, rows, columns = (
+                _word(builder, operands, index, word) for word in range(OPERAND_WORDS)
+            )
+            data = builder.gep(builder.load(builder.gep(arrays, [array])), [offset])
+            views.append(array_value(context, builder, result.dtype, data, (rows, columns)))
+        return context.make_tuple(builder, result, views)
 
-    return result(arrays, operands, index), generate
+    return result(arrays, operands, count), generate
 
 
 @_generated
-def read_labels(_context: Any, arrays: Any, operands: Any, index: Any) -> Any:
-    """View an operand, a matrix of one column, as a vector of classes: `(arrays, operands, index)`."""
+def integers(_context: Any, operands: Any, first: Any, count: Any) -> Any:
+    """Read operands that are integers, from `first` on: `(operands, first, count)`, both constant."""
+    if not isinstance(first, types.IntegerLiteral) or not isinstance(count, types.IntegerLiteral):
+        return None
+    result = uniform_tuple(types.int64, count.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start = first.literal_value
+        words = [_word(builder, arguments[0], index, 0) for index in range(start, start + result.count)]
+        return context.make_tuple(builder, result, words)
+
+    return result(operands, first, count), generate
+
+
+@_generated
+def number(_context: Any, operands: Any, index: Any) -> Any:
+    """Read an operand that is a number: `(operands, index)`, with a constant index."""
+    if not isinstance(index, types.IntegerLiteral):
+        return None
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(_word(builder, arguments[0], index.literal_value, 0), ir.DoubleType())
+
+    return types.float64(operands, index), generate
+
+
+@_generated
+def labels(_context: Any, arrays: Any, operands: Any, index: Any) -> Any:
+    """View an operand, a matrix of one column, as classes: `(arrays, operands, index)`.
+
+    The index is constant.
+    """
+    if not isinstance(index, types.IntegerLiteral):
+        return None
     result = types.Array(types.int64, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays, operands, index = arguments
-        array, rows = (_word(builder, operands, index, word) for word in (0, 2))
+        arrays, operands, _ = arguments
+        array, rows = (_word(builder, operands, index.literal_value, word) for word in (0, 2))
         data = builder.bitcast(builder.load(builder.gep(arrays, [array])), operands.type)
         return array_value(context, builder, result, data, (rows,))
 
@@ -67,25 +105,13 @@ def read_labels(_context: Any, arrays: Any, operands: Any, index: Any) -> Any:
 
 
 @_generated
-def read_integer(_context: Any, operands: Any, index: Any) -> Any:
-    """Read an operand that is an integer: `(operands, index)`."""
+def integers_at(_context: Any, address: Any) -> Any:
+    """View the integers at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        operands, index = arguments
-        return _word(builder, operands, index, 0)
+        return builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
 
-    return types.int64(operands, index), generate
-
-
-@_generated
-def read_number(_context: Any, operands: Any, index: Any) -> Any:
-    """Read an operand that is a number: `(operands, index)`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        operands, index = arguments
-        return builder.bitcast(_word(builder, operands, index, 0), ir.DoubleType())
-
-    return types.float64(operands, index), generate
+    return INTEGERS(address), generate
 
 
 @_generated
@@ -140,16 +166,16 @@ def call_kernel(_context: Any, arrays: Any, calls: Any, at: Any, factor: Any) ->
 
 @_generated
 def call_gemm(
-    _context: Any, address: Any, flags: Any, sizes: Any, a: Any, b: Any, share: Any, out: Any
+    _context: Any, address: Any, flags: Any, sizes: Any, scale: Any, a: Any, b: Any, share: Any, out: Any
 ) -> Any:
-    """Call `gemm` of BLAS, out = a b + share out, for matrices column after column.
+    """Call `gemm` of BLAS, out = scale a b + share out, for matrices column after column.
 
     The arguments are its address; two characters that tell whether a and b are transposed; m, n, k, and
-    the leading dimensions of a, b and out; a, b, share and out.
+    the leading dimensions of a, b and out; scale, a, b, share and out.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, flags, sizes, a, b, share, out = arguments
+        address, flags, sizes, scale, a, b, share, out = arguments
 
         def reference(value: Any) -> Any:
             slot = builder.alloca(value.type)
@@ -163,14 +189,14 @@ def call_gemm(
         m, n, k, rows_of_a, rows_of_b, rows_of_out = references(sizes, 32)
         a, b, out = (
             array_data(context, builder, signature.args[i], array)
-            for i, array in ((3, a), (4, b), (6, out))
+            for i, array in ((4, a), (5, b), (7, out))
         )
-        matrices = [reference(share.type(1)), a, rows_of_a, b, rows_of_b]
+        matrices = [reference(scale), a, rows_of_a, b, rows_of_b]
         values = [*references(flags, 8), m, n, k, *matrices, reference(share), out, rows_of_out]
         _call(builder, address, values)
         return context.get_dummy_value()
 
-    return types.void(address, flags, sizes, a, b, share, out), generate
+    return types.void(address, flags, sizes, scale, a, b, share, out), generate
 
 
 def _call(builder: Any, address: Any, arguments: list[Any]) -> None:

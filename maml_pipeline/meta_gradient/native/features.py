@@ -6,18 +6,15 @@ a *place* of its own among the features; averaged, all have the first one.
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import (
-    read_matrix,
-)
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
+from maml_pipeline.meta_gradient.native.operands import matrices
 
 
 @Kernel
 def feature_values(arrays: Any, operands: Any, factor: float) -> None:
     """Average the last block's output over the pixels of an image, or copy it. Operands: z, norm, x."""
-    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    x = read_matrix(arrays, operands, 2)
+    z, norm, x = matrices(arrays, operands, 3)
     mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
     filters, positions = z.shape[1], len(z) // len(x)
     places = x.shape[1] // filters
@@ -35,9 +32,7 @@ def feature_values(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def feature_tangents(arrays: Any, operands: Any, factor: float) -> None:
     """Compute the tangents of `feature_values`. Operands: z, z_dot, norm, norm_dot, x_dot."""
-    z, z_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    norm, norm_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
-    x_dot = read_matrix(arrays, operands, 4)
+    z, z_dot, norm, norm_dot, x_dot = matrices(arrays, operands, 5)
     mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
     mean_dot, scale_dot, shift_dot = norm_dot[MEAN], norm_dot[SCALE], norm_dot[SHIFT]
     filters, positions = z.shape[1], len(z) // len(x_dot)
@@ -58,7 +53,7 @@ def feature_tangents(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def feature_gradient(arrays: Any, operands: Any, factor: float) -> None:
     """Compute the gradient by the last block's output. Operands: gradient by the features, u."""
-    features, u = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
+    features, u = matrices(arrays, operands, 2)
     filters, positions = u.shape[1], len(u) // len(features)
     places = features.shape[1] // filters
     share = u.dtype.type(places / positions)

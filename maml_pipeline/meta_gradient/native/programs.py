@@ -9,26 +9,26 @@ References:
 
 from functools import lru_cache
 
-from maml_pipeline.meta_gradient.native.convnet.convolution import (
+from maml_pipeline.meta_gradient.native.convolution import (
     convolution,
     convolution_curvature,
     convolution_gradient,
     convolution_tangents,
 )
-from maml_pipeline.meta_gradient.native.convnet.features import (
+from maml_pipeline.meta_gradient.native.dense import (
+    dense_curvature,
+    dense_gradient,
+    dense_tangents,
+    dense_values,
+)
+from maml_pipeline.meta_gradient.native.features import (
     feature_gradient,
     feature_tangents,
     feature_values,
 )
-from maml_pipeline.meta_gradient.native.convnet.head import (
-    head,
-    head_curvature,
-    head_gradient,
-    head_tangents,
-)
-from maml_pipeline.meta_gradient.native.convnet.kernels import TARGET, VECTOR, Program
-from maml_pipeline.meta_gradient.native.convnet.layout import ConvNetLayout
-from maml_pipeline.meta_gradient.native.convnet.normalisation import (
+from maml_pipeline.meta_gradient.native.kernels import TARGET, VECTOR, Program
+from maml_pipeline.meta_gradient.native.layout import Layout
+from maml_pipeline.meta_gradient.native.normalisation import (
     add_parameter_curvatures,
     add_parameter_gradients,
     add_tangents_of_u,
@@ -39,22 +39,24 @@ from maml_pipeline.meta_gradient.native.convnet.normalisation import (
     tangent_of_gradient_by_input,
     tangent_statistics,
 )
-from maml_pipeline.meta_gradient.native.convnet.pooling import add_to_winners, find_peaks, of_winners
+from maml_pipeline.meta_gradient.native.pooling import add_to_winners, find_peaks, of_winners
 
 
 @lru_cache(maxsize=64)
-def prediction_program(layout: ConvNetLayout) -> Program:
-    """Return the program that predicts images."""
-    program, last = Program(layout.dtype), layout.blocks[-1]
+def prediction_program(layout: Layout) -> Program:
+    """Return the program that predicts examples."""
+    program = Program(layout.dtype)
     for level in range(len(layout.blocks)):
         _block(program, layout, level)
-    program.call(feature_values, last.peaks, last.norm, layout.x)
-    head(program, layout)
+    if layout.blocks:
+        last = layout.blocks[-1]
+        program.call(feature_values, last.peaks, last.norm, layout.dense[0].x)
+    dense_values(program, layout)
     return program
 
 
 @lru_cache(maxsize=64)
-def gradient_program(layout: ConvNetLayout, keeps_u: bool, has_target: bool) -> Program:
+def gradient_program(layout: Layout, keeps_u: bool, has_target: bool) -> Program:
     """Return the program that adds `factor` times the gradient of the loss to the target.
 
     Args:
@@ -62,35 +64,40 @@ def gradient_program(layout: ConvNetLayout, keeps_u: bool, has_target: bool) -> 
         keeps_u: Keep u in the record.
         has_target: There is a target; otherwise only the record is filled.
     """
-    program, last = Program(layout.dtype), layout.blocks[-1]
+    program = Program(layout.dtype)
     program.extend(prediction_program(layout))
-    head_gradient(program, layout, has_target)
-    program.call(feature_gradient, layout.features, last.u)
+    dense_gradient(program, layout, has_target)
+    if layout.blocks:
+        program.call(feature_gradient, layout.features, layout.blocks[-1].u)
     for level in reversed(range(len(layout.blocks))):
         _block_gradient(program, layout, level, keeps_u, has_target)
     return program
 
 
 @lru_cache(maxsize=64)
-def curvature_program(layout: ConvNetLayout) -> Program:
+def curvature_program(layout: Layout) -> Program:
     """Return the program that adds `factor` times the Hessian times the vector to the target.
 
     It reads the record of the gradient at theta, with u, and overwrites it. `target` may be the vector.
     """
-    program, last = Program(layout.dtype), layout.blocks[-1]
+    program = Program(layout.dtype)
     for level in range(len(layout.blocks)):
         _block_tangents(program, layout, level)
-    operands = last.peaks, last.peaks_dot, last.norm, last.norm_dot, layout.x_dot
-    program.call(feature_tangents, *operands)
-    head_tangents(program, layout)
-    head_curvature(program, layout)
-    program.call(feature_gradient, layout.features, layout.u_dot.matrix(last.u.rows, last.u.columns))
+    if layout.blocks:
+        last = layout.blocks[-1]
+        operands = last.peaks, last.peaks_dot, last.norm, last.norm_dot, layout.dense[0].x_dot
+        program.call(feature_tangents, *operands)
+    dense_tangents(program, layout)
+    dense_curvature(program, layout)
+    if layout.blocks:
+        u_dot = layout.u_dot.matrix(last.u.rows, last.u.columns)
+        program.call(feature_gradient, layout.features, u_dot)
     for level in reversed(range(len(layout.blocks))):
         _block_curvature(program, layout, level)
     return program
 
 
-def _block(program: Program, layout: ConvNetLayout, level: int) -> None:
+def _block(program: Program, layout: Layout, level: int) -> None:
     """Append z and the statistics of a block, and the winners if it pools."""
     block = layout.blocks[level]
     convolution(program, layout, level)
@@ -100,7 +107,7 @@ def _block(program: Program, layout: ConvNetLayout, level: int) -> None:
 
 
 def _block_gradient(
-    program: Program, layout: ConvNetLayout, level: int, keeps_u: bool, has_target: bool
+    program: Program, layout: Layout, level: int, keeps_u: bool, has_target: bool
 ) -> None:
     """Append the gradient by a block's parameters, and u of the block before.
 
@@ -122,7 +129,7 @@ def _block_gradient(
     convolution_gradient(program, layout, level, delta, has_target)
 
 
-def _block_tangents(program: Program, layout: ConvNetLayout, level: int) -> None:
+def _block_tangents(program: Program, layout: Layout, level: int) -> None:
     """Append the tangents of z and the statistics of a block, and of the winners if it pools."""
     block = layout.blocks[level]
     convolution_tangents(program, layout, level)
@@ -133,7 +140,7 @@ def _block_tangents(program: Program, layout: ConvNetLayout, level: int) -> None
         program.call(of_winners, block.z_dot, block.winners, block.peaks_dot, *block.out_size)
 
 
-def _block_curvature(program: Program, layout: ConvNetLayout, level: int) -> None:
+def _block_curvature(program: Program, layout: Layout, level: int) -> None:
     """Append the tangents of the gradient by a block's parameters, and of u of the block before.
 
     `layout.u_dot` holds the tangents of u of this block and receives those of the block before. u and

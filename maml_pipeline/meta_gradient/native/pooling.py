@@ -6,13 +6,10 @@ compute the same output again. So z of the winners, the *peaks*, take the place 
 
 from typing import Any
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.normalisation import MEAN, SCALE, SHIFT
-from maml_pipeline.meta_gradient.native.convnet.operands import (
-    read_integer,
-    read_matrix,
-)
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.normalisation import MEAN, SCALE, SHIFT
 from maml_pipeline.meta_gradient.native.numba_internals import compiled
+from maml_pipeline.meta_gradient.native.operands import integers, matrices
 
 
 @compiled
@@ -31,9 +28,8 @@ def find_peaks(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: z, norm, winners, peaks, height and width of z.
     """
-    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    winners, peaks = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
-    height, width = read_integer(operands, 4), read_integer(operands, 5)
+    z, norm, winners, peaks = matrices(arrays, operands, 4)
+    height, width = integers(operands, 4, 2)
     mean, scale, shift = norm[MEAN], norm[SCALE], norm[SHIFT]
     for square in range(len(peaks)):
         first = z[pixel_of(height, width, square, 0)]
@@ -52,9 +48,8 @@ def find_peaks(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def of_winners(arrays: Any, operands: Any, factor: float) -> None:
     """Take the values of the winners. Operands: values, winners, out, height and width of the values."""
-    values, winners = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    out = read_matrix(arrays, operands, 2)
-    height, width = read_integer(operands, 3), read_integer(operands, 4)
+    values, winners, out = matrices(arrays, operands, 3)
+    height, width = integers(operands, 3, 2)
     for square in range(len(out)):
         for c in range(out.shape[1]):
             out[square, c] = values[pixel_of(height, width, square, int(winners[square, c])), c]
@@ -66,10 +61,9 @@ def add_to_winners(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: the matrix whose row SCALE holds s, values, winners, out, height and width of out.
     """
-    scale, values = read_matrix(arrays, operands, 0)[SCALE], read_matrix(arrays, operands, 1)
-    winners, out = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
-    height, width = read_integer(operands, 4), read_integer(operands, 5)
+    norm, values, winners, out = matrices(arrays, operands, 4)
+    height, width = integers(operands, 4, 2)
     for square in range(len(values)):
         for c in range(values.shape[1]):
             pixel = pixel_of(height, width, square, int(winners[square, c]))
-            out[pixel, c] += scale[c] * values[square, c]
+            out[pixel, c] += norm[SCALE, c] * values[square, c]

@@ -28,12 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from maml_pipeline.meta_gradient.native.convnet.kernels import Kernel
-from maml_pipeline.meta_gradient.native.convnet.operands import (
-    read_matrix,
-    read_number,
-    zeros,
-)
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.operands import matrices, number, zeros
 
 MEAN, SCALE, SHIFT, DEVIATION, SUM, DOT = range(6)
 """Rows of `norm`: the mean, s, b, r, sum u and t above."""
@@ -45,9 +41,8 @@ ROWS = 64  # summed in the networks' own precision before they are added to sums
 @Kernel
 def statistics(arrays: Any, operands: Any, factor: float) -> None:
     """Compute the mean, s, b and r of the channels. Operands: z, gain, bias, norm, eps."""
-    z, gain = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)[0]
-    bias, norm = read_matrix(arrays, operands, 2)[0], read_matrix(arrays, operands, 3)
-    eps = read_number(operands, 4)
+    z, gain, bias, norm = matrices(arrays, operands, 4)
+    eps = number(operands, 4)
     pixels, channels = z.shape
     total, part = zeros(channels, np.float64), zeros(channels, z.dtype)
     mean, scale, shift, deviation = norm[MEAN], norm[SCALE], norm[SHIFT], norm[DEVIATION]
@@ -73,8 +68,8 @@ def statistics(arrays: Any, operands: Any, factor: float) -> None:
             total[c] += part[c]
     for c in range(channels):
         deviation[c] = 1 / np.sqrt(total[c] / pixels + eps)
-        scale[c] = gain[c] * deviation[c]
-        shift[c] = bias[c]
+        scale[c] = gain[0, c] * deviation[c]
+        shift[c] = bias[0, c]
 
 
 @Kernel
@@ -83,8 +78,7 @@ def mask_and_sum(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: z, u, norm, and the matrix whose rows SUM and DOT receive the sums.
     """
-    z, u = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    norm, out = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    z, u, norm, out = matrices(arrays, operands, 4)
     pixels, channels = z.shape
     totals, products, zero = zeros(channels, np.float64), zeros(channels, np.float64), z.dtype.type(0)
     part, part_dot = zeros(channels, z.dtype), zeros(channels, z.dtype)
@@ -111,11 +105,10 @@ def mask_and_sum(arrays: Any, operands: Any, factor: float) -> None:
 @Kernel
 def add_parameter_gradients(arrays: Any, operands: Any, factor: float) -> None:
     """Add `factor` times d/dg and d/db to a gain and a bias. Operands: norm, gain, bias."""
-    norm = read_matrix(arrays, operands, 0)
-    gain, bias = read_matrix(arrays, operands, 1)[0], read_matrix(arrays, operands, 2)[0]
-    for c in range(len(gain)):
-        gain[c] += factor * norm[DEVIATION, c] * norm[DOT, c]
-        bias[c] += factor * norm[SUM, c]
+    norm, gain, bias = matrices(arrays, operands, 3)
+    for c in range(gain.shape[1]):
+        gain[0, c] += factor * norm[DEVIATION, c] * norm[DOT, c]
+        bias[0, c] += factor * norm[SUM, c]
 
 
 @Kernel
@@ -124,8 +117,7 @@ def gradient_by_input(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: z, norm, u or a matrix without rows, and the matrix that receives d/dz; may be u.
     """
-    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    u, delta = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    z, norm, u, delta = matrices(arrays, operands, 4)
     pixels, channels = z.shape
     scale = norm[SCALE]
     constant, slope = zeros(channels, z.dtype), zeros(channels, z.dtype)
@@ -149,10 +141,7 @@ def tangent_statistics(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: z, its tangent, gain, tangents of gain and bias, norm, norm_dot.
     """
-    z, z_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    gain, gain_dot = read_matrix(arrays, operands, 2)[0], read_matrix(arrays, operands, 3)[0]
-    bias_dot, norm = read_matrix(arrays, operands, 4)[0], read_matrix(arrays, operands, 5)
-    norm_dot = read_matrix(arrays, operands, 6)
+    z, z_dot, gain, gain_dot, bias_dot, norm, norm_dot = matrices(arrays, operands, 7)
     pixels, channels = z.shape
     sums, dots = zeros(channels, np.float64), zeros(channels, np.float64)
     part, part_dot = zeros(channels, z.dtype), zeros(channels, z.dtype)
@@ -172,16 +161,15 @@ def tangent_statistics(arrays: Any, operands: Any, factor: float) -> None:
         r = norm[DEVIATION, c]
         r_dot = -r * r * r * dots[c] / pixels
         norm_dot[MEAN, c] = sums[c] / pixels
-        norm_dot[SCALE, c] = gain_dot[c] * r + gain[c] * r_dot
-        norm_dot[SHIFT, c] = bias_dot[c]
+        norm_dot[SCALE, c] = gain_dot[0, c] * r + gain[0, c] * r_dot
+        norm_dot[SHIFT, c] = bias_dot[0, c]
         norm_dot[DEVIATION, c] = r_dot
 
 
 @Kernel
 def add_terms_of_tangents(arrays: Any, operands: Any, factor: float) -> None:
     """Add sum u c' to t', whose other term is sum u' c. Operands: z_dot, u, norm, norm_dot."""
-    z_dot, u = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    norm, norm_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    z_dot, u, norm, norm_dot = matrices(arrays, operands, 4)
     pixels, channels = u.shape
     dots, part = zeros(channels, np.float64), zeros(channels, u.dtype)
     for start in range(0, pixels, ROWS):
@@ -202,12 +190,11 @@ def add_parameter_curvatures(arrays: Any, operands: Any, factor: float) -> None:
 
     Operands: norm, norm_dot, gain, bias.
     """
-    norm, norm_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    gain, bias = read_matrix(arrays, operands, 2)[0], read_matrix(arrays, operands, 3)[0]
-    for c in range(len(gain)):
+    norm, norm_dot, gain, bias = matrices(arrays, operands, 4)
+    for c in range(gain.shape[1]):
         r, r_dot = norm[DEVIATION, c], norm_dot[DEVIATION, c]
-        gain[c] += factor * (r_dot * norm[DOT, c] + r * norm_dot[DOT, c])
-        bias[c] += factor * norm_dot[SUM, c]
+        gain[0, c] += factor * (r_dot * norm[DOT, c] + r * norm_dot[DOT, c])
+        bias[0, c] += factor * norm_dot[SUM, c]
 
 
 @Kernel
@@ -216,8 +203,7 @@ def tangent_of_gradient_by_input(arrays: Any, operands: Any, factor: float) -> N
 
     Operands: z, norm, norm_dot, z_dot.
     """
-    z, norm = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    norm_dot, z_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
+    z, norm, norm_dot, z_dot = matrices(arrays, operands, 4)
     pixels, channels = z.shape
     constant, slope = zeros(channels, z.dtype), zeros(channels, z.dtype)
     slope_dot = zeros(channels, z.dtype)
@@ -238,9 +224,7 @@ def tangent_of_gradient_by_input(arrays: Any, operands: Any, factor: float) -> N
 @Kernel
 def add_tangents_of_u(arrays: Any, operands: Any, factor: float) -> None:
     """Add the terms of u and u' to (d/dz)'. Operands: u, u_dot, norm, norm_dot, (d/dz)'."""
-    u, u_dot = read_matrix(arrays, operands, 0), read_matrix(arrays, operands, 1)
-    norm, norm_dot = read_matrix(arrays, operands, 2), read_matrix(arrays, operands, 3)
-    out = read_matrix(arrays, operands, 4)
+    u, u_dot, norm, norm_dot, out = matrices(arrays, operands, 5)
     scale, scale_dot = norm[SCALE], norm_dot[SCALE]
     for row in range(len(out)):
         for c in range(out.shape[1]):
