@@ -6,6 +6,9 @@ What is measured: for `maml fit` the time from the start of the process to the e
 meta-step, with W&B logging offline; for the other commands the time until they have ended. Each is run
 once before, so that files are in the page cache, and then `--repeat` times in turns.
 
+With `--uncompiled`, each start finds no machine code of the engine `native`, as the first one on a
+machine does.
+
 How to read the table: the median of the elapsed seconds with the smallest one in parentheses, and the
 median of the CPU seconds of the command's own process, which depend less on what else the machine does.
 """
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from platformdirs import user_cache_path
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from maml_pipeline.environment import child_environment
@@ -52,13 +56,19 @@ class FirstMetaStep(Callback):
         Path(FILE).write_text(f"{time.time()} {time.process_time()}")
 
 
-def time_to_first_meta_step(config: str) -> Times:
-    """Start a training of one meta-step."""
+def time_to_first_meta_step(config: str, uncompiled: bool) -> Times:
+    """Start a training of one meta-step.
+
+    Args:
+        config: The config.
+        uncompiled: Without machine code that was kept before.
+    """
     callback = f"{__spec__.name}.{FirstMetaStep.__name__}"
     arguments = ["fit", "--config", config, "--trainer.max_steps", "1", "--trainer.callbacks+", callback]
     with tempfile.TemporaryDirectory() as folder:
+        cache = {"XDG_CACHE_HOME": str(_cache_without_machine_code(folder))} if uncompiled else {}
         began = time.time()
-        _run(arguments, folder).check_returncode()
+        _run(arguments, folder, **cache).check_returncode()
         ended, cpu = map(float, (Path(folder) / FILE).read_text().split())
     return Times(ended - began, cpu)
 
@@ -72,9 +82,19 @@ def time_to_end(arguments: list[str]) -> Times:
     return Times(ended - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def _run(arguments: list[str], folder: str) -> "subprocess.CompletedProcess[bytes]":
+def _cache_without_machine_code(folder: str) -> Path:
+    """Return a folder for the user's caches, with links to those of the package but for machine code."""
+    cache = Path(folder) / "cache"
+    (cache / "maml_pipeline").mkdir(parents=True)
+    for kept in user_cache_path("maml_pipeline").iterdir():
+        if not kept.name.startswith("compiled-"):
+            (cache / "maml_pipeline" / kept.name).symlink_to(kept)
+    return cache
+
+
+def _run(arguments: list[str], folder: str, **variables: str) -> "subprocess.CompletedProcess[bytes]":
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = child_environment(PYTHONPATH=path, WANDB_MODE="offline")
+    environment = child_environment(PYTHONPATH=path, WANDB_MODE="offline", **variables)
     command = [sys.executable, "-m", "maml_pipeline", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True)
 
@@ -84,14 +104,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how long the maml command takes to start.")
     parser.add_argument("--config", action="append", help="a config of maml fit; default: toy")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument(
+        "--uncompiled", action="store_true", help="only maml fit, each time without machine code"
+    )
     settings = parser.parse_args()
 
     fits = {f"maml fit --config {config}": config for config in settings.config or ["toy"]}
-    times: dict[str, list[Times]] = {name: [] for name in [*fits, *ENDING]}
+    ending = {} if settings.uncompiled else ENDING
+    times: dict[str, list[Times]] = {name: [] for name in [*fits, *ending]}
     for _ in range(settings.repeat + 1):
         for name, measured in times.items():
-            is_fit = name in fits
-            measured.append(time_to_first_meta_step(fits[name]) if is_fit else time_to_end(ENDING[name]))
+            measured.append(
+                time_to_first_meta_step(fits[name], settings.uncompiled)
+                if name in fits
+                else time_to_end(ending[name])
+            )
 
     print("| command | seconds | CPU seconds |\n|---|---:|---:|")
     for name, (_, *measured) in times.items():

@@ -84,7 +84,7 @@ EXPERIMENTS = {
         flags=("--model.eval_inner_steps=5", "--trainer.val_check_interval=1000"),
     ),
     # 0.15 to 0.4 s a meta-step of 8 tasks on two threads: about 15 minutes. Without hessian-free, which
-    # takes 1.5 s, and whose float32 meta-gradient of a network with ReLUs is wrong (docs/engines.md).
+    # takes about four times as long as second order.
     "omniglot": Experiment(
         title="Omniglot 20-way 1-shot",
         config="omniglot/20way_1shot",

@@ -1,5 +1,7 @@
 """Laws of memory: what each engine and method allocates, to the byte."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -23,13 +25,18 @@ def bytes_of(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters())
 
 
-def peak(engine: Engine, network: ConvNet, steps: int, order: str = "second") -> int:
+def peak(
+    engine: Engine, network: ConvNet, steps: int, order: str = "second", learns_rates: bool = False
+) -> int:
     """Measure one task's meta-gradient, with one image per class in each set."""
     ways = network.head.out_features
     x = torch.rand(2, 1, ways, 1, 28, 28, dtype=network.head.weight.dtype)
     y = torch.arange(ways)[None]
     batch = TaskBatch(x[0], y, x[1], y)
     inner = inner_loop(order, 0.1, steps)
+    if learns_rates:
+        rates = {name: torch.full((steps,), 0.1) for name, _ in network.named_parameters()}
+        inner = replace(inner, rates=rates)
     engine.meta_gradient(network, cross_entropy, batch, inner)  # the first call fills caches
     return peak_bytes(lambda: engine.meta_gradient(network, cross_entropy, batch, inner))
 
@@ -73,6 +80,23 @@ def test_a_reverse_sweep_grows_by_its_parameter_checkpoints(engine: Engine, orde
         grown = peak(engine, network, steps, order) - base
         losses = (steps - 1) * FLOAT
         assert grown == (longest_segment(steps) - 1) * theta + losses
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_learned_rates_keep_the_support_gradients_of_first_order_alone(engine: Engine) -> None:
+    network = ConvNet(5, filters=16)
+    theta, tensors = bytes_of(network), len([*network.parameters()])
+    steps = (1, 2, 3, 4, 10, 11)
+    one, *more = (peak(engine, network, k, "first", learns_rates=True) for k in steps)
+    for k, grown in zip(steps[1:], more, strict=True):  # a rate for each tensor, and a loss
+        assert grown - one == (k - 1) * (theta + (tensors + 1) * FLOAT)
+    own = 2 if isinstance(engine, Learn2LearnEngine) else 1  # the rates, and those of the task
+    one, *more = (peak(engine, network, k, "checkpointed", learns_rates=True) for k in steps)
+    for k, grown in zip(steps[1:], more, strict=True):
+        rates = (k - 1) * (own * tensors + 1) * FLOAT
+        assert grown - one == (longest_segment(k) - 1) * theta + rates
+    two, six, ten = (peak(engine, network, k, "second", learns_rates=True) for k in (2, 6, 10))
+    assert ten - six == six - two > 0
 
 
 @pytest.mark.parametrize("filters", [16, 64])

@@ -64,6 +64,22 @@ def test_engines_chunks_and_checkpointing_agree(name: str, steps: int, order: st
         assert actual.loss.item() == pytest.approx(expected.loss.item(), rel=1e-10)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", [VectorizedEngine(), REFERENCE])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("name", SMOOTH_NETWORKS)
+def test_hessian_free_agrees_with_unrolled_second_order(name: str, steps: int, engine: Engine) -> None:
+    network, loss, batch = case(name, SMOOTH_NETWORKS[name], tasks=3)
+    for order in ("second", f"truncated-{max(1, steps - 1)}"):
+        unrolled = inner_loop(order, 0.1, steps)
+        expected = REFERENCE.meta_gradient(network, loss, batch, unrolled)
+        actual = engine.meta_gradient(
+            network, loss, batch, replace(unrolled, method=Method.HESSIAN_FREE)
+        )
+        difference = flatten(actual.gradient) - flatten(expected.gradient)
+        assert difference.norm() <= 1e-5 * flatten(expected.gradient).norm()
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 7])
 def test_engines_agree_for_any_number_of_tasks_and_on_the_metric(tasks: int) -> None:
     network, loss, batch = case("strided", IMAGE_NETWORKS["strided"], tasks)

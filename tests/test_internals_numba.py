@@ -14,6 +14,8 @@ from numba.extending import intrinsic
 
 from maml_pipeline.meta_gradient.native import numba_internals
 from maml_pipeline.meta_gradient.native.columns import window
+from maml_pipeline.meta_gradient.native.kernels import Kernel
+from maml_pipeline.meta_gradient.native.products import clear
 
 DOUBLES: Any = types.CPointer(types.float64)  # type: ignore[no-untyped-call]
 
@@ -27,22 +29,44 @@ def test_functions_of_functions_have_no_wrapper_for_python() -> None:
     assert window.targetoptions["no_cpython_wrapper"], changed("the options of its compiler")
 
 
-@pytest.mark.integration
-def test_machine_code_is_kept_in_the_folder_of_these_sources(tmp_path: Path) -> None:
-    program = """
-from numba import types
+COMPILE = """
 from maml_pipeline.meta_gradient.native.numba_internals import FOLDER
-from maml_pipeline.meta_gradient.native.products import clear
-clear.address("float64")
+from maml_pipeline.meta_gradient.native.products import add_to_rows, clear, gemm
+for kernel in (add_to_rows, clear, gemm):
+    for dtype in ("float32", "float64"):
+        assert kernel.address(dtype)
 print(FOLDER, *FOLDER.rglob("*.nbc"))
 """
-    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(Path.cwd())}
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
-    )
-    folder, *files = result.stdout.split()
-    assert Path(folder).is_relative_to(tmp_path)
-    assert files, changed("where it keeps machine code")
+
+
+def start_compiling(cache: Path) -> subprocess.Popen[str]:
+    environment = {"XDG_CACHE_HOME": str(cache), "PATH": "", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-c", COMPILE]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.integration
+def test_processes_keep_machine_code_together_and_do_without_a_part_of_it(tmp_path: Path) -> None:
+    processes = [start_compiling(tmp_path) for _ in range(2)]
+    for process in processes:
+        folder, *files = process.communicate()[0].split()
+        assert process.returncode == 0
+        assert Path(folder).is_relative_to(tmp_path)
+    assert len(files) == 3 * 2, changed("where it keeps machine code")
+    Path(files[0]).unlink()
+    Path(files[1]).write_bytes(b"")
+    process = start_compiling(tmp_path)
+    assert len(process.communicate()[0].split()) == 1 + len(files)
+    assert process.returncode == 0
+
+
+def test_without_a_folder_machine_code_is_compiled_each_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "a file"
+    file.touch()
+    monkeypatch.setattr(numba_internals, "FOLDER", file)
+    assert Kernel(clear.function).address("float32")
 
 
 def pair_of_rows(_context: Any, numbers: Any) -> Any:

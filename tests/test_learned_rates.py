@@ -15,9 +15,10 @@ from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import LearnedInnerLr
 from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
+from maml_pipeline.meta_gradient.closed_form import quadratic
 from maml_pipeline.meta_gradient.inner_loop import adapted_names
 from maml_pipeline.networks import MLP
-from maml_pipeline.tasks import Lines, SineWaves
+from maml_pipeline.tasks import Lines, SineWaves, Task, TaskBatch
 from tests.helpers import (
     SHORT,
     SHORT_NAME,
@@ -32,6 +33,8 @@ from tests.networks import (
     SMOOTH_NETWORKS,
     VECTOR_NETWORKS,
     case,
+    flatten,
+    inner_loop,
     largest_relative_difference,
     relative_difference,
 )
@@ -96,6 +99,45 @@ def test_the_gradient_of_every_rate_is_exact(
     direction = {name: torch.randn_like(p) for name, p in oracle.theta.items()}
     difference = oracle.slope(batch, direction, h=1e-4)
     assert inner_product(result.gradient, direction) == pytest.approx(difference, rel=tolerance)
+
+
+def closed_form(theta: Tensor, rates: Tensor, task: Task, inner: InnerLoop) -> tuple[Tensor, Tensor]:
+    """Return the meta-gradients of a linear unit and of its rates `(k, D + 1)`, one for each parameter.
+
+    With A_t = I - diag(rates_t) H, step t is theta_{t+1} = A_t theta_t + diag(rates_t) b.
+    """
+    (H, b), (H_q, b_q) = quadratic(task.support_x, task.support_y), quadratic(task.query_x, task.query_y)
+    gradients = []
+    for t in range(inner.steps):
+        gradients.append(H @ theta - b)
+        theta = theta - rates[t] * gradients[t]
+    adjoint, of_rates = H_q @ theta - b_q, torch.zeros_like(rates)
+    for t in reversed(range(inner.steps)):
+        of_rates[t] = -adjoint * gradients[t]
+        if t >= inner.first_differentiated_step:
+            adjoint = adjoint - H @ (rates[t] * adjoint)
+    return adjoint, of_rates
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed", "hessian-free"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_rates_of_linear_units_agree_with_the_closed_form(engine: str, order: str, steps: int) -> None:
+    torch.manual_seed(steps)
+    x, y = torch.randn(2, 3, 6, 4).double(), torch.randn(2, 3, 6, 1).double()
+    batch, network = TaskBatch(x[0], y[0], x[1], y[1]), nn.Linear(4, 1).double()
+    inner = with_rates(network, inner_loop(order, 0.2, steps), steps)
+    assert inner.rates is not None
+    result = ENGINES[engine].meta_gradient(network, mse_loss, batch, inner)
+    theta = torch.cat([network.weight.detach()[0], network.bias.detach()])
+    rates = torch.stack([inner.rates["weight"]] * 4 + [inner.rates["bias"]], dim=1)
+    each = [closed_form(theta, rates, task, inner) for task in batch.tasks()]
+    gradient, of_rates = (torch.stack(one).mean(0) for one in zip(*each, strict=True))
+    # Differences of a linear gradient are exact but for rounding, eps / (e |v|).
+    tolerance = 1e-7 if order == "hessian-free" else 1e-12
+    assert (flatten(result.gradient) - gradient).norm() <= tolerance * gradient.norm()
+    expected = {"weight": of_rates[:, :4].sum(1), "bias": of_rates[:, 4]}
+    assert largest_relative_difference(result.rates, expected) <= 10 * tolerance
 
 
 @pytest.mark.parametrize("method", METHODS)

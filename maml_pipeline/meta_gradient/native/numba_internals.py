@@ -60,7 +60,7 @@ def _cached(compile_: Callable[[bool], Any], folder: Path) -> Any:
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         return compile_(True)
-    except RuntimeError:  # the folder cannot be written to
+    except Exception:  # the folder cannot be read or written; errors of the function come again
         return compile_(False)
     finally:
         config.CACHE_DIR = before
