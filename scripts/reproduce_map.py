@@ -71,7 +71,6 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    # 2 to 5 ms a meta-step, Hessian-free 20 ms: the search about 6, the final runs 30 minutes.
     "sine": Experiment(
         title="sine, 10 shots",
         config="sine",
@@ -83,12 +82,10 @@ EXPERIMENTS = {
         threads=1,
         flags=("--model.eval_inner_steps=5", "--trainer.val_check_interval=1000"),
     ),
-    # 0.15 to 0.4 s a meta-step of 8 tasks on two threads: about 15 minutes. Without hessian-free, which
-    # takes about four times as long as second order.
     "omniglot": Experiment(
         title="Omniglot 20-way 1-shot",
         config="omniglot/20way_1shot",
-        orders="first,truncated-1,truncated-2,second,checkpointed",
+        orders="first,truncated-1,truncated-2,second,checkpointed,hessian-free",
         alphas="0.1,0.3,1.0",
         search_steps=60,
         steps=300,

@@ -13,6 +13,8 @@ from maml_pipeline.learner import accuracy
 from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, NativeEngine, VectorizedEngine
 from maml_pipeline.meta_gradient.checkpointed import longest_segment
 from maml_pipeline.meta_gradient.memory import peak_bytes
+from maml_pipeline.meta_gradient.native.batch import TaskLosses, batch_losses
+from maml_pipeline.meta_gradient.native.network import FeedForward
 from maml_pipeline.meta_gradient.native_engine import known_network
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import TaskBatch
@@ -279,3 +281,60 @@ def test_memory_grows_by_one_gradient_a_task_and_by_one_task_a_thread() -> None:
     for number in (1, 2, 3):
         assert peaks[number, 12] - peaks[number, 8] == peaks[number, 8] - peaks[number, 4]
     assert peaks[3, 4] - peaks[2, 4] == peaks[2, 4] - peaks[1, 4] > 0
+
+
+# Losses alone ----------------------------------------------------------------------------------------
+
+
+def losses_run_as_machine_code(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the tasks of each call."""
+    calls: list[int] = []
+
+    def counted(network: FeedForward, theta: Tensor, x: Tensor, y: Tensor) -> TaskLosses:
+        calls.append(len(x))
+        return batch_losses(network, theta, x, y)
+
+    monkeypatch.setattr("maml_pipeline.meta_gradient.native.chunk_losses.batch_losses", counted)
+    return calls
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, mse_loss])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hessian_free_meta_gradients_are_those_of_exact_second_order(
+    name: str, loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = losses_run_as_machine_code(monkeypatch)
+    network, tasks = case(name, loss)
+    inner = InnerLoop(0.1, 3, method="hessian_free")
+    actual = ENGINE.meta_gradient(network, loss, tasks, inner)
+    assert calls == [3] * len(calls), "not machine code"
+    assert len(calls) >= 3 + 1 + 3 * 3
+    expected = REFERENCE.meta_gradient(network, loss, tasks, InnerLoop(0.1, 3))
+    assert relative_difference(actual, expected) < 1e-5
+    assert torch.allclose(actual.inner_losses, expected.inner_losses, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["strided", "pooled, flattened", "mlp"])
+def test_learned_rates_have_the_gradients_of_autograd_in_first_order(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = losses_run_as_machine_code(monkeypatch)
+    network, tasks = case(name, cross_entropy)
+    rates = {n: torch.rand(2, dtype=torch.float64) for n, _ in network.named_parameters()}
+    inner = InnerLoop(0.1, 3, first_order=True, rates=rates)
+    actual = ENGINE.meta_gradient(network, cross_entropy, tasks, inner)
+    assert calls, "not machine code"
+    expected = REFERENCE.meta_gradient(network, cross_entropy, tasks, inner)
+    assert relative_difference(actual, expected) < 1e-10
+    for parameter, of_rates in expected.rates.items():
+        assert torch.allclose(actual.rates[parameter], of_rates, rtol=1e-10, atol=1e-14)
+
+
+def test_the_number_of_threads_changes_no_bit_of_losses() -> None:
+    network, tasks = case("strided", cross_entropy, tasks=5, dtype=torch.float32)
+    inner = InnerLoop(0.1, 2, method="hessian_free")
+    results = []
+    for number in (1, 3):
+        with threads(number):
+            results.append(bits(ENGINE.meta_gradient(network, cross_entropy, tasks, inner)))
+    assert all(map(torch.equal, *results))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
 from maml_pipeline.meta_gradient.engine import MetaGradient
 from maml_pipeline.meta_gradient.evaluation import measure_each_task
@@ -17,9 +16,25 @@ from maml_pipeline.meta_gradient.inner_loop import (
     Parameters,
     adapted_names,
 )
+from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
-from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine
+from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine, mean_of_chunks
 from maml_pipeline.tasks import Task, TaskBatch
+
+TASKS_OF_LOSSES = 32
+"""Tasks of a chunk with the method `hessian_free` or learned rates, which keep parameters of each."""
+
+
+class Known(NamedTuple):
+    """A network that runs as machine code.
+
+    Args:
+        network: Its layers.
+        theta: Its parameters, detached.
+    """
+
+    network: FeedForward
+    theta: Parameters
 
 
 class NativeEngine(VectorizedEngine):
@@ -33,12 +48,17 @@ class NativeEngine(VectorizedEngine):
     Time: little more than that of the matrix products. Memory: that of the method for one task on each
     of PyTorch's threads, and one gradient for each task.
 
+    With `hessian_free`, and with learned rates in first order, the losses and their gradients alone are
+    machine code.
+
     When to use: always; another network is as fast as with `VectorizedEngine`.
 
-    Weakness: no other network, loss, device or method (`hessian_free`) gets faster.
+    Weakness: no other network, loss or device gets faster, nor partial adaptation, nor learned rates in
+    second order.
 
     Args:
-        tasks_per_chunk: As for `VectorizedEngine`, for networks that it does not know.
+        tasks_per_chunk: As for `VectorizedEngine`, for what is not machine code; also of `hessian_free`
+            and learned rates, by default 32.
 
     Raises:
         UserError: `tasks_per_chunk` is below 1.
@@ -58,6 +78,10 @@ class NativeEngine(VectorizedEngine):
         """See `Engine.meta_gradient`."""
         known = known_network(network, loss, batch, inner)
         if known is None:
+            if not inner.needs_second_derivatives and (
+                losses := known_losses(network, loss, batch, inner)
+            ):
+                return self._from_losses(losses, batch, inner, metric)
             return super().meta_gradient(network, loss, batch, inner, metric)
         result = _compiled().batch_meta_gradient(*known, batch, inner)
         measured = None
@@ -65,6 +89,21 @@ class NativeEngine(VectorizedEngine):
             measured = measure_each_task(metric, result.prediction, batch.query_y)
         losses = result.inner_losses
         return MetaGradient(losses[:, -1].mean(), result.gradient, losses, measured, rates={})
+
+    def _from_losses(
+        self, known: Known, batch: TaskBatch, inner: InnerLoop, metric: Loss | None
+    ) -> MetaGradient:
+        """Compute a meta-gradient that takes no second derivatives, with losses as machine code."""
+        from maml_pipeline.meta_gradient.native.chunk_losses import native_chunk_loss
+
+        chunk_loss = native_chunk_loss(known.network, tuple(known.theta))
+        size = self.tasks_per_chunk if isinstance(self.tasks_per_chunk, int) else TASKS_OF_LOSSES
+        chunks = (
+            TaskBatch(*(tensor[start : start + size] for tensor in batch))
+            for start in range(0, len(batch.query_x), size)
+        )
+        results = [chunk_gradient(chunk_loss, known.theta, chunk, inner) for chunk in chunks]
+        return mean_of_chunks(results, batch, metric)
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """See `Engine.check`; the derivatives of a network that it knows are exact."""
@@ -132,28 +171,21 @@ def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:
     ]
 
 
-class Known(NamedTuple):
-    """A network that runs as machine code.
-
-    Args:
-        network: Its layers.
-        theta: Its parameters, detached.
-    """
-
-    network: FeedForward
-    theta: Parameters
-
-
 def known_network(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Known | None:
-    """Describe a network if it can run as machine code with a loss and tasks, otherwise `None`."""
+    """Describe a network if its whole inner loop can run as machine code, otherwise `None`."""
+    if inner.rates is not None or not (inner.is_first_order or inner.needs_second_derivatives):
+        return None
+    return known_losses(network, loss, batch, inner)
+
+
+def known_losses(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Known | None:
+    """Describe a network if its losses and their gradients can run as machine code, otherwise `None`."""
     theta = dict(network.named_parameters())
     known = feed_forward(network, theta)
-    if known is None or inner.rates is not None or torch.is_autocast_enabled("cpu"):
+    if known is None or torch.is_autocast_enabled("cpu"):
         return None
     if inner.adapt is not None and len(adapted_names(network, inner.adapt)) < len(theta):
         return None
-    if inner.method is Method.HESSIAN_FREE and not inner.is_first_order:
-        return None  # machine code has exact products alone
     dtype = next(iter(theta.values())).dtype
     outputs = known.outputs
     for x, y in ((batch.support_x, batch.support_y), (batch.query_x, batch.query_y)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import chunk_curves, inner_steps, measure_each_task
@@ -90,15 +91,7 @@ class VectorizedEngine(Engine):
                 chunk_gradient(chunk_loss, theta, chunk, inner)
                 for chunk in self._chunks(chunk_loss, theta, batch, inner)
             ]
-        inner_losses = torch.cat([result.inner_losses for result in results])
-        prediction = torch.cat([result.prediction for result in results])
-        return MetaGradient(
-            loss=inner_losses[:, -1].mean(),
-            gradient=_mean([result.gradient for result in results], tasks=len(inner_losses)),
-            inner_losses=inner_losses,
-            metric=None if metric is None else measure_each_task(metric, prediction, batch.query_y),
-            rates=_mean([result.rates for result in results], tasks=len(inner_losses)),
-        )
+        return mean_of_chunks(results, batch, metric)
 
     def _curves(
         self,
@@ -241,6 +234,19 @@ def largest_fitting_chunk(measure: Callable[[int], int], tasks: int, available: 
         *(chosen, tasks, one / 1e6, each / 1e6, available / 1e6),
     )
     return chosen
+
+
+def mean_of_chunks(results: list[ChunkGradient], batch: TaskBatch, metric: Loss | None) -> MetaGradient:
+    """Put the chunks of a batch together."""
+    inner_losses = torch.cat([result.inner_losses for result in results])
+    prediction = torch.cat([result.prediction for result in results])
+    return MetaGradient(
+        loss=inner_losses[:, -1].mean(),
+        gradient=_mean([result.gradient for result in results], tasks=len(inner_losses)),
+        inner_losses=inner_losses,
+        metric=None if metric is None else measure_each_task(metric, prediction, batch.query_y),
+        rates=_mean([result.rates for result in results], tasks=len(inner_losses)),
+    )
 
 
 def _mean(gradients: list[Parameters], tasks: int) -> Parameters:

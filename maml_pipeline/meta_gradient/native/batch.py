@@ -14,7 +14,13 @@ from torch import Tensor
 from maml_pipeline.gradient_order import Method
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.meta_gradient.native.network import FeedForward
-from maml_pipeline.meta_gradient.native.plan import Plan, Sets, curves_plan, meta_gradient_plan
+from maml_pipeline.meta_gradient.native.plan import (
+    Plan,
+    Sets,
+    curves_plan,
+    losses_plan,
+    meta_gradient_plan,
+)
 from maml_pipeline.tasks import TaskBatch
 
 
@@ -99,6 +105,35 @@ def batch_curves(
     regions = [packed, support, support_y, adapted, predictions, *inputs]
     _run(planned, regions, inner.lr)
     return BatchCurves(network.unpack(adapted, theta), predictions)
+
+
+class TaskLosses(NamedTuple):
+    """Losses `(T,)`, predictions `(T, S, outputs)` and gradients `(T, P)`."""
+
+    losses: Tensor
+    predictions: Tensor
+    gradients: Tensor
+
+
+def batch_losses(network: FeedForward, theta: Tensor, x: Tensor, y: Tensor) -> TaskLosses:
+    """Compute the loss of each task at parameters of its own, and its gradient.
+
+    Args:
+        network: The network.
+        theta: Packed parameters `(T, P)`.
+        x: Inputs `(T, S, ...)`.
+        y: Labels `(T, S)` or values `(T, S, outputs)`.
+    """
+    planned = losses_plan(network, _sets(TaskBatch(x, y, x, y), x))
+    result = TaskLosses(
+        losses=theta.new_empty(len(x)),
+        predictions=theta.new_empty(*x.shape[:2], network.outputs),
+        gradients=torch.empty_like(theta),
+    )
+    inputs, targets = inputs_of(network, x), y.contiguous()
+    regions = [theta, inputs, targets, result.gradients, result.predictions, inputs, targets]
+    _run(planned, [*regions, result.losses], lr=0.0)
+    return result
 
 
 def inputs_of(network: FeedForward, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from maml_pipeline.meta_gradient.inner_loop import Parameters
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.networks.convnet import BatchStatisticsNorm2d
 from maml_pipeline.networks.convolution import Convolution2d
@@ -95,13 +96,17 @@ class FeedForward:
         positions = 1 if self.averages else height * width
         return height > 0 and width > 0 and self.blocks[-1].filters * positions == inputs
 
-    def pack(self, theta: dict[str, Tensor]) -> Tensor:
-        """Concatenate parameters, with channels last: by name -> `(P,)`."""
+    def pack(self, theta: Parameters) -> Tensor:
+        """Concatenate parameters, with channels last: by name, `(...)` -> `(P,)`."""
         if not self.blocks:
             return flatten([theta[name] for name, _ in self.shapes])
-        return torch.cat([_channels_last(theta[name], shape) for name, shape in self.shapes])
+        return self.pack_tasks({name: theta[name][None] for name, _ in self.shapes})[0]
 
-    def unpack(self, packed: Tensor, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+    def pack_tasks(self, theta: Parameters) -> Tensor:
+        """Do the same for each of T tasks: by name, `(T, ...)` -> `(T, P)`."""
+        return torch.cat([_channels_last(theta[name], shape) for name, shape in self.shapes], dim=1)
+
+    def unpack(self, packed: Tensor, theta: Parameters) -> Parameters:
         """Undo `pack`: `(..., P)` -> by name, in the order of `theta`.
 
         Args:
@@ -126,8 +131,10 @@ class FeedForward:
 
 
 def _channels_last(p: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Flatten a parameter with its second dimension last."""
-    return p.reshape(-1) if len(shape) == 2 else p.reshape(shape).movedim(1, -1).reshape(-1)
+    """Flatten the parameters of each task with the second dimension of `shape` last."""
+    if len(shape) > 2:
+        p = p.reshape(len(p), *shape).movedim(2, -1)
+    return p.reshape(len(p), -1)
 
 
 def feed_forward(network: nn.Module, theta: dict[str, nn.Parameter]) -> FeedForward | None:

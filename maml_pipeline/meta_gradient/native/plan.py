@@ -172,6 +172,33 @@ def curves_plan(network: FeedForward, sets: Sets, steps: int, number: int) -> Pl
     return Plan(job, _chunks(network, sets), memory.size)
 
 
+@lru_cache(maxsize=64)
+def losses_plan(network: FeedForward, sets: Sets) -> Plan:
+    """Plan the losses of the support sets at parameters of each task, and their gradients.
+
+    Args:
+        network: The network.
+        sets: The kind of tasks.
+    """
+    layout, _ = _layouts(network, sets)
+    memory, each = _Memory(sets.bytes_each), sets.bytes_each
+    work, record = memory.take(layout.first_order_work), memory.take(layout.record)
+    result = Place(RESULT, each_task=each * layout.parameters)
+    job = Job()
+    job.step(_clear(layout), Arrays(target=result))
+    places = Arrays(
+        **_examples(layout, SUPPORT_X, SUPPORT_Y, each),
+        theta=Place(THETA_0, each_task=each * layout.parameters),
+        target=result,
+        record=record,
+        work=work,
+        prediction=Place(PREDICTIONS, each_task=each * layout.examples * layout.outputs),
+        loss=Place(LOSSES, each_task=each),
+    )
+    job.step(gradient_program(layout, keeps_u=False, has_target=True), places)
+    return Plan(job, _chunks(network, sets), memory.size)
+
+
 def _layouts(network: FeedForward, sets: Sets) -> tuple[Layout, Layout]:
     support, query = (
         layout_of(network, shape, sets.bytes_each, sets.classifies)
