@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from maml_pipeline.cli.tradeoff import warn_if_never_validated
-from maml_pipeline.cli.tradeoff_arguments import _vary
+from maml_pipeline.cli.tradeoff_arguments import varied_key
 from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.tradeoff_plot import draw_overview
@@ -126,7 +126,7 @@ def test_what_adapts_and_learned_rates_can_be_varied(
 ) -> None:
     found = listed(maml(*TOY, "--orders", "first", "--vary", vary, "--dry_run"))
     assert found == [f"first-k1-{name}-s0" for name in names]
-    key, values = _vary(vary)
+    key, values = varied_key(vary)
     settings = [{key: yaml.safe_load(value)} for value in values]
     assert [setting_text(setting) for setting in settings] == texts
     history = [{"step": 9, "val/loss": 0.5}]

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--vary",
         action="append",
         default=[],
-        type=_vary,
+        type=varied_key,
         metavar="KEY=VALUE,...",
         help="another key of `maml fit` and its values; may be repeated. The report shows each order "
         "with the values that validated best",
@@ -107,7 +107,7 @@ def _parallel(text: str) -> "Parallel":
     return number
 
 
-def _vary(text: str) -> tuple[str, list[str]]:
+def varied_key(text: str) -> tuple[str, list[str]]:
     """Split `KEY=VALUE,...` into the key and its values."""
     key, equals, values = text.partition("=")
     key = key.strip().removeprefix("--")
