@@ -94,16 +94,23 @@ class NativeEngine(VectorizedEngine):
         self, known: Known, batch: TaskBatch, inner: InnerLoop, metric: Loss | None
     ) -> MetaGradient:
         """Compute a meta-gradient that takes no second derivatives, with losses as machine code."""
-        from maml_pipeline.meta_gradient.native.chunk_losses import native_chunk_loss
-
-        chunk_loss = native_chunk_loss(known.network, tuple(known.theta))
+        losses, (layers, theta) = _chunk_losses(), known
+        if inner.rates is None:  # one vector takes fewer operations than many parameters
+            chunk_loss, start = losses.packed_chunk_loss(layers), {losses.PACKED: layers.pack(theta)}
+        else:
+            chunk_loss, start = losses.named_chunk_loss(layers, tuple(theta)), theta
         size = self.tasks_per_chunk if isinstance(self.tasks_per_chunk, int) else TASKS_OF_LOSSES
         chunks = (
-            TaskBatch(*(tensor[start : start + size] for tensor in batch))
-            for start in range(0, len(batch.query_x), size)
+            TaskBatch(*(tensor[first : first + size] for tensor in batch))
+            for first in range(0, len(batch.query_x), size)
         )
-        results = [chunk_gradient(chunk_loss, known.theta, chunk, inner) for chunk in chunks]
-        return mean_of_chunks(results, batch, metric)
+        results = [chunk_gradient(chunk_loss, start, chunk, inner) for chunk in chunks]
+        result = mean_of_chunks(results, batch, metric)
+        if inner.rates is None:
+            gradient = layers.unpack(result.gradient[losses.PACKED], theta)
+            gradient |= {name: torch.zeros_like(theta[name]) for name in theta.keys() - layers.names}
+            result = result._replace(gradient=gradient)
+        return result
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """See `Engine.check`; the derivatives of a network that it knows are exact."""
@@ -159,6 +166,13 @@ def _compiled() -> Any:
     from maml_pipeline.meta_gradient.native import batch
 
     return batch
+
+
+def _chunk_losses() -> Any:
+    """Import the losses of the compiled functions late, as above."""
+    from maml_pipeline.meta_gradient.native import chunk_losses
+
+    return chunk_losses
 
 
 def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:

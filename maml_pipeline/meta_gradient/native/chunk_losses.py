@@ -11,24 +11,33 @@ from maml_pipeline.meta_gradient.inner_loop import Parameters
 from maml_pipeline.meta_gradient.native.batch import batch_losses
 from maml_pipeline.meta_gradient.native.network import FeedForward
 
-
-def native_chunk_loss(network: FeedForward, adapted: tuple[str, ...]) -> ChunkLoss:
-    """Return the loss of a chunk of tasks as machine code, which has no second derivative.
-
-    Args:
-        network: The network.
-        adapted: Names of the parameters that the inner steps move.
-    """
-    evaluate = partial(_evaluate, network)
-    return ChunkLoss(evaluate, evaluate, adapted)
+PACKED = "packed"
+"""Name of all parameters in one vector."""
 
 
-def _evaluate(
+def packed_chunk_loss(network: FeedForward) -> ChunkLoss:
+    """Return the loss of a chunk of tasks as machine code, as a function of one vector for each task."""
+    evaluate = partial(_evaluate_packed, network)
+    return ChunkLoss(evaluate, evaluate, adapted=(PACKED,))
+
+
+def named_chunk_loss(network: FeedForward, names: tuple[str, ...]) -> ChunkLoss:
+    """Return the loss of a chunk of tasks as machine code, as a function of named parameters."""
+    evaluate = partial(_evaluate_named, network)
+    return ChunkLoss(evaluate, evaluate, adapted=names)
+
+
+def _evaluate_packed(
     network: FeedForward, parameters: Parameters, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    names = [name for name, _ in network.shapes]
-    losses, predictions = _Losses.apply(network, x, y, *(parameters[name] for name in names))
+    losses, predictions = _Losses.apply(network, parameters[PACKED], x, y)
     return losses, predictions
+
+
+def _evaluate_named(
+    network: FeedForward, parameters: Parameters, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _evaluate_packed(network, {PACKED: network.pack_tasks(parameters)}, x, y)
 
 
 class _Losses(torch.autograd.Function):
@@ -36,11 +45,9 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, network: FeedForward, x: Tensor, y: Tensor, *parameters: Tensor
+        ctx: Any, network: FeedForward, theta: Tensor, x: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        theta = {name: p for (name, _), p in zip(network.shapes, parameters, strict=True)}
-        result = batch_losses(network, network.pack_tasks(theta), x, y)
-        ctx.network, ctx.theta = network, theta
+        result = batch_losses(network, theta.contiguous(), x, y)
         ctx.save_for_backward(result.gradients)
         ctx.mark_non_differentiable(result.predictions)
         return result.losses, result.predictions
@@ -49,6 +56,4 @@ class _Losses(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_losses: Tensor, _of_predictions: Tensor) -> tuple[Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
-        like = {name: p[0] for name, p in ctx.theta.items()}
-        parts = ctx.network.unpack(gradients * of_losses[:, None], like)
-        return None, None, None, *(parts[name] for name in ctx.theta)
+        return None, gradients * of_losses[:, None], None, None
