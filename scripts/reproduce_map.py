@@ -87,14 +87,14 @@ EXPERIMENTS = {
         config="omniglot/20way_1shot",
         orders="first,truncated-1,truncated-2,second,checkpointed,hessian-free",
         alphas="0.1,0.3,1.0",
-        search_steps=60,
-        steps=300,
+        search_steps=40,
+        steps=200,
         seeds="0",
         threads=2,
         flags=(
-            *("--model.eval_inner_steps=5", "--trainer.val_check_interval=60"),
+            *("--model.eval_inner_steps=5", "--trainer.val_check_interval=40"),
             *("--data.meta_batch_size=8", "--data.val_tasks=100", "--data.test_tasks=400"),
-            "--probes.every=60",
+            "--probes.every=40",
         ),
     ),
 }
