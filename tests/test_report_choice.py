@@ -192,6 +192,21 @@ def test_a_single_value_is_not_called_a_choice() -> None:
     )
 
 
+def test_a_run_that_stopped_at_a_loss_that_is_not_finite_is_not_waited_for(tmp_path: Path) -> None:
+    stopped = replace(run(FIRST, 0.4, 0.1), source=tmp_path, test={})
+    (tmp_path / "config.yaml").touch()
+    log, start = tmp_path / "log.txt", "\nRun folder: runs/x\n"
+    log.write_text(f"{start}maml: error: the loss is inf at meta-step 9, inner step 1\n{start}")
+    rows = rows_of([run(FIRST, 0.1, 5.0), stopped])
+    assert rows[0].choice is not None
+    assert [*rows[0].choice.unfinished] == [stopped.varied], "it may have been resumed"
+    log.write_text(f"{start}maml: error: the loss is inf at meta-step 9, inner step 1\n")
+    rows = rows_of([run(FIRST, 0.1, 5.0), stopped])
+    assert rows[0].choice is not None and not rows[0].choice.unfinished
+    assert chosen(rows) == {(FIRST, 1): 0.1}
+    assert choice_notes(rows)[1].endswith(": inner_lr 0.4 diverged.")
+
+
 def test_settings_are_compared_on_the_seeds_that_all_have() -> None:
     # Seed 1 is hard: its result would lower the mean of the setting that has it.
     runs = [run(FIRST, 0.1, 0.3, 0), run(FIRST, 0.1, 0.9, 1), run(FIRST, 0.4, 0.4, 0)]
@@ -207,7 +222,7 @@ def test_settings_are_compared_on_the_seeds_that_all_have() -> None:
 def test_a_diverged_setting_is_not_chosen_and_is_named() -> None:
     rows = rows_of([run(FIRST, 0.1, 5.0), run(FIRST, 0.4, math.nan)])
     assert chosen(rows) == {(FIRST, 1): 0.1}
-    assert choice_notes(rows)[1].endswith(": inner_lr 0.4 diverged in validation.")
+    assert choice_notes(rows)[1].endswith(": inner_lr 0.4 diverged.")
     rows = rows_of([run(FIRST, rate, math.nan) for rate in RATES])
     assert not chosen(rows) and not any(row.is_outdone for row in rows)
     assert "nothing could be chosen, so all settings are shown" in choice_notes(rows)[1]

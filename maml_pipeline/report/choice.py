@@ -11,6 +11,7 @@ from typing import Any
 
 from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.runs.run import Run, mean
+from maml_pipeline.runs.state import has_diverged
 from maml_pipeline.varied import identity, sort_key
 
 Setting = Mapping[str, Any]
@@ -30,7 +31,8 @@ class Choice:
         scores: The best validation result of each compared setting, averaged over `seeds`, by identity.
         seeds: The seeds on which the settings were compared.
         tied: Other settings with the same validation result, which is a matter of exact equality.
-        diverged: Settings whose validation results are not finite.
+        diverged: Settings with a validation result that is not finite, or a run that stopped at a loss
+            that is not.
         unvalidated: Settings of which a finished run has no validation result.
         unfinished: Settings without a finished run.
         missing_seeds: Seeds that were not compared, each with the settings that have not finished it.
@@ -76,8 +78,9 @@ def choose(runs: Sequence[Run], settings: Sequence[Setting]) -> Choice:
     def has_result(setting: Setting) -> bool:
         return all(run.best_validation is not None for run in finished[identity(setting)].values())
 
-    unfinished = [setting for setting in settings if not finished[identity(setting)]]
-    rest = [setting for setting in settings if setting not in unfinished]
+    diverged = {identity(run.varied) for run in runs if has_diverged(run)}
+    unfinished = [s for s in settings if not finished[identity(s)] and identity(s) not in diverged]
+    rest = [s for s in settings if finished[identity(s)] and identity(s) not in diverged]
     compared = [setting for setting in rest if has_result(setting)]
     seeds = sorted(set.intersection(*(set(finished[identity(s)]) for s in compared))) if compared else []
     scores = {}
@@ -95,7 +98,7 @@ def choose(runs: Sequence[Run], settings: Sequence[Setting]) -> Choice:
         scores=scores,
         seeds=seeds,
         tied=equal[1:],
-        diverged=[s for s in compared if identity(s) in scores.keys() - losses.keys()],
+        diverged=[s for s in settings if identity(s) in diverged | (scores.keys() - losses.keys())],
         unvalidated=[setting for setting in rest if not has_result(setting)],
         unfinished=unfinished,
         missing_seeds={

@@ -133,7 +133,7 @@ def _remarks(choice: Choice, settings: Sequence[Setting]) -> Iterator[str]:
     if choice.unvalidated:
         yield f"compared without {_listed(choice.unvalidated)} (never validated)"
     if choice.diverged:
-        yield f"{_listed(choice.diverged)} diverged in validation"
+        yield f"{_listed(choice.diverged)} diverged"
     lacking = {seed: found for seed, found in choice.missing_seeds.items() if found}
     if lacking and not choice.seeds:
         yield "no seed is finished with each setting"

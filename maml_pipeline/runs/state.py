@@ -1,5 +1,6 @@
 """The state of a run: whether it is finished, running, stopped or failed, or waits in Slurm's queue."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,9 @@ LOG_START = "\nRun folder: "
 ERRORS = ("maml: error: ", "slurm: error: ")
 TRACEBACK = "Traceback (most recent call last):"
 """Beginnings of the line with which an attempt reports that it failed."""
+
+DIVERGED = re.compile(r"the loss is (nan|-?inf) at ")
+"""Begins the error of a run whose loss is not finite, see `inner_loop.check_finite`."""
 
 LOG_TAIL_BYTES = 100_000
 
@@ -87,6 +91,11 @@ def situation(run: Run, job: Job | None = None) -> Situation:
     if job is None:
         return Situation(RunState.STOPPED)
     return Situation(RunState.FAILED if job.has_failed else RunState.STOPPED, number, _end(job))
+
+
+def has_diverged(run: Run) -> bool:
+    """Tell whether a run stopped because its loss was not finite, as its log tells."""
+    return not run.is_finished and DIVERGED.match(situation(run).reason) is not None
 
 
 def _end(job: Job) -> str:
