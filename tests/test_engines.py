@@ -111,8 +111,8 @@ def test_engines_agree_on_the_adaptation_curves(name: str) -> None:
     [
         *(("first", 1e-12), ("truncated-0", 1e-12), ("truncated-2", 1e-12), ("second", 1e-12)),
         *(("truncated-2-checkpointed", 1e-12), ("checkpointed", 1e-12)),
-        # Differences of a linear gradient are exact but for rounding, eps / (e |v|).
-        *(("truncated-2-hessian-free", 1e-7), ("hessian-free", 1e-7)),
+        # Differences of a linear gradient are exact but for rounding, some eps / (e |v|) = 2e-7.
+        *(("truncated-2-hessian-free", 1e-6), ("hessian-free", 1e-6)),
     ],
 )
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 5, 11])
@@ -208,7 +208,7 @@ def test_frozen_unused_and_shared_parameters(order: str) -> None:
     assert expected.gradient["shared.weight"].abs().sum() > 0
     for engine in (VectorizedEngine(), REFERENCE):
         actual = engine.meta_gradient(network, loss, batch, inner)
-        assert relative_difference(actual, expected) <= (1e-7 if order == "hessian-free" else 1e-10)
+        assert relative_difference(actual, expected) <= (1e-6 if order == "hessian-free" else 1e-10)
 
 
 @pytest.mark.parametrize(

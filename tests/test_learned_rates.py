@@ -14,7 +14,13 @@ from torch.nn.functional import mse_loss
 from maml_pipeline import MetaLearner, TaskDataModule
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import LearnedInnerLr
-from maml_pipeline.meta_gradient import Engine, InnerLoop, Learn2LearnEngine, VectorizedEngine
+from maml_pipeline.meta_gradient import (
+    Engine,
+    InnerLoop,
+    Learn2LearnEngine,
+    NativeEngine,
+    VectorizedEngine,
+)
 from maml_pipeline.meta_gradient.closed_form import quadratic
 from maml_pipeline.meta_gradient.inner_loop import adapted_names
 from maml_pipeline.networks import MLP
@@ -133,8 +139,8 @@ def test_rates_of_linear_units_agree_with_the_closed_form(engine: str, order: st
     rates = torch.stack([inner.rates["weight"]] * 4 + [inner.rates["bias"]], dim=1)
     each = [closed_form(theta, rates, task, inner) for task in batch.tasks()]
     gradient, of_rates = (torch.stack(one).mean(0) for one in zip(*each, strict=True))
-    # Differences of a linear gradient are exact but for rounding, eps / (e |v|).
-    tolerance = 1e-7 if order == "hessian-free" else 1e-12
+    # Differences of a linear gradient are exact but for rounding, several times eps / (e |v|) = 2e-7.
+    tolerance = 1e-6 if order == "hessian-free" else 1e-12
     assert (flatten(result.gradient) - gradient).norm() <= tolerance * gradient.norm()
     expected = {"weight": of_rates[:, :4].sum(1), "bias": of_rates[:, 4]}
     assert largest_relative_difference(result.rates, expected) <= 10 * tolerance
@@ -206,9 +212,7 @@ def test_a_meta_step_moves_each_rate_by_its_own_learning_rate(settings: dict[str
     before = learner.inner_rates.detach().clone()
     torch.testing.assert_close(before, torch.full_like(before, 0.01), rtol=1e-6, atol=0)
     batch = type(batch)(*(tensor.double() for tensor in batch))
-    rates = (
-        VectorizedEngine().meta_gradient(learner.network, mse_loss, batch, learner.inner_loop()).rates
-    )
+    rates = NativeEngine().meta_gradient(learner.network, mse_loss, batch, learner.inner_loop()).rates
     trainer = make_trainer(max_steps=1, precision="64-true")
     trainer.fit(learner, datamodule=data)
     torch.testing.assert_close(
