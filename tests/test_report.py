@@ -23,7 +23,7 @@ from tests.run_copies import copy_run, each, remove, write
 pytestmark = pytest.mark.integration
 
 PLOTS = [
-    *("tradeoff", "memory", "time"),
+    *("tradeoff", "tradeoff-time", "memory", "time"),
     *(
         f"{name}-k{k}"
         for k in (1, 2)
@@ -169,7 +169,7 @@ def test_a_browser_shows_the_whole_page(chromium: Browser, report: Path, width: 
     assert complaints == []
 
     images = page.locator("figure img")
-    assert images.count() == len(PLOTS) + 7  # the other experiment has one number of inner steps
+    assert images.count() == len(PLOTS) + 8  # the other experiment has one number of inner steps
     for image in images.all():
         assert image.evaluate("i => i.complete && i.naturalWidth > 0")
         box = image.bounding_box()
