@@ -18,7 +18,7 @@ from maml_pipeline.cli import training
 from maml_pipeline.derivation import derive
 from maml_pipeline.learner.preemption import StopOnSignal
 from maml_pipeline.runs.results import ResultTable
-from maml_pipeline.signals import SIGNALS
+from maml_pipeline.signals import SIGNALS, Stopped
 from maml_pipeline.tasks import Lines
 from maml_pipeline.tradeoff import cells
 from tests.helpers import CONFIGS, Maml, assert_same_run, make_trainer, run_python
@@ -121,7 +121,7 @@ def test_a_signal_requeues_a_slurm_job(maml: Maml, monkeypatch: pytest.MonkeyPat
     asked: list[str | None] = []
     monkeypatch.setenv("SLURM_JOB_ID", "7")
 
-    def requeue() -> bool:
+    def requeue(stop: Stopped) -> bool:
         asked.append(slurm.job_id())
         return True
 
@@ -135,7 +135,7 @@ def test_a_job_that_cannot_be_requeued_does_not_count_as_completed(
     maml: Maml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(slurm, "requeue", lambda: False)
+    monkeypatch.setattr(slurm, "requeue", lambda stop: False)
     SignalAtCall(monkeypatch, *PLACES["validation"], signal.SIGUSR1)
     assert exit_status(maml, *FIT) == 128 + signal.SIGUSR1
 

@@ -198,6 +198,22 @@ def test_devices_that_disagree_with_the_allocation_fail_at_once(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_rank_that_starts_does_not_requeue_the_job_of_one_that_failed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # As an error that rank 1 finds first: srun then ends rank 0, which handles signals already.
+    script = (
+        "if [ $SLURM_PROCID = 0 ]; then exec python -P -m maml_pipeline $@; fi",
+        "until [ -e run/config.yaml ]; do sleep 0.1; done",
+        "exit 2",
+    )
+    (tmp_path / "fails.sh").write_text("\n".join(script).replace("python", sys.executable))
+    command = f"bash {tmp_path}/fails.sh"
+    job = cluster.train(tmp_path, TWO_NODES, *TOY, "--run.dir", "run", MAML_COMMAND=command)
+    end = cluster.wait(job)
+    assert (end["JobState"], end["Restarts"]) == ("FAILED", "0"), log(tmp_path, job)
+
+
 def test_an_array_trains_a_tradeoff_and_a_job_after_it_reports(cluster: Cluster, tmp_path: Path) -> None:
     grid = (
         *TOY,

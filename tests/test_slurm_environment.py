@@ -1,5 +1,6 @@
 """Slurm's environment variables, without a Slurm cluster: jobs, shells and malformed values."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from maml_pipeline import slurm
 from maml_pipeline.cli.cluster_environment import cluster_environment
+from maml_pipeline.signals import Stopped
 from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, meta_step, read_config, read_files
 
 pytestmark = pytest.mark.integration
@@ -25,13 +27,48 @@ SRUN = {
 def in_slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     """Return a function that sets Slurm's variables as in a job."""
     monkeypatch.setenv("MAML_OFFLINE", "")  # which a run in a job sets
-    monkeypatch.setattr(slurm, "requeue", lambda: False)
+    monkeypatch.setattr(slurm, "requeue", lambda stop: False)
 
     def enter(**variables: str) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
 
     return enter
+
+
+# Requeueing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signum", "by_all", "tasks", "record", "is_requeued"),
+    [
+        pytest.param(signal.SIGUSR1, False, 2, "PreemptTime=None", True, id="time limit"),
+        pytest.param(signal.SIGTERM, False, 2, "PreemptTime=2026-11-29T12:00:00", True, id="preempted"),
+        pytest.param(signal.SIGTERM, False, 2, "PreemptTime=None", False, id="another rank failed"),
+        pytest.param(signal.SIGTERM, True, 2, "PreemptTime=None", True, id="saved by all ranks"),
+        pytest.param(signal.SIGTERM, False, 1, "PreemptTime=None", True, id="the only rank"),
+    ],
+)
+def test_a_job_is_requeued_unless_another_rank_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    signum: signal.Signals,
+    by_all: bool,
+    tasks: int,
+    record: str,
+    is_requeued: bool,
+) -> None:
+    shown = f"JobId=7 JobState=RUNNING {record}"
+    commands = {"squeue": "echo RUNNING", "scontrol": f'echo "$*" >>{tmp_path}/asked; echo "{shown}"'}
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NTASKS", str(tasks))
+    assert slurm.requeue(Stopped(signum, by_all=by_all)) is is_requeued
+    asked = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+    assert ("requeue 7" in asked) is is_requeued
 
 
 # Two runs in one job ----------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_the_metric_of_the_sweep_is_the_monitored_one() -> None:
 
 
 def test_a_trial_never_requeues_the_job_of_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "requeue", lambda: pytest.fail("the job was requeued"))
+    monkeypatch.setattr(slurm, "requeue", lambda stop: pytest.fail("the job was requeued"))
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep0")
     with pytest.raises(SystemExit) as stopped:
         stopping.end_stopped(Stopped(signal.SIGUSR1, meta_steps=3))

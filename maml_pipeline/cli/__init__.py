@@ -81,7 +81,7 @@ def _end_stopped(stop: Stopped) -> NoReturn:
         from maml_pipeline.cli.stopping import end_stopped  # late: it imports PyTorch
     except Exception:
         # The signal has interrupted the import of a library, which cannot be imported again.
-        if not slurm.requeue():
+        if not slurm.requeue(stop):
             name = "a signal" if stop.signum is None else stop.signum.name
             print(f"maml: stopped by {name} while it was starting", file=sys.stderr)
             sys.exit(stop.exit_status)

@@ -30,7 +30,7 @@ def end_stopped(stop: Stopped) -> NoReturn:
     else:
         name = "a signal" if stop.signum is None else stop.signum.name
         print(f"maml: stopped by {name}{stop.remark and ' '}{stop.remark}", file=sys.stderr)
-    if _owns_job() and slurm.requeue():
+    if _owns_job() and slurm.requeue(stop):
         then = "resumes from there" if is_saved else "starts again"
         print(f"Slurm job {slurm.job_id()} is requeued, and {then}", flush=True)
         sys.exit()

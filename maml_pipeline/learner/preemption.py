@@ -22,6 +22,9 @@ in the order of the list, so `cli.fit_callbacks` ends with `EndEarly`, `BestChec
 A process that is killed (by SIGKILL, or for its memory) can do none of this. The shell around it,
 slurm/launch.sh, requeues the job then, at most five times because the cause may recur, and the run
 resumes from its last periodic checkpoint. A process that ends by itself is requeued in step 6 only.
+
+If a rank ends with an error, `srun` ends the others by SIGTERM. `slurm.requeue` does not take that for a
+preemption: the job fails.
 """
 
 import subprocess

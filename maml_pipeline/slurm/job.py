@@ -1,6 +1,8 @@
 """The current Slurm job: its ids, its allocation, and requeueing it."""
 
 import logging
+import re
+import signal
 import subprocess
 
 from maml_pipeline.environment import (
@@ -17,6 +19,7 @@ from maml_pipeline.environment import (
     SLURM_RESTART_COUNT,
 )
 from maml_pipeline.errors import UserError
+from maml_pipeline.signals import Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +106,19 @@ def tasks_per_node() -> int:
     return SLURM_NTASKS.require() // SLURM_NNODES.get()
 
 
-def requeue() -> bool:
+def requeue(stop: Stopped) -> bool:
     """Requeue this job, which ends it; learner/preemption.py describes the whole sequence.
 
+    Args:
+        stop: Why the process stops.
+
     Returns:
-        Whether the job was requeued; `False` outside Slurm, for a job that is ending, and if its state
-        is unknown.
+        Whether the job was requeued; `False` outside Slurm, for a job that is ending, if its state is
+        unknown, and if another rank has failed, which would fail again.
     """
     job = job_id()
     state = None if job is None else _state(job)
-    if job is None or state is None or state in ENDING:
+    if job is None or state is None or state in ENDING or _another_rank_failed(job, stop):
         return False
     try:
         asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
@@ -124,11 +130,26 @@ def requeue() -> bool:
     return asked.returncode == 0
 
 
+def _another_rank_failed(job: str, stop: Stopped) -> bool:
+    """Tell whether `srun` ended this rank because another one had failed.
+
+    It does so by SIGTERM, as does preemption. The ranks cannot agree to stop then.
+    """
+    if stop.signum != signal.SIGTERM or stop.by_all or (SLURM_NTASKS.get() or 1) == 1:
+        return False
+    record = _ask(["scontrol", "--oneliner", "show", "job", job], job)
+    return record is not None and re.search(r" PreemptTime=\d", record) is None
+
+
 def _state(job: str) -> str | None:
-    command = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
+    # squeue prints nothing for a job that it no longer knows.
+    return _ask(["squeue", "--noheader", "--jobs", job, "--format", "%T"], job) or None
+
+
+def _ask(command: list[str], job: str) -> str | None:
+    """Return what a command of Slurm prints about a job."""
     try:
-        state = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         logger.warning("the state of Slurm job %s is unknown: %s", job, error)
         return None
-    return state or None  # squeue prints nothing for a job that it no longer knows
