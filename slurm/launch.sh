@@ -6,6 +6,8 @@ cd "$SLURM_SUBMIT_DIR"
 source "${MAML_CLUSTER_ENV:-${MAML_JOB_SCRIPTS:-$SLURM_SUBMIT_DIR/slurm}/cluster.env}"
 
 MAX_RESTARTS=5
+KILLED=200  # status of a rank whose process was killed; above that of those that srun then ends
+export KILLED
 
 fail() {
     echo "slurm: error: $*" >&2
@@ -42,21 +44,22 @@ launch() {
     # shellcheck disable=SC2016,SC2086  # the task's shell expands TASK; options are split into words
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
         bash -c "$TASK" task ${MAML_COMMAND:-"$python" -P -m maml_pipeline} "$@" || status=$?
-    # 143: a process ended with an error, and srun ended the others by SIGTERM. Or the job is preempted,
-    # whose SIGTERM has ended a process that was just starting.
-    if ((status > 128)) && { ((status != 143)) || is_preempted; }; then requeue; fi
+    # 143 or 137: a process ended with an error, and srun ended the others, by SIGKILL if they were too slow.
+    # Or the job is preempted, whose signal has ended a process that was just starting.
+    if ((status == KILLED)) || { ((status > 128)) && is_preempted; }; then requeue; fi
     exit "$status"
 }
 
-# One process of maml. srun returns the largest status, so that of a killed process must exceed the 143 of
-# those that srun then ends. Slurm's signals reach this shell too; it ignores them and waits.
+# One process of maml. srun returns the largest status of all. Slurm's signals reach this shell too, which
+# waits. A process that dies after SIGTERM, which comes before Slurm's SIGKILL, was ended by Slurm.
 # shellcheck disable=SC2016  # expanded by the task's own shell
-TASK='trap : USR1 TERM
+TASK='trap : USR1
+trap is_ended=yes TERM
 "$@"
 status=$?
-if ((status > 128 && status != 143)); then
+if ((status > 128 && status != 143)) && [ -z "${is_ended:-}" ]; then
     echo "slurm: the process of rank $SLURM_PROCID was killed by signal $((status - 128))" >&2
-    status=200
+    status=$KILLED
 fi
 exit $status'
 
