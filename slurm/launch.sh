@@ -7,7 +7,6 @@ source "${MAML_CLUSTER_ENV:-${MAML_JOB_SCRIPTS:-$SLURM_SUBMIT_DIR/slurm}/cluster
 
 MAX_RESTARTS=5
 KILLED=200  # status of a rank whose process was killed; above that of those that srun then ends
-export KILLED
 
 fail() {
     echo "slurm: error: $*" >&2
@@ -59,7 +58,7 @@ trap is_ended=yes TERM
 status=$?
 if ((status > 128 && status != 143)) && [ -z "${is_ended:-}" ]; then
     echo "slurm: the process of rank $SLURM_PROCID was killed by signal $((status - 128))" >&2
-    status=$KILLED
+    status='"$KILLED"'
 fi
 exit $status'
 

@@ -198,10 +198,11 @@ def test_devices_that_disagree_with_the_allocation_fail_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_rank_that_starts_does_not_requeue_the_job_of_one_that_failed(
+def test_a_rank_that_is_ended_does_not_requeue_the_job_of_one_that_failed(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    # As an error that rank 1 finds first: srun then ends rank 0, which handles signals already.
+    # As an error that rank 1 finds first: srun then ends rank 0, which waits for rank 1 in C code and is
+    # killed after all.
     script = (
         "if [ $SLURM_PROCID = 0 ]; then exec python -P -m maml_pipeline $@; fi",
         "until [ -e run/config.yaml ]; do sleep 0.1; done",
