@@ -6,7 +6,6 @@ cd "$SLURM_SUBMIT_DIR"
 source "${MAML_CLUSTER_ENV:-${MAML_JOB_SCRIPTS:-$SLURM_SUBMIT_DIR/slurm}/cluster.env}"
 
 MAX_RESTARTS=5
-KILLED=200  # status of a rank whose process was killed; above that of those that srun then ends
 
 fail() {
     echo "slurm: error: $*" >&2
@@ -25,9 +24,9 @@ take_allocation() {
     devices=(--trainer.devices "$tasks" --trainer.num_nodes "$SLURM_NNODES")
 }
 
-# Run `maml ARGUMENTS` once for every device. If a process was killed (by the kernel for its memory, by a
-# failing GPU, by hand), requeue the job: the process could not do so itself. If `maml` was asked to stop, it
-# requeues the job itself, after saving: maml_pipeline/learner/preemption.py has the whole sequence.
+# Run `maml ARGUMENTS` once for every device. If a process is killed (by the kernel for its memory, by a
+# failing GPU, by hand), its shell requeues the job. If `maml` is asked to stop, it requeues the job itself,
+# after saving: maml_pipeline/learner/preemption.py has the whole sequence.
 launch() {
     local first status=0
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -42,15 +41,17 @@ launch() {
 
     # shellcheck disable=SC2016,SC2086  # the task's shell expands TASK; options are split into words
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
-        bash -c "$TASK" task ${MAML_COMMAND:-"$python" -P -m maml_pipeline} "$@" || status=$?
-    # 143 or 137: a process ended with an error, and srun ended the others, by SIGKILL if they were too slow.
-    # Or the job is preempted, whose signal has ended a process that was just starting.
-    if ((status == KILLED)) || { ((status > 128)) && is_preempted; }; then requeue; fi
+        bash -c "$(declare -f requeue); MAX_RESTARTS=$MAX_RESTARTS; $TASK" task \
+        ${MAML_COMMAND:-"$python" -P -m maml_pipeline} "$@" || status=$?
+    # Preemption has ended a process that was just starting. Otherwise a process ended with an error, and srun
+    # ended the others.
+    if ((status > 128)) && is_preempted; then requeue; fi
     exit "$status"
 }
 
-# One process of maml. srun returns the largest status of all. Slurm's signals reach this shell too, which
-# waits. A process that dies after SIGTERM, which comes before Slurm's SIGKILL, was ended by Slurm.
+# One process of maml. Slurm's signals reach this shell too, which waits. A process that dies after SIGTERM,
+# which comes before Slurm's SIGKILL, was ended by Slurm. srun's status does not tell: it may be that of a
+# process that srun ended.
 # shellcheck disable=SC2016  # expanded by the task's own shell
 TASK='trap : USR1
 trap is_ended=yes TERM
@@ -58,7 +59,7 @@ trap is_ended=yes TERM
 status=$?
 if ((status > 128 && status != 143)) && [ -z "${is_ended:-}" ]; then
     echo "slurm: the process of rank $SLURM_PROCID was killed by signal $((status - 128))" >&2
-    status='"$KILLED"'
+    requeue
 fi
 exit $status'
 
