@@ -169,6 +169,22 @@ def test_a_killed_rank_fails_its_job_which_is_requeued_and_resumes(
     assert_same_run(tmp_path / "whole", folder)
 
 
+def test_a_killed_rank_requeues_its_job_also_if_srun_must_kill_the_others(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # As a rank that waits for the killed one in C code: srun returns its status, not that of the killed.
+    script = (
+        "if [ $SLURM_PROCID = 0 ]; then trap '' TERM; exec sleep 100; fi",
+        "sleep 1",
+        "kill -9 $$",
+    )
+    (tmp_path / "dies.sh").write_text("\n".join(script))
+    job = cluster.train(tmp_path, TWO_NODES, MAML_COMMAND=f"bash {tmp_path}/dies.sh")
+    wait_for(lambda: cluster.show(job)["Restarts"] == "1", "the requeueing")
+    cluster.run(tmp_path, "scancel", job)
+    assert "rank 1 was killed by signal 9" in log(tmp_path, job)
+
+
 def test_a_job_is_not_requeued_after_five_restarts(cluster: Cluster, tmp_path: Path) -> None:
     # As a job that runs out of memory every time.
     (tmp_path / "dies.sh").write_text("kill -9 $$")

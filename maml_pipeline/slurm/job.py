@@ -135,7 +135,7 @@ def _another_rank_failed(job: str, stop: Stopped) -> bool:
 
     It does so by SIGTERM, as does preemption. The ranks cannot agree to stop then.
     """
-    if stop.signum != signal.SIGTERM or stop.by_all or (SLURM_NTASKS.get() or 1) == 1:
+    if stop.signum != signal.SIGTERM or stop.by_all or SLURM_NTASKS.get() == 1:
         return False
     record = _ask(["scontrol", "--oneliner", "show", "job", job], job)
     return record is not None and re.search(r" PreemptTime=\d", record) is None
