@@ -147,7 +147,9 @@ def test_each_order_agrees_with_finite_differences_of_its_own_steps_alone(
         return inner_product(engine.meta_gradient(network, loss, batch, inner).gradient, direction)
 
     difference = PlainLoop(network, loss, inner_loop(order, 0.1, 3)).slope(batch, direction, h=1e-5)
-    assert slope(order) == pytest.approx(difference, rel=1e-6)
+    # As against unrolled second order: a step of 1e-9 leaves differences of gradients some 1e-6.
+    tolerance = 1e-5 if order == "hessian-free" else 1e-6
+    assert slope(order) == pytest.approx(difference, rel=tolerance)
     others = {"first", "truncated-1", "truncated-2"} - {order}
     assert all(slope(other) != pytest.approx(difference, rel=1e-3) for other in others)
 
