@@ -13,7 +13,10 @@ from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Lines, Omniglot, SineWaves
 from maml_pipeline.tasks.task import SPLITS
 
-DISTRIBUTIONS: list[Callable[[], TaskDistribution]] = [Lines, SineWaves]
+DISTRIBUTIONS: list[Callable[[], TaskDistribution]] = [
+    *(Lines, SineWaves),
+    lambda: SineWaves(reveals_wave=True),
+]
 
 
 def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
@@ -60,6 +63,20 @@ def test_sine_waves_match_the_paper(shots: int) -> None:
     assert 0.1 <= min(amplitudes) < 0.3 and 4.8 < max(amplitudes) <= 5.0 + 1e-3
     assert -1e-3 <= min(phases) < 0.1 and math.pi - 0.1 < max(phases) <= math.pi + 1e-3
     assert -5 <= min(x.min().item() for x in xs) < -4.9 < 4.9 < max(x.max().item() for x in xs) <= 5
+
+
+def test_an_oracle_sees_the_amplitude_and_phase_of_the_same_waves() -> None:
+    plain, oracle = SineWaves(shots=4), SineWaves(shots=4, reveals_wave=True)
+    expected, revealed = (waves.batch(3, "test", range(6)) for waves in (plain, oracle))
+    assert plain.name == "sine-4shot" and oracle.name == "sine-4shot-oracle"
+    for x, y, with_wave in (
+        (expected.support_x, expected.support_y, revealed.support_x),
+        (expected.query_x, expected.query_y, revealed.query_x),
+    ):
+        points, amplitude, phase = with_wave.split(1, dim=-1)
+        assert torch.equal(points, x)
+        torch.testing.assert_close(amplitude * (points - phase).sin(), y, rtol=1e-5, atol=1e-5)
+    assert torch.equal(revealed.query_y, expected.query_y)
 
 
 def test_points_lie_on_a_line() -> None:

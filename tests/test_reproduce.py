@@ -1,0 +1,67 @@
+"""The tables of docs/results.md are those of the committed results, and scripts that write them run."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from maml_pipeline.cli import main
+from scripts.reproduce import omniglot, sine
+from scripts.reproduce.training import Training, reproduce, results_of, table
+from tests.helpers import ROOT
+
+TABLES = {"sine.json": sine.STEPS, "omniglot.json": omniglot.STEPS}
+TRAININGS = [*sine.TRAININGS, *omniglot.TRAININGS]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.json")), ids=lambda file: file.name)
+def test_the_tables_are_those_of_the_committed_results(file: Path) -> None:
+    if file.name == "map.json":
+        pytest.skip("tests/test_map.py compares it")
+    results = json.loads(file.read_text())
+    assert results
+    assert table(results, TABLES[file.name]) in (ROOT / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_training_is_a_valid_tradeoff(
+    training: Training,
+    tiny: bool,
+    tmp_path: Path,
+    synthetic_omniglot: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MAML_OMNIGLOT_ROOT", str(synthetic_omniglot))
+    if training.search:
+        main([*training.search_command(tmp_path, tiny), "--dry_run"])
+    else:
+        main([*training.command(tmp_path, tiny), "--dry_run"])
+    listed = [line for line in capsys.readouterr().out.splitlines() if "to be trained" in line]
+    assert len(listed) >= len(training.methods)
+    assert training.published.keys() <= {*training.methods.values()}
+
+
+@pytest.mark.integration
+def test_a_reproduction_trains_once_and_writes_what_its_table_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle = next(training for training in sine.TRAININGS if training.name == "sine-5shot-oracle")
+    runs, file = tmp_path / "runs", tmp_path / "results.json"
+
+    def run(*arguments: str) -> tuple[Sequence[dict[str, object]], str]:
+        monkeypatch.setattr(sys, "argv", ["", f"--runs={runs}", f"--results={file}", *arguments])
+        reproduce("", [oracle], (0, 1), "sine.json")
+        return json.loads(file.read_text()), capsys.readouterr().out
+
+    (row,), printed = run("--tiny")
+    assert row["task"] == "sine, 5 shots" and row["method"] == "oracle" and row["seeds"] == [0, 1, 2]
+    assert row["meta_steps"] == 20 and row["test_tasks"] == 20
+    assert table([row], (0, 1)) in printed
+    trained = [file.stat().st_mtime for file in sorted(runs.rglob("last.ckpt"))]
+    assert len(trained) == 3
+    assert run("--tiny")[0] == [row] == results_of(oracle, runs) == run("--read")[0]
+    assert [file.stat().st_mtime for file in sorted(runs.rglob("last.ckpt"))] == trained
