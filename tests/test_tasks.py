@@ -73,9 +73,11 @@ def test_an_oracle_sees_the_amplitude_and_phase_of_the_same_waves() -> None:
         (expected.support_x, expected.support_y, revealed.support_x),
         (expected.query_x, expected.query_y, revealed.query_x),
     ):
-        points, amplitude, phase = with_wave.split(1, dim=-1)
-        assert torch.equal(points, x)
-        torch.testing.assert_close(amplitude * (points - phase).sin(), y, rtol=1e-5, atol=1e-5)
+        points, amplitude, phase = with_wave.unbind(-1)
+        assert torch.equal(points[..., None], x)
+        torch.testing.assert_close(
+            (amplitude * (points - phase).sin())[..., None], y, rtol=1e-5, atol=1e-5
+        )
     assert torch.equal(revealed.query_y, expected.query_y)
 
 
