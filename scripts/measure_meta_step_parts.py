@@ -1,49 +1,52 @@
-"""Time the parts of a sine meta-step with the engine `native`, as they follow each other in training.
+"""Time the parts of a meta-step with the engine `native`, as they follow each other in training.
 
-    python -m scripts.measure_meta_step_parts        # one thread; medians over 2,000 meta-steps
+    export MAML_OMNIGLOT_ROOT=data/omniglot
+    python -m scripts.measure_meta_step_parts        # one thread; medians over many meta-steps
 
-The parts are timed inside the loop, since they take up to three times as long there as alone: each one
-finds the caches of the processor full of the others' code.
+The parts are timed inside the loop, since those of a short meta-step take up to three times as long
+there as alone: each one finds the caches of the processor full of the others' code. The matrix products
+are timed in meta-steps of their own, in which the machine code does nothing else.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
+from typing import Any
 from unittest import mock
 
 import torch
 
 from maml_pipeline.environment import NVML_CUDA_CHECK
 from maml_pipeline.meta_gradient import NativeEngine
-from maml_pipeline.meta_gradient.native.job import Job
+from maml_pipeline.meta_gradient.native.job import STEP_WORDS, Job
+from maml_pipeline.meta_gradient.native.products import gemm
 from scripts.benchmark_contenders import Case, draw
 from scripts.benchmark_engines import CASES
 
-STEPS, WARM_UP = 2000, 100
-PARTS = ("drawing tasks", "meta-gradient", "of which machine code", "setting gradients", "Adam")
+META_STEPS = {"sine-k1": 2000, "sine-k5": 2000, "omniglot-5way": 30, "omniglot-20way": 10}
+"""How many are timed of each case; as many tenths before them are not."""
+PARTS = (
+    *("drawing tasks", "meta-gradient", "its machine code", "its matrix products"),
+    *("setting gradients", "Adam"),
+)
 
 
-def measure(case: Case) -> list[float]:
+RUN = Job.run
+
+
+def measure(case: Case, meta_steps: int) -> list[float]:
     """Return the median seconds of each part."""
     network, engine, cpu = case.network, NativeEngine(), torch.device("cpu")
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-    inside = 0.0
-
-    def timed(run: Callable[..., None]) -> Callable[..., None]:
-        def call(*arguments: object) -> None:
-            nonlocal inside
-            start = time.perf_counter()
-            run(*arguments)
-            inside += time.perf_counter() - start
-
-        return call
-
     rows = []
-    with mock.patch.object(Job, "run", timed(Job.run)):
-        for step in range(WARM_UP + STEPS):
-            inside, times = 0.0, [time.perf_counter()]
+    with timed_jobs(lambda job: job) as seconds:
+        for step in range(meta_steps + meta_steps // 10):
+            seconds.clear()
+            times = [time.perf_counter()]
             batch = draw(case, step, cpu)
             times.append(time.perf_counter())
             gradient = engine.meta_gradient(network, case.loss, batch, case.inner).gradient
@@ -55,22 +58,57 @@ def measure(case: Case) -> list[float]:
             optimizer.step()
             times.append(time.perf_counter())
             drawing, computing, setting, adam = (b - a for a, b in pairwise(times))
-            rows.append((drawing, computing, inside, setting, adam))
-    return [statistics.median(column) for column in zip(*rows[WARM_UP:], strict=True)]
+            rows.append((drawing, computing, sum(seconds), setting, adam))
+    products = []
+    with timed_jobs(products_of) as seconds:
+        for _ in range(meta_steps + meta_steps // 10):
+            seconds.clear()
+            engine.meta_gradient(network, case.loss, batch, case.inner)
+            products.append(sum(seconds))
+    columns = [*zip(*rows, strict=True)]
+    columns.insert(PARTS.index("its matrix products"), tuple(products))
+    return [statistics.median(column[meta_steps // 10 :]) for column in columns]
+
+
+@contextmanager
+def timed_jobs(instead: Callable[[Job], Job]) -> Iterator[list[float]]:
+    """Carry out other jobs in place of those of an engine, and yield the list of their seconds."""
+    seconds: list[float] = []
+
+    def run(job: Job, *arguments: Any) -> None:
+        other = instead(job)
+        start = time.perf_counter()
+        RUN(other, *arguments)
+        seconds.append(time.perf_counter() - start)
+
+    with mock.patch.object(Job, "run", run):
+        yield seconds
+
+
+@cache
+def products_of(job: Job) -> Job:
+    """Return a job with the matrix products of another one, and nothing else."""
+    products = Job()
+    places = len(job.steps) // STEP_WORDS
+    for step, program in zip(range(places), job.programs, strict=True):
+        products.programs.append(program.only(gemm))
+        words = job.steps[step * STEP_WORDS : (step + 1) * STEP_WORDS]
+        products.steps.extend((*products.programs[-1].buffer(), *words[2:]))
+    return products
 
 
 def main() -> None:
-    """Print a table: a row for each task and order, the parts in ms."""
+    """Print a table: a row for each case and order, the parts in ms."""
     torch.set_num_threads(1)
     if not torch.cuda.is_available():  # as `maml fit`: otherwise each optimizer step looks for a driver
         NVML_CUDA_CHECK.set("0")
-    print(f"| sine | {' | '.join(PARTS)} |\n|---|{'---:|' * len(PARTS)}")
-    for name in ("sine-k1", "sine-k5"):
+    print(f"| a meta-step of | {' | '.join(PARTS)} |\n|---|{'---:|' * len(PARTS)}")
+    for name, meta_steps in META_STEPS.items():
         for first_order in (True, False):
             case = CASES[name]()
             case = replace(case, inner=replace(case.inner, first_order=first_order))
-            cells = " | ".join(f"{1000 * seconds:.2f} ms" for seconds in measure(case))
-            print(f"| k = {case.inner.steps}, {case.order} | {cells} |")
+            cells = " | ".join(f"{1000 * seconds:.3g} ms" for seconds in measure(case, meta_steps))
+            print(f"| {case.name}, {case.order} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

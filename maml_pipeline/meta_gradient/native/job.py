@@ -45,8 +45,10 @@ class Job:
     """A list of steps."""
 
     def __init__(self) -> None:
-        self._steps = array("q")
-        self._programs: list[Program] = []  # whose memory the steps refer to
+        self.steps = array("q")
+        """`STEP_WORDS` words for each step."""
+        self.programs: list[Program] = []
+        """The program of each step, whose memory the steps refer to."""
 
     def step(self, program: Program, places: Arrays, descends: bool = False) -> None:
         """Append a program.
@@ -56,10 +58,10 @@ class Job:
             places: The place of each array that it uses.
             descends: Its factor is minus the inner learning rate, otherwise 1.
         """
-        self._programs.append(program)
-        self._steps.extend((*program.buffer(), int(descends)))
+        self.programs.append(program)
+        self.steps.extend((*program.buffer(), int(descends)))
         for place in places:
-            self._steps.extend(NOWHERE if place is None else place)
+            self.steps.extend(NOWHERE if place is None else place)
 
     def run(self, regions: list[int], lr: float, chunk: int, first: int, end: int) -> None:
         """Carry out all steps for one task after another; other threads run meanwhile.
@@ -72,8 +74,8 @@ class Job:
             end: The task after the last one.
         """
         bases, pointers = array("q", regions), array("q", bytes(8 * ARRAYS))
-        addresses = (each.buffer_info()[0] for each in (self._steps, bases, pointers))
-        _carry_out()(*addresses, len(self._programs), chunk, first, end, -lr)
+        addresses = (each.buffer_info()[0] for each in (self.steps, bases, pointers))
+        _carry_out()(*addresses, len(self.programs), chunk, first, end, -lr)
 
 
 def carry_out(

@@ -132,6 +132,16 @@ class Program:
         """Append the calls of another program."""
         self._calls.extend(program._calls)
 
+    def only(self, kernel: Kernel) -> "Program":
+        """Return the calls of one kernel alone, to measure their part of the time."""
+        program, at = Program(self.dtype), 0
+        while at < len(self._calls):
+            address, words = self._calls[at : at + 2]
+            if address == kernel.address(self.dtype):
+                program._calls.extend(self._calls[at : at + words])
+            at += words
+        return program
+
     def buffer(self) -> tuple[int, int]:
         """Return the address and the number of the words of the calls."""
         return self._calls.buffer_info()
