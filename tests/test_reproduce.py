@@ -4,11 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from maml_pipeline.cli import main
 from scripts.reproduce import omniglot, sine
+from scripts.reproduce.release import release
 from scripts.reproduce.training import Training, reproduce, results_of, table
 from tests.helpers import ROOT
 
@@ -46,7 +49,7 @@ def test_every_training_is_a_valid_tradeoff(
 
 
 @pytest.mark.integration
-def test_a_reproduction_trains_once_and_writes_what_its_table_shows(
+def test_a_reproduction_trains_once_and_writes_what_its_table_and_cards_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     oracle = next(training for training in sine.TRAININGS if training.name == "sine-5shot-oracle")
@@ -65,3 +68,10 @@ def test_a_reproduction_trains_once_and_writes_what_its_table_shows(
     assert len(trained) == 3
     assert run("--tiny")[0] == [row] == results_of(oracle, runs) == run("--read")[0]
     assert [file.stat().st_mtime for file in sorted(runs.rglob("last.ckpt"))] == trained
+
+    (card,) = release([oracle], runs, tmp_path / "release")
+    monkeypatch.chdir(card.parent)
+    code = card.read_text().partition("```python\n")[2].partition("```")[0]
+    loaded: dict[str, Any] = {}
+    exec(code, loaded)
+    assert loaded["network"](torch.zeros(4, 3)).shape == (4, 1)
