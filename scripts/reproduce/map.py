@@ -61,7 +61,7 @@ EXPERIMENTS = [
             *("--model.eval_inner_steps=5", "--trainer.val_check_interval=100"),
             *("--data.meta_batch_size=8", "--probes.every=100"),
         ),
-        search=(f"--vary={INNER_LR}=0.1,0.3,1.0", "--trainer.max_steps=100"),
+        search=(f"--vary={INNER_LR}=0.1,0.3,1.0,3.0", "--trainer.max_steps=100"),
         final=("--seeds=0", "--trainer.max_steps=1000"),
         tiny=TINY,
         threads=2,
