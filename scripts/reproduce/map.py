@@ -62,7 +62,7 @@ EXPERIMENTS = [
             *("--data.meta_batch_size=8", "--probes.every=100"),
         ),
         search=(f"--vary={INNER_LR}=0.1,0.3,1.0,3.0", "--trainer.max_steps=100"),
-        final=("--seeds=0", "--trainer.max_steps=1000"),
+        final=("--seeds=0", "--trainer.max_steps=600"),
         tiny=TINY,
         threads=2,
     ),
