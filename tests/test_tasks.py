@@ -10,13 +10,10 @@ import torch
 
 from maml_pipeline import TaskBatch, TaskDistribution
 from maml_pipeline.errors import UserError
-from maml_pipeline.tasks import Lines, Omniglot, SineWaves
+from maml_pipeline.tasks import Lines, Omniglot, RevealedSineWaves, SineWaves
 from maml_pipeline.tasks.task import SPLITS
 
-DISTRIBUTIONS: list[Callable[[], TaskDistribution]] = [
-    *(Lines, SineWaves),
-    lambda: SineWaves(reveals_wave=True),
-]
+DISTRIBUTIONS: list[Callable[[], TaskDistribution]] = [Lines, SineWaves, RevealedSineWaves]
 
 
 def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
@@ -66,7 +63,7 @@ def test_sine_waves_match_the_paper(shots: int) -> None:
 
 
 def test_an_oracle_sees_the_amplitude_and_phase_of_the_same_waves() -> None:
-    plain, oracle = SineWaves(shots=4), SineWaves(shots=4, reveals_wave=True)
+    plain, oracle = SineWaves(shots=4), RevealedSineWaves(shots=4)
     expected, revealed = (waves.batch(3, "test", range(6)) for waves in (plain, oracle))
     assert plain.name == "sine-4shot" and oracle.name == "sine-4shot-oracle"
     for x, y, with_wave in (

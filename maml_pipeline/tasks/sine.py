@@ -25,11 +25,8 @@ class SineWaves(TaskDistribution):
     Args:
         shots: Support points S per task; 5, 10 and 20 in the paper.
         query_shots: Query points Q per task; `None` for as many as shots, as in the paper.
-        reveals_wave: Append the amplitude and the phase to each input: what the paper calls the oracle,
-            which needs no inner step.
 
-    Shapes: inputs `(S, 1)` and `(Q, 1)`, or `(S, 3)` and `(Q, 3)` with the wave; targets `(S, 1)` and
-    `(Q, 1)`; float32.
+    Shapes: inputs and targets are `(S, 1)` and `(Q, 1)`, float32.
 
     Raises:
         UserError: A number of points is below 1.
@@ -39,19 +36,16 @@ class SineWaves(TaskDistribution):
         2017, section 5.1.
     """
 
-    def __init__(
-        self, shots: int = 10, query_shots: int | None = None, reveals_wave: bool = False
-    ) -> None:
+    def __init__(self, shots: int = 10, query_shots: int | None = None) -> None:
         query_shots = shots if query_shots is None else query_shots
         check_at_least("shots", shots, 1)
         check_at_least("query_shots", query_shots, 1)
         self.shots = shots
         self.query_shots = query_shots
-        self.reveals_wave = reveals_wave
 
     @cached_property
     def name(self) -> str:
-        return f"sine-{self.shots}shot" + ("-oracle" if self.reveals_wave else "")
+        return f"sine-{self.shots}shot"
 
     def task(self, seed: int, split: Split, index: int) -> Task:
         (task,) = self.batch(seed, split, [index]).tasks()
@@ -64,8 +58,24 @@ class SineWaves(TaskDistribution):
             random.random(out=row)
         amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]
         points = -5.0 + 10.0 * uniform[:, 2:]
-        inputs = points[..., None]
-        if self.reveals_wave:
-            inputs = np.stack(np.broadcast_arrays(points, amplitude, phase), axis=-1)
-        x, y = float32_tensors(inputs, (amplitude * np.sin(points - phase))[..., None])
+        y = (amplitude * np.sin(points - phase))[..., None]
+        x, y = float32_tensors(self._inputs(points, amplitude, phase), y)
         return TaskBatch(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
+
+    def _inputs(self, points: np.ndarray, amplitude: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        """Return the inputs `(T, S + Q, features)`; amplitudes and phases are `(T, 1)`."""
+        return points[..., None]
+
+
+class RevealedSineWaves(SineWaves):
+    """The same waves, with the amplitude and the phase beside each x: the oracle of the MAML paper.
+
+    Shapes: inputs are `(S, 3)` and `(Q, 3)`, targets `(S, 1)` and `(Q, 1)`, float32.
+    """
+
+    @cached_property
+    def name(self) -> str:
+        return f"sine-{self.shots}shot-oracle"
+
+    def _inputs(self, points: np.ndarray, amplitude: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        return np.stack(np.broadcast_arrays(points, amplitude, phase), axis=-1)

@@ -22,7 +22,7 @@ from maml_pipeline import MetaLearner
 from maml_pipeline.files import write_atomically
 from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.style import add_legend, plot_style
-from maml_pipeline.tasks import SineWaves
+from maml_pipeline.tasks import RevealedSineWaves
 from scripts.reproduce.training import Training, reproduce, rows_of
 
 STEPS = (0, 1, 5, 10)
@@ -63,7 +63,8 @@ def _trainings(shots: int) -> list[Training]:
         Training(
             f"{name}-oracle", task, {"second": "oracle"},
             (*flags, "--inner_steps=0", "--model.eval_inner_steps=0",
-             "--data.tasks.init_args.reveals_wave=true", "--model.network.init_args.in_features=3"),
+             "--data.tasks=maml_pipeline.tasks.RevealedSineWaves",
+             f"--data.tasks.init_args.shots={shots}", "--model.network.init_args.in_features=3"),
             tiny=TINY,
         ),
     ]  # fmt: skip
@@ -78,7 +79,7 @@ def draw_adaptation(runs: Path) -> Figure:
     Args:
         runs: Where the runs with five shots are.
     """
-    (task,) = SineWaves(shots=5, reveals_wave=True).batch(seed=0, split="test", indices=[0]).tasks()
+    (task,) = RevealedSineWaves(shots=5).batch(seed=0, split="test", indices=[0]).tasks()
     points, (_, amplitude, phase) = task.support_x[:, :1], task.support_x[0].tolist()
     x = torch.linspace(-5, 5, 201)[:, None]
     panels = {
