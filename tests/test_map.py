@@ -1,12 +1,15 @@
-"""The table of docs/results.md is that of results/map.json, and the script that writes both resumes."""
+"""Tables of docs/results.md are those of results/map.json, and the script that writes both resumes."""
 
 import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from maml_pipeline.cli import main
-from scripts.reproduce.map import EXPERIMENTS, ORDERS, result, table
+from maml_pipeline.meta_gradient.native.network import feed_forward
+from maml_pipeline.networks import MLP, ConvNet
+from scripts.reproduce.map import EXPERIMENTS, ORDERS, result, search_table, table
 from scripts.reproduce.training import Training, write_origin
 from tests.helpers import ROOT
 from tests.written_runs import write_search
@@ -16,9 +19,23 @@ NAMES = {"sine": "sine-10shot", "omniglot": "omniglot-20w1s"}
 SEEDS = {"sine": [0, 1], "omniglot": [0]}
 
 
-def test_the_table_of_the_results_is_that_of_the_committed_runs() -> None:
+def test_the_tables_of_the_results_are_those_of_the_committed_runs() -> None:
     text = (ROOT / "docs" / "results.md").read_text()
-    assert table(json.loads((ROOT / "results" / "map.json").read_text())) in text
+    results = json.loads((ROOT / "results" / "map.json").read_text())
+    for shown in (table(results), *map(search_table, results.values())):
+        assert shown in text
+
+
+@pytest.mark.parametrize(("name", "network"), [("sine", MLP()), ("omniglot", ConvNet(ways=20))])
+def test_the_measured_memory_follows_the_law_of_truncation(name: str, network: nn.Module) -> None:
+    experiment = json.loads((ROOT / "results" / "map.json").read_text())[name]
+    peak = {row["order"]: row["peak_bytes"] for row in experiment["rows"]}
+    each_step = peak["truncated-2"] - peak["truncated-1"]
+    # A truncated order also keeps the parameters of its first differentiated step, on each thread.
+    known = feed_forward(network, dict(network.named_parameters()))
+    assert known is not None
+    parameters = 4 * sum(known.sizes) * experiment["origin"]["threads"]
+    assert peak["second"] == peak["truncated-1"] + 4 * each_step - parameters
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)

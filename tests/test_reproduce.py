@@ -28,6 +28,12 @@ def test_the_tables_are_those_of_the_committed_results(file: Path) -> None:
     assert table(results, TABLES[file.name]) in (ROOT / "docs" / "results.md").read_text()
 
 
+def test_the_readme_shows_rows_of_these_tables() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert rows and {*rows} <= {*(ROOT / "docs" / "results.md").read_text().splitlines()}
+
+
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
 @pytest.mark.parametrize("tiny", [False, True])
 def test_every_training_is_a_valid_tradeoff(

@@ -16,7 +16,7 @@ docs/results.md, which tests/test_map.py compares with results/map.json.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.table import ratio_text
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.varied import value_text
-from scripts.reproduce.training import ALPHA, Training, read_origin, result_text, rows_of
+from scripts.reproduce.training import (
+    ALPHA,
+    Training,
+    mean_text,
+    read_origin,
+    result_text,
+    rows_of,
+)
 
 INNER_LR = "model.inner_lr"
 
@@ -132,6 +139,24 @@ def table(results: dict[str, Any]) -> str:
                 *("1" if ratio == "-" else f"{ratio} ×" for ratio in ratios),  # noqa: RUF001
             )
             lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+
+
+def search_table(experiment: Mapping[str, Any]) -> str:
+    """Return the table of the best validation results of a search.
+
+    Args:
+        experiment: One of those that `results/map.json` holds.
+    """
+    search, measure = experiment["search"], experiment["rows"][0]["measure"]
+    values = [value_text(value) for value in search["values"]]
+    lines = [
+        " | ".join((f"{experiment['title']}, order", *(f"{ALPHA} = {value}" for value in values))),
+        "|".join(["---", *["---:"] * len(values)]),
+    ]
+    for order, found in search["validation"].items():
+        cells = (mean_text(measure, found.get(value)) for value in values)
+        lines.append(" | ".join((order, *cells)))
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 

@@ -219,11 +219,17 @@ def result_text(measure: str, estimate: Mapping[str, Any]) -> str:
     return " ± ".join(in_one_notation(value, margin))
 
 
+def mean_text(measure: str, value: float | None) -> str:
+    """Return a mean as text, an accuracy in per cent; `-` if it is not finite."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if measure == "accuracy" else f"{value:.2f}"
+
+
 def _published(row: Mapping[str, Any]) -> str:
     """Return the results in print, by increasing number of inner steps."""
     values = row["published"].values()
-    is_accuracy = row["measure"] == "accuracy"
-    return " / ".join(f"{100 * v:.1f} %" if is_accuracy else f"{v:.2f}" for v in values) or "-"
+    return " / ".join(mean_text(row["measure"], value) for value in values) or "-"
 
 
 def _after(steps: int) -> str:
