@@ -56,7 +56,7 @@ def _trainings(shots: int) -> list[Training]:
         # Without an inner step, the meta-gradient is that of all tasks at the initial parameters.
         Training(
             f"{name}-pretrained", task, {"second": "pre-trained"},
-            (*flags, "--inner_steps=0", "--vary=model.inner_lr=0.001,0.003,0.01,0.03",
+            (*flags, "--inner_steps=0", "--vary=model.inner_lr=0.001,0.003,0.01",
              f"--run.experiment={name}-pretrained"),
             tiny=TINY, published=published["pre-trained"],
         ),
