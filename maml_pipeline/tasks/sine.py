@@ -58,8 +58,8 @@ class SineWaves(TaskDistribution):
             random.random(out=row)
         amplitude, phase = 0.1 + 4.9 * uniform[:, :1], math.pi * uniform[:, 1:2]
         points = -5.0 + 10.0 * uniform[:, 2:]
-        y = (amplitude * np.sin(points - phase))[..., None]
-        x, y = float32_tensors(self._inputs(points, amplitude, phase), y)
+        values = amplitude * np.sin(points - phase)
+        x, y = float32_tensors(self._inputs(points, amplitude, phase), values[..., None])
         return TaskBatch(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
 
     def _inputs(self, points: np.ndarray, amplitude: np.ndarray, phase: np.ndarray) -> np.ndarray:

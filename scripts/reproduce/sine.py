@@ -113,7 +113,7 @@ def _run(folder: Path, order: str) -> Path:
 def main() -> None:
     """Train, write the results, and draw."""
     runs = reproduce(__doc__ or "", TRAININGS, STEPS, "sine.json")
-    if all(training.is_finished(runs) for training in TRAININGS[:2]):
+    if runs is not None and all(training.is_finished(runs) for training in TRAININGS[:2]):
         write_atomically(PICTURE, render_figure(draw_adaptation(runs), "png"))
 
 

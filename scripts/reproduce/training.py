@@ -236,7 +236,9 @@ def _after(steps: int) -> str:
     return f"after {steps} step{'s' if steps != 1 else ''}"
 
 
-def reproduce(description: str, trainings: Sequence[Training], steps: Sequence[int], file: str) -> Path:
+def reproduce(
+    description: str, trainings: Sequence[Training], steps: Sequence[int], file: str
+) -> Path | None:
     """Train what is not finished, write the results, and print their table.
 
     Args:
@@ -246,7 +248,7 @@ def reproduce(description: str, trainings: Sequence[Training], steps: Sequence[i
         file: Name of the results' file.
 
     Returns:
-        The folder of the runs.
+        The folder of the runs; `None` for a trial, whose results are not to be published.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
@@ -266,4 +268,4 @@ def reproduce(description: str, trainings: Sequence[Training], steps: Sequence[i
     settings.results.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.results, json.dumps(results, indent=1) + "\n")
     print(table(results, steps))
-    return Path(settings.runs)
+    return None if settings.tiny else Path(settings.runs)
