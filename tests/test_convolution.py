@@ -1,5 +1,7 @@
 """Convolution2d agrees with PyTorch's convolution in value and in first and second derivatives."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,16 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import conv2d
 
 from maml_pipeline.meta_gradient.memory import peak_bytes
-from maml_pipeline.networks.convolution import Convolution2d, TrilinearForm
+from maml_pipeline.networks import trilinear_form
+from maml_pipeline.networks.convolution import Convolution2d
+from maml_pipeline.networks.trilinear_form import (
+    Operand,
+    TrilinearForm,
+    Way,
+    column_products,
+    fastest_way,
+    grouped_convolution,
+)
 
 
 def convolve(layer: Convolution2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -76,6 +87,42 @@ def test_each_partial_derivative_recovers_the_trilinear_form() -> None:
     ]
     torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(values[0], values[2], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("stride", "padding", "size"), [(1, 0, 3), (2, 1, 3), (2, 1, 2), (3, 2, 1)])
+@pytest.mark.parametrize("wrt", ["x", "w", "y"])
+def test_both_ways_compute_the_same(wrt: Operand, stride: int, padding: int, size: int) -> None:
+    torch.manual_seed(0)
+    form = TrilinearForm((3, 4, 2, 7, 6), (3, 5, 2, size, size), stride, padding)
+    height, width = ((n + 2 * padding - size) // stride + 1 for n in (7, 6))
+    shapes = {"x": form.x_shape, "w": form.w_shape, "y": (3, 4, 5, height, width)}
+    first, second = (torch.randn(shape).double() for name, shape in shapes.items() if name != wrt)
+    expected = grouped_convolution(form, wrt, first, second)
+    actual = column_products(form, wrt, first, second)
+    assert actual.shape == expected.shape == shapes[wrt]
+    torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("times", "fastest"), [([1.0, 2.0], grouped_convolution), ([2.0, 1.0], column_products)]
+)
+def test_the_faster_way_is_chosen_once_for_each_shape(
+    times: list[float], fastest: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trilinear_form, "_fastest", {})
+    form = TrilinearForm((3, 4, 2, 7, 7), (3, 5, 2, 3, 3), 1, 1)
+    x, w, results = torch.rand(form.x_shape), torch.rand(form.w_shape), []
+
+    def seconds(call: Callable[[], Tensor]) -> float:
+        results.append(call())
+        return times[len(results) % 2 - 1]
+
+    for _ in range(2):
+        assert fastest_way(form, "y", x, w, seconds) is fastest
+    assert len(results) == 2
+    torch.testing.assert_close(*results)
+    fastest_way(form, "x", w, results[0], seconds)
+    assert len(results) == 4
 
 
 def test_mixed_precision_agrees_with_pytorch() -> None:

@@ -39,8 +39,8 @@ TRAININGS = [
         methods={"first": "first", "second": "second"},
         flags=("--config=omniglot/5way_1shot", *COMMON),
         search=(
-            *("--vary=model.inner_lr=0.1,0.4,1.0", "--trainer.val_check_interval=100"),
-            *meta_steps(500),
+            *("--vary=model.inner_lr=0.03,0.1,0.4,1.0", "--trainer.val_check_interval=100"),
+            *meta_steps(1000),
         ),
         final=(*FINAL, *meta_steps(10_000)),
         tiny=TINY,
