@@ -21,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 MODULE_REGISTRIES = ("_parameters", "_buffers", "_modules")
 """Attributes in which `nn.Module` keeps what is registered; `preservation` treats them separately."""
@@ -68,6 +69,12 @@ def add_in_place(sums: list[Tensor], addends: list[Tensor]) -> None:
     """
     if sums:
         torch._foreach_add_(sums, addends)
+
+
+def copy_each(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source to the target in its place, in one call; see `add_in_place`."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
 @contextmanager
@@ -217,3 +224,16 @@ def flatten(tensors: list[Tensor]) -> Tensor:
 def unflatten(values: Tensor, like: list[Tensor]) -> tuple[Tensor, ...]:
     """Undo `flatten`: views of the values in the shapes of the tensors."""
     return _unflatten_dense_tensors(values, like)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def tensors_of(tree: Any) -> tuple[list[Tensor], TreeSpec]:
+    """Return the tensors in nested tuples, lists and dicts, and what `with_tensors` takes.
+
+    `torch.func` takes such arguments, but its functions for them begin with an underscore.
+    """
+    return tree_flatten(tree)
+
+
+def with_tensors(spec: TreeSpec, tensors: Iterable[Tensor]) -> Any:
+    """Undo `tensors_of`, with other tensors."""
+    return tree_unflatten(tensors, spec)

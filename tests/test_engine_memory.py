@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline.meta_gradient import Engine, Learn2LearnEngine, VectorizedEngine
 from maml_pipeline.meta_gradient.checkpointed import longest_segment
+from maml_pipeline.meta_gradient.chunk_size import largest_fitting_chunk
 from maml_pipeline.meta_gradient.memory import peak_bytes
-from maml_pipeline.meta_gradient.vectorized_engine import largest_fitting_chunk
 from maml_pipeline.networks import ConvNet
 from maml_pipeline.tasks import TaskBatch
 from tests.networks import inner_loop

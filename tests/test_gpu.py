@@ -17,6 +17,7 @@ from maml_pipeline.meta_gradient import (
 )
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.networks import ConvNet
+from maml_pipeline.networks.trilinear_form import WAYS, Operand, TrilinearForm, fastest_way
 from tests.helpers import CONFIGS
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, case, inner_loop, relative_difference
 
@@ -26,6 +27,7 @@ pytestmark = [
 ]
 
 
+EVERY_ORDER = ["first", "truncated-1", "second", "checkpointed", "hessian-free"]
 VECTORIZED, CHUNKS = VectorizedEngine(), VectorizedEngine(tasks_per_chunk=1)
 
 
@@ -55,23 +57,88 @@ def test_checkpointed_memory_grows_by_the_parameter_checkpoints() -> None:
     def peak(steps: int, order: str) -> int:
         inner = inner_loop(order, 0.1, steps)
         VECTORIZED.meta_gradient(network, cross_entropy, batch, inner)
+        VECTORIZED.forget_captures()  # a replay allocates its results alone
         return peak_bytes(lambda: VECTORIZED.meta_gradient(network, cross_entropy, batch, inner), "cuda")
 
     assert peak(10, "checkpointed") - peak(3, "checkpointed") == pytest.approx(2 * theta, rel=0.01)
     assert peak(10, "checkpointed") < 0.3 * peak(10, "second")
 
 
-@pytest.mark.parametrize("order", ["first", "truncated-1", "second", "checkpointed", "hessian-free"])
-def test_a_meta_gradient_never_waits_for_the_device(order: str) -> None:
-    network = ConvNet(5).cuda()
-    x, y = torch.rand(2, 4, 5, 1, 28, 28), torch.arange(5).repeat(4, 1)
-    batch, inner = on_cuda(TaskBatch(x[0], y, x[1], y)), inner_loop(order, 0.1, 2)
-    VECTORIZED.meta_gradient(network, cross_entropy, batch, inner, accuracy)
+def images(tasks: int) -> TaskBatch:
+    x, y = torch.rand(2, tasks, 5, 1, 28, 28), torch.arange(5).repeat(tasks, 1)
+    return on_cuda(TaskBatch(x[0], y, x[1], y))
+
+
+@pytest.mark.parametrize("is_replayed", [False, True])
+@pytest.mark.parametrize("order", EVERY_ORDER)
+def test_a_meta_gradient_never_waits_for_the_device(order: str, is_replayed: bool) -> None:
+    engine, network, batch, inner = (
+        VectorizedEngine(),
+        ConvNet(5).cuda(),
+        images(4),
+        inner_loop(order, 0.1, 2),
+    )
+    for _ in range(3):
+        engine.meta_gradient(network, cross_entropy, batch, inner, accuracy)
+    if not is_replayed:
+        engine.forget_captures()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        VECTORIZED.meta_gradient(network, cross_entropy, batch, inner, accuracy)
+        engine.meta_gradient(network, cross_entropy, batch, inner, accuracy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("tasks_per_chunk", [None, 2])
+@pytest.mark.parametrize("order", EVERY_ORDER)
+def test_training_by_replays_is_training(order: str, tasks_per_chunk: int | None) -> None:
+    engine, network, inner = (
+        VectorizedEngine(tasks_per_chunk),
+        ConvNet(5).cuda(),
+        inner_loop(order, 0.1, 2),
+    )
+    for _ in range(5):
+        batch = images(3)
+        actual = engine.meta_gradient(network, cross_entropy, batch, inner)
+        expected = VectorizedEngine(tasks_per_chunk).meta_gradient(network, cross_entropy, batch, inner)
+        for name, g in actual.gradient.items():
+            torch.testing.assert_close(g, expected.gradient[name], rtol=1e-4, atol=1e-6)
+            network.get_parameter(name).data.sub_(0.01 * g)
+    assert len(engine._captured._kept) == 1
+
+
+def test_captures_of_both_orders_take_turns() -> None:
+    engine, network = VectorizedEngine(), ConvNet(5).cuda()
+    for order in ("first", "first", "second", "second", "first", "second"):
+        batch, inner = images(3), inner_loop(order, 0.1, 2)
+        actual = engine.meta_gradient(network, cross_entropy, batch, inner)
+        expected = VectorizedEngine().meta_gradient(network, cross_entropy, batch, inner)
+        torch.testing.assert_close(actual.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+    assert len(engine._captured._kept) == 2
+
+
+def test_a_capture_under_autocast_converts_the_parameters_anew() -> None:
+    engine, network, inner = VectorizedEngine(), ConvNet(5).cuda(), inner_loop("second", 0.1, 1)
+    for _ in range(4):
+        batch = images(3)
+        with torch.autocast("cuda", torch.bfloat16):
+            actual = engine.meta_gradient(network, cross_entropy, batch, inner)
+            expected = VectorizedEngine().meta_gradient(network, cross_entropy, batch, inner)
+        torch.testing.assert_close(actual.inner_losses, expected.inner_losses, rtol=0.02, atol=0.02)
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+
+
+@pytest.mark.parametrize("wrt", ["x", "w", "y"])
+def test_a_way_of_convolving_is_chosen_by_timing(wrt: Operand) -> None:
+    form = TrilinearForm((4, 5, 8, 14, 14), (4, 8, 8, 3, 3), 2, 1)
+    shapes = {"x": form.x_shape, "w": form.w_shape, "y": (4, 5, 8, 7, 7)}
+    first, second = (torch.randn(s, device="cuda") for name, s in shapes.items() if name != wrt)
+    assert fastest_way(form, wrt, first, second) in WAYS
+    expected = form.partial_derivative(wrt, first.cpu(), second.cpu())
+    actual = form.partial_derivative(wrt, first, second)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-2, atol=1e-2)  # TF32, if it is on
 
 
 def test_the_gpu_overlay_trains(maml: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from maml_pipeline import torch_internals
+from maml_pipeline import TaskBatch, torch_internals
 
 
 def changed(what: str) -> str:
@@ -48,6 +48,13 @@ def test_add_in_place() -> None:
     torch_internals.add_in_place(sums, addends)
     assert all(map(torch.equal, sums, expected)), changed("torch._foreach_add_")
     torch_internals.add_in_place([], [])  # no parameter is used
+
+
+def test_copy_each() -> None:
+    targets, sources = [torch.ones(2), torch.zeros(1).long()], [torch.rand(2), torch.tensor([3])]
+    torch_internals.copy_each(targets, sources)
+    assert all(map(torch.equal, targets, sources)), changed("torch._foreach_copy_")
+    torch_internals.copy_each([], [])
 
 
 def test_without_attention_fast_path() -> None:
@@ -241,3 +248,15 @@ def test_flattened_tensors_are_views_again() -> None:
     assert all(map(torch.equal, parts, tensors)), changed("flattening")
     flat.zero_()
     assert not parts[0].any(), changed("flattening")
+
+
+def test_tensors_in_containers_are_replaced() -> None:
+    batch = TaskBatch(*(torch.rand(n) for n in range(4)))
+    tree = batch, {"b": torch.zeros(2), "a": torch.rand(3)}, [torch.ones(1)]
+    tensors, form = torch_internals.tensors_of(tree)
+    assert len(tensors) == 7, changed("flattening of trees")
+    assert form == torch_internals.tensors_of(tree)[1], changed("flattening of trees")
+    others = [t + 1 for t in tensors]
+    one, two, three = torch_internals.with_tensors(form, others)
+    assert type(one) is TaskBatch and [*two] == ["b", "a"], changed("flattening of trees")
+    assert all(map(torch.equal, [*one, *two.values(), *three], others)), changed("flattening of trees")

@@ -5,7 +5,8 @@ One meta-gradient, from the learner down:
     MetaLearner.training_step              learner/meta_learner.py
     +- Engine.meta_gradient                engine.py
     |  +- verified_workarounds             exactness/: compare with plain autograd, once per network
-    |  +- VectorizedEngine._meta_gradient  vectorized_engine.py, for each chunk of tasks:
+    |  +- VectorizedEngine._meta_gradient  vectorized_engine.py; on a GPU captured and replayed as a
+    |  |  |                                   CUDA graph, captured.py; for each chunk of tasks:
     |  |  +- chunk_gradient                methods.py
     |  |     +- first_order                   adapt, then the query gradient
     |  |     +- unrolled                      differentiate through the graph of inner steps

@@ -205,6 +205,9 @@ class Engine(ABC):
             chunk_gradient(chunk_loss, theta, task, inner)
         return counter.get_total_flops() * len(batch.support_x)
 
+    def forget_captures(self) -> None:  # noqa: B027 (most engines keep none)
+        """Free what is kept to replay meta-gradients on a GPU; the next one allocates anew."""
+
     # What each engine implements -----------------------------------------------------------------
 
     @abstractmethod

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
 from maml_pipeline.meta_gradient.engine import MetaGradient
 from maml_pipeline.meta_gradient.evaluation import measure_each_task
@@ -18,7 +19,11 @@ from maml_pipeline.meta_gradient.inner_loop import (
 )
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.meta_gradient.native.network import FeedForward, feed_forward
-from maml_pipeline.meta_gradient.vectorized_engine import VectorizedEngine, mean_of_chunks
+from maml_pipeline.meta_gradient.vectorized_engine import (
+    VectorizedEngine,
+    mean_of_chunks,
+    to_meta_gradient,
+)
 from maml_pipeline.tasks import Task, TaskBatch
 
 TASKS_OF_LOSSES = 32
@@ -84,11 +89,8 @@ class NativeEngine(VectorizedEngine):
                 return self._from_losses(losses, batch, inner, metric)
             return super().meta_gradient(network, loss, batch, inner, metric)
         result = _compiled().batch_meta_gradient(*known, batch, inner)
-        measured = None
-        if metric is not None:
-            measured = measure_each_task(metric, result.prediction, batch.query_y)
-        losses = result.inner_losses
-        return MetaGradient(losses[:, -1].mean(), result.gradient, losses, measured, rates={})
+        mean = ChunkGradient(result.inner_losses, result.prediction, result.gradient, rates={})
+        return to_meta_gradient(mean, batch, metric)
 
     def _from_losses(
         self, known: Known, batch: TaskBatch, inner: InnerLoop, metric: Loss | None
@@ -105,12 +107,12 @@ class NativeEngine(VectorizedEngine):
             for first in range(0, len(batch.query_x), size)
         )
         results = [chunk_gradient(chunk_loss, start, chunk, inner) for chunk in chunks]
-        result = mean_of_chunks(results, batch, metric)
+        result = mean_of_chunks(results)
         if inner.rates is None:
             gradient = layers.unpack(result.gradient[losses.PACKED], theta)
             gradient |= {name: torch.zeros_like(theta[name]) for name in theta.keys() - layers.names}
             result = result._replace(gradient=gradient)
-        return result
+        return to_meta_gradient(result, batch, metric)
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """See `Engine.check`; the derivatives of a network that it knows are exact."""

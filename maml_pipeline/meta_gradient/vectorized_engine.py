@@ -1,7 +1,7 @@
 """The fast engine: all tasks of a chunk adapt at once, under `torch.func.vmap`."""
 
-import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient.adaptation import ChunkGradient
+from maml_pipeline.meta_gradient.captured import CapturedCalls, CudaGraphs, python_state
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
+from maml_pipeline.meta_gradient.chunk_size import measured_chunk_size
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
 from maml_pipeline.meta_gradient.evaluation import chunk_curves, inner_steps, measure_each_task
 from maml_pipeline.meta_gradient.exactness import (
@@ -24,13 +26,8 @@ from maml_pipeline.meta_gradient.inner_loop import (
     adapted_names,
     trainable_parameters,
 )
-from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
 from maml_pipeline.meta_gradient.methods import chunk_gradient
 from maml_pipeline.tasks import TaskBatch
-
-logger = logging.getLogger(__name__)
-
-SHARE_OF_MEMORY = 0.8
 
 
 class VectorizedEngine(Engine):
@@ -41,6 +38,10 @@ class VectorizedEngine(Engine):
 
     When to use: whenever it accepts the network. The gain is largest for small networks, where launching
     a kernel takes longer than running it, and for GPUs.
+
+    On a GPU, the second meta-gradient in a row with the same settings and shapes is captured as a CUDA
+    graph, and later ones replay it (captured.py): one launch for all tasks, chunks and inner steps. The
+    memory of a meta-gradient then stays reserved.
 
     Weakness: rejects what vmap does not support, such as random numbers, control flow that depends on
     data and recurrent layers.
@@ -64,10 +65,15 @@ class VectorizedEngine(Engine):
         self.tasks_per_chunk = tasks_per_chunk
         self._auto_chunks: dict[Hashable, int] = {}
         self._chunk_losses: dict[Hashable, tuple[ChunkLoss, list[Tensor]]] = {}
+        self._captured = CapturedCalls(CudaGraphs())
 
     def __reduce__(self) -> tuple[type["VectorizedEngine"], tuple[object, ...]]:
         """Copy and pickle the settings only: the caches belong to the current network."""
         return VectorizedEngine, (self.tasks_per_chunk,)
+
+    def forget_captures(self) -> None:
+        """See `Engine.forget_captures`."""
+        self._captured.forget()
 
     def _computation(self, inner: InnerLoop) -> Computation:
         return META_GRADIENT
@@ -84,14 +90,29 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         metric: Loss | None,
     ) -> MetaGradient:
-        chunk_loss = self._chunk_loss(network, loss, workarounds, inner)
+        chunk_loss, constants = self._chunk_loss(network, loss, workarounds, inner)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
-        with workarounds.preserved_attributes(network):
-            results = [
-                chunk_gradient(chunk_loss, theta, chunk, inner)
-                for chunk in self._chunks(chunk_loss, theta, batch, inner)
-            ]
-        return mean_of_chunks(results, batch, metric)
+
+        def compute(
+            batch: TaskBatch, live: tuple[Parameters, Parameters, list[Tensor]]
+        ) -> ChunkGradient:
+            theta, rates, _ = live
+            with_rates = replace(inner, rates=rates) if rates else inner
+            with workarounds.preserved_attributes(network):
+                return mean_of_chunks(
+                    [
+                        chunk_gradient(chunk_loss, theta, chunk, with_rates)
+                        for chunk in self._chunks(chunk_loss, theta, batch, inner)
+                    ]
+                )
+
+        live = theta, dict(inner.rates or {}), constants
+        if batch.support_x.device.type == self._captured.device:
+            key = chunk_loss, inner, self.tasks_per_chunk, python_state(network), python_state(loss)
+            result = self._captured(key, compute, batch, live)
+        else:
+            result = compute(batch, live)
+        return to_meta_gradient(result, batch, metric)
 
     def _curves(
         self,
@@ -103,7 +124,7 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         transductive: bool,
     ) -> dict[str, Tensor]:
-        chunk_loss = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
+        chunk_loss, _ = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         predict_each = plain_predictions(network, workarounds)
         chunks: list[dict[str, Tensor]] = []
@@ -125,7 +146,7 @@ class VectorizedEngine(Engine):
         inner: InnerLoop,
         workarounds: Workarounds,
     ) -> Parameters:
-        chunk_loss = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
+        chunk_loss, _ = self._chunk_loss(network, loss, workarounds, inner, is_evaluation=True)
         theta = {name: p.detach() for name, p in trainable_parameters(network).items()}
         *_, adapted = inner_steps(chunk_loss, theta, at_least_two_tasks(task), inner)
         return {name: p[0].clone() for name, p in adapted.items()}
@@ -137,8 +158,10 @@ class VectorizedEngine(Engine):
         workarounds: Workarounds,
         inner: InnerLoop,
         is_evaluation: bool = False,
-    ) -> ChunkLoss:
-        """Return the loss of a chunk; the same function each time for the same network and loss."""
+    ) -> tuple[ChunkLoss, list[Tensor]]:
+        """Return the loss of a chunk, the same function each time for the same network and loss, and the
+        tensors besides parameters that it depends on.
+        """
         trainable = trainable_parameters(network)
         # A tensor that is replaced, frozen or unfrozen requires a new function.
         constants = [p for p in network.parameters() if not p.requires_grad] + [*network.buffers()]
@@ -152,7 +175,7 @@ class VectorizedEngine(Engine):
         if key not in self._chunk_losses:
             build = _evaluation_loss if is_evaluation else _training_loss
             self._chunk_losses[key] = build(network, loss, workarounds, inner), constants
-        return self._chunk_losses[key][0]
+        return self._chunk_losses[key]
 
     def _chunks(
         self, chunk_loss: ChunkLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
@@ -162,7 +185,7 @@ class VectorizedEngine(Engine):
         if size == "auto":
             key = chunk_loss, inner, *(tensor.shape for tensor in batch)
             if key not in self._auto_chunks:
-                self._auto_chunks[key] = _measured_chunk_size(chunk_loss, theta, batch, inner)
+                self._auto_chunks[key] = measured_chunk_size(chunk_loss, theta, batch, inner)
             size = self._auto_chunks[key]
         for start in range(0, tasks, size):
             yield TaskBatch(*(tensor[start : start + size] for tensor in batch))
@@ -195,58 +218,22 @@ def at_least_two_tasks(chunk: TaskBatch) -> TaskBatch:
     return TaskBatch(*(torch.cat([t, t]) for t in chunk)) if len(chunk.support_x) == 1 else chunk
 
 
-def _measured_chunk_size(
-    chunk_loss: ChunkLoss, theta: Parameters, batch: TaskBatch, inner: InnerLoop
-) -> int:
-    device = batch.support_x.device
-
-    def measure(tasks: int) -> int:
-        chunk = TaskBatch(*(tensor[:tasks] for tensor in batch))
-        chunk_gradient(chunk_loss, theta, chunk, inner)  # the first call fills caches
-        return peak_bytes(lambda: chunk_gradient(chunk_loss, theta, chunk, inner), device)
-
-    available = int(SHARE_OF_MEMORY * available_bytes(device))
-    return largest_fitting_chunk(measure, len(batch.support_x), available)
-
-
-def largest_fitting_chunk(measure: Callable[[int], int], tasks: int, available: int) -> int:
-    """Choose how many tasks adapt at once, as many as fit into memory, and log the choice.
-
-    Memory is affine in the number of tasks, so measuring one and two tasks predicts any number.
-
-    Args:
-        measure: Number of tasks -> peak bytes of their meta-gradient.
-        tasks: Number of tasks of a batch, T.
-        available: Bytes available.
-
-    Returns:
-        Between 1 and T: the smallest size that needs no more chunks than the largest that fits.
-    """
-    if tasks == 1:
-        return 1
-    one, two = measure(1), measure(2)
-    each = max(1, two - one)
-    fitting = min(tasks, max(1, (available - one) // each + 1))
-    chunks = -(-tasks // fitting)
-    chosen = -(-tasks // chunks)
-    logger.info(
-        "tasks_per_chunk: auto is %d of %d tasks (%.4g MB for one, %.4g MB per other; %.4g MB free)",
-        *(chosen, tasks, one / 1e6, each / 1e6, available / 1e6),
-    )
-    return chosen
-
-
-def mean_of_chunks(results: list[ChunkGradient], batch: TaskBatch, metric: Loss | None) -> MetaGradient:
-    """Put the chunks of a batch together."""
+def mean_of_chunks(results: list[ChunkGradient]) -> ChunkGradient:
+    """Put the chunks of a batch together, with the mean of the gradients of all tasks."""
     inner_losses = torch.cat([result.inner_losses for result in results])
-    prediction = torch.cat([result.prediction for result in results])
-    return MetaGradient(
-        loss=inner_losses[:, -1].mean(),
+    return ChunkGradient(
+        inner_losses,
+        prediction=torch.cat([result.prediction for result in results]),
         gradient=_mean([result.gradient for result in results], tasks=len(inner_losses)),
-        inner_losses=inner_losses,
-        metric=None if metric is None else measure_each_task(metric, prediction, batch.query_y),
         rates=_mean([result.rates for result in results], tasks=len(inner_losses)),
     )
+
+
+def to_meta_gradient(result: ChunkGradient, batch: TaskBatch, metric: Loss | None) -> MetaGradient:
+    """Return the meta-gradient of a batch, given the mean over its tasks."""
+    measured = None if metric is None else measure_each_task(metric, result.prediction, batch.query_y)
+    losses = result.inner_losses
+    return MetaGradient(losses[:, -1].mean(), result.gradient, losses, measured, result.rates)
 
 
 def _mean(gradients: list[Parameters], tasks: int) -> Parameters:

@@ -61,7 +61,10 @@ class MemoryProbe(Probe):
             # Free the previous gradients now, not during the measurement: the CPU's allocator would not
             # know their size.
             pl_module.zero_grad()
+            pl_module.engine.forget_captures()
             self._meter.start()
+        elif self._meter is not None:
+            pl_module.engine.forget_captures()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop measuring after the optimizer's update."""
