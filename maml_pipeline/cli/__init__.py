@@ -10,6 +10,7 @@ from typing import NoReturn
 from maml_pipeline import signals, slurm
 from maml_pipeline.cli import elapsed, faults, training_help
 from maml_pipeline.cli.known_keys import check_keys
+from maml_pipeline.cli.known_values import check_values
 from maml_pipeline.cli.late_imports import import_command
 from maml_pipeline.cli.parser import Parser
 from maml_pipeline.environment import check_environment
@@ -116,6 +117,7 @@ def _run(parsed: argparse.Namespace) -> None:
     check_environment()
     if is_training:
         check_keys(arguments)
+        check_values(arguments)
     module = import_command(command, arguments)
     signals.respond(Response.RAISE)
     signals.raise_if_requested()

@@ -43,8 +43,7 @@ def check_keys(arguments: Sequence[str]) -> None:
     """
     arguments = find_shipped(arguments)
     check_config_files(arguments)
-    flags = [argument.partition("=")[0] for argument in arguments]
-    if any(flag in LEFT_TO_THE_PARSER or flag.endswith(".help") for flag in flags):
+    if is_left_to_the_parser(arguments):
         return
     keys = known_keys()
     unrecognized = [*_unrecognized(arguments, keys)]
@@ -58,26 +57,40 @@ def check_keys(arguments: Sequence[str]) -> None:
             raise UserError(message + suggest(message, keys, arguments))
 
 
+def is_left_to_the_parser(arguments: Sequence[str]) -> bool:
+    """Tell whether there is a flag of which the parser alone knows what follows it."""
+    flags = [argument.partition("=")[0] for argument in arguments]
+    return any(flag in LEFT_TO_THE_PARSER or flag.endswith(".help") for flag in flags)
+
+
 @cache
 def known_keys() -> list[str]:
     """Return the keys of a training in their first two parts, such as `model.inner_lr`."""
     keys = [*SINGLE]
     for group, source in GROUPS.items():
-        keys += [group, *(f"{group}.{name}" for name in _arguments_of(*source))]
+        keys += [group, *(f"{group}.{name}" for name in arguments_of(*source))]
     return keys
 
 
-def _arguments_of(package: str, file: str, name: str) -> list[str]:
-    """Return the arguments of a class: those of its constructor, or a dataclass's fields."""
+@cache
+def arguments_of(package: str, file: str, name: str) -> dict[str, ast.expr | None]:
+    """Return the arguments of a class with their annotations: of its constructor, or its fields.
+
+    Args:
+        package: Its package, which is not imported.
+        file: Its file in the package.
+        name: Its name.
+    """
     spec = find_spec(package)
     assert spec is not None and spec.origin is not None
     tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
     body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
     for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return [argument.arg for argument in [*node.args.args, *node.args.kwonlyargs][1:]]
-    fields = [n.target for n in body if isinstance(n, ast.AnnAssign)]
-    return [field.id for field in fields if isinstance(field, ast.Name)]
+            own = [*node.args.args, *node.args.kwonlyargs][1:]
+            return {argument.arg: argument.annotation for argument in own}
+    fields = [n for n in body if isinstance(n, ast.AnnAssign)]
+    return {n.target.id: n.annotation for n in fields if isinstance(n.target, ast.Name)}
 
 
 def _is_known(key: str, keys: Sequence[str]) -> bool:

@@ -1,8 +1,9 @@
 """Import what a command needs, once its arguments are known: help must not wait for PyTorch."""
 
+import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
 
@@ -21,7 +22,7 @@ def import_command(command: str, arguments: Sequence[str]) -> ModuleType:
         arguments: The arguments after the command.
     """
     name = f"maml_pipeline.cli.{'training' if command in TRAINING else command}"
-    with collector_paused():
+    with collector_paused(), without_scipy_signal():
         if command != "fit" or not _will_track(arguments):
             return import_module(name)
         # Before PyTorch: W&B's API looks its classes up among all modules that are imported, which
@@ -32,6 +33,26 @@ def import_command(command: str, arguments: Sequence[str]) -> ModuleType:
         module = import_module(name)
         service.join()
         return module
+
+
+@contextmanager
+def without_scipy_signal() -> Iterator[None]:
+    """Keep torchmetrics from importing `scipy.signal`, which takes half a second.
+
+    Lightning imports torchmetrics, which gives `scipy.signal` an alias for another package's sake, if
+    it has none. Here it finds an empty module that has one. The next import of `scipy.signal` is real.
+    """
+    name = "scipy.signal"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = empty = ModuleType(name)
+    empty.hamming = None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is empty:
+            del sys.modules[name]
 
 
 def _will_track(arguments: Sequence[str]) -> bool:

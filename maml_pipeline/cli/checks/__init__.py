@@ -9,9 +9,9 @@ from maml_pipeline import slurm
 from maml_pipeline.cli.checks.callbacks import check_callbacks
 from maml_pipeline.cli.checks.epochs import check_epochs
 from maml_pipeline.cli.checks.optimization import check_optimization
-from maml_pipeline.cli.checks.ranges import check_ranges
 from maml_pipeline.cli.checks.tasks import check_tasks
 from maml_pipeline.cli.checks.trainer import check_trainer
+from maml_pipeline.cli.ranges import check_ranges
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
 from maml_pipeline.learner.checkpoints import load_checkpoint

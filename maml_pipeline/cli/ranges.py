@@ -162,10 +162,23 @@ def check_ranges(settings: Namespace) -> None:
     Raises:
         UserError: A value is out of range.
     """
-    for key, accepts, remedy in RANGES:
-        value = settings.get(key)
-        if not accepts(value):
-            raise UserError(f"{key} is {_shown(value)}; {remedy}")
+    for valid in RANGES:
+        check_range(valid.key, settings.get(valid.key))
+
+
+def check_range(key: str, value: Any) -> None:
+    """Refuse a value of one key.
+
+    Args:
+        key: Its name; the values of most have no range here.
+        value: A value of the right type.
+
+    Raises:
+        UserError: It is out of range.
+    """
+    for valid in RANGES:
+        if valid.key == key and not valid.accepts(value):
+            raise UserError(f"{key} is {_shown(value)}; {valid.remedy}")
 
 
 def _shown(value: Any) -> str:
