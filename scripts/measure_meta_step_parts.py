@@ -6,25 +6,33 @@
 The parts are timed inside the loop, since those of a short meta-step take up to three times as long
 there as alone: each one finds the caches of the processor full of the others' code. The matrix products
 are timed in meta-steps of their own, in which the machine code does nothing else.
+
+A second table compares meta-steps without the Trainer and those of `maml fit`, taken in turns: the machine
+code is the same, so what it takes longer is the processor's caches, and the rest is Python.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
+from maml_pipeline.cli.terminal import configure_logging
 from maml_pipeline.environment import NVML_CUDA_CHECK
+from maml_pipeline.learner.tracking import finish_tracking
 from maml_pipeline.meta_gradient import NativeEngine
 from maml_pipeline.meta_gradient.native.job import STEP_WORDS, Job
 from maml_pipeline.meta_gradient.native.products import gemm
-from scripts.benchmark_contenders import Case, draw
+from maml_pipeline.runs.loggers import run_loggers
+from scripts.benchmark_contenders import CONTENDERS, Case, Setting, draw
 from scripts.benchmark_engines import CASES
 
 META_STEPS = {"sine-k1": 2000, "sine-k5": 2000, "omniglot-5way": 30, "omniglot-20way": 10}
@@ -34,6 +42,9 @@ PARTS = (
     *("setting gradients", "Adam"),
 )
 
+
+IN_TURNS = tuple(f"{part}, {where}" for where in ("bare", "Trainer") for part in ("all", "code", "rest"))
+TURNS = 4
 
 RUN = Job.run
 
@@ -97,18 +108,46 @@ def products_of(job: Job) -> Job:
     return products
 
 
+def measure_in_turns(case: Case, meta_steps: int) -> list[float]:
+    """Return the median seconds of a meta-step, of its machine code and of the rest.
+
+    The first three are those without the Trainer, the last three those of `maml fit`.
+    """
+    rows: list[list[tuple[float, float]]] = [[], []]
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(torch.device("cpu"), run_loggers(Path(folder), {}))
+        contenders = [CONTENDERS[name].build(case, setting) for name in ("native", "native-trainer")]
+        for _ in range(TURNS):
+            jobs = 0
+            for take, found in zip(contenders, rows, strict=True):
+                with timed_jobs(lambda job: job) as seconds:
+                    steps = take(meta_steps)
+                jobs = jobs or len(seconds) // meta_steps
+                own = seconds[-jobs * meta_steps :]  # the Trainer takes some before those that are timed
+                of_steps = (sum(own[first : first + jobs]) for first in range(0, len(own), jobs))
+                found += zip(steps, of_steps, strict=True)
+        finish_tracking()
+    return [
+        statistics.median(column)
+        for found in rows
+        for column in zip(*((step, code, step - code) for step, code in found), strict=True)
+    ]
+
+
 def main() -> None:
-    """Print a table: a row for each case and order, the parts in ms."""
+    """Print two tables: a row for each case and order, times in ms."""
     torch.set_num_threads(1)
     if not torch.cuda.is_available():  # as `maml fit`: otherwise each optimizer step looks for a driver
         NVML_CUDA_CHECK.set("0")
-    print(f"| a meta-step of | {' | '.join(PARTS)} |\n|---|{'---:|' * len(PARTS)}")
-    for name, meta_steps in META_STEPS.items():
-        for first_order in (True, False):
-            case = CASES[name]()
-            case = replace(case, inner=replace(case.inner, first_order=first_order))
-            cells = " | ".join(f"{1000 * seconds:.3g} ms" for seconds in measure(case, meta_steps))
-            print(f"| {case.name}, {case.order} | {cells} |", flush=True)
+    configure_logging()
+    for heading, measured in ((PARTS, measure), (IN_TURNS, measure_in_turns)):
+        print(f"\n| a meta-step of | {' | '.join(heading)} |\n|---|{'---:|' * len(heading)}")
+        for name, meta_steps in META_STEPS.items():
+            for first_order in (True, False):
+                case = CASES[name]()
+                case = replace(case, inner=replace(case.inner, first_order=first_order))
+                cells = " | ".join(f"{1000 * seconds:.3g} ms" for seconds in measured(case, meta_steps))
+                print(f"| {case.name}, {case.order} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

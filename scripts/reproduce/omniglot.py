@@ -57,7 +57,7 @@ TRAININGS = [
             *("--vary=model.inner_lr=0.3,1.0", "--trainer.val_check_interval=100"),
             *meta_steps(200),
         ),
-        final=(*FINAL, *meta_steps(4_000)),
+        final=(*FINAL, *meta_steps(3_000)),
         tiny=TINY,
         # As above.
         published={"first": {5: 0.894}, "second": {5: 0.958}},
