@@ -7,8 +7,8 @@ The parts are timed inside the loop, since those of a short meta-step take up to
 there as alone: each one finds the caches of the processor full of the others' code. The matrix products
 are timed in meta-steps of their own, in which the machine code does nothing else.
 
-A second table compares meta-steps without the Trainer and those of `maml fit`, taken in turns: the machine
-code is the same, so what it takes longer is the processor's caches, and the rest is Python.
+A second table compares meta-steps without the Trainer and those of `maml fit`, taken in turns. The
+machine code is the same: if it takes longer, it finds the caches full; the rest is Python.
 """
 
 import statistics

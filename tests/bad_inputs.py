@@ -447,6 +447,9 @@ ways: fit OMNIGLOT --data.tasks.ways 1
 ways: fit OMNIGLOT --data.tasks.ways 101 --model.network.ways 101
 shots: fit OMNIGLOT --data.tasks.shots 20
 rotated_splits: fit OMNIGLOT --data.tasks.rotated_splits [x]
+split_sizes: fit OMNIGLOT --data.tasks.split_sizes [1200,423]
+split_sizes: fit OMNIGLOT --data.tasks.split_sizes [1200,0,423]
+split_sizes: fit OMNIGLOT --data.tasks.split_sizes [1200,100,423]
 filters: fit OMNIGLOT --model.network.filters 0
 downsampling: fit OMNIGLOT --model.network.downsampling nope
 """

@@ -89,12 +89,17 @@ def test_the_flag_and_the_overlay_for_first_order_are_equivalent(maml: Maml, tmp
 
 @pytest.mark.parametrize("config", shipped_configs().values(), ids=lambda path: path.stem)
 def test_every_config_parses(config: Path, maml: Maml, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = "data" in yaml.safe_load(config.read_text())
-    configs = ["--config", config] if whole else ["--config", CONFIGS / "toy.yaml", "--config", config]
+    values = yaml.safe_load(config.read_text())
+    base = "toy.yaml" if config.parent == CONFIGS else "omniglot/20way_1shot.yaml"
+    below = [] if "seed_everything" in values else ["--config", CONFIGS / base]  # else an overlay
     with pytest.raises(SystemExit) as done:
-        maml("fit", *configs, "--print_config")
+        maml("fit", *below, "--config", config, "--print_config")
     assert done.value.code == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["inner_lr"] > 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["inner_lr"] > 0
+    if below and "omniglot" in base:  # the tasks of the config below keep their other arguments
+        tasks = printed["data"]["tasks"]["init_args"]
+        assert tasks["ways"] == 20 and tasks == {**tasks, **values["data"]["tasks"]["init_args"]}
 
 
 def test_omniglot_trains_from_its_config(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from maml_pipeline import TaskBatch
+from maml_pipeline.errors import UserError
 from maml_pipeline.tasks import Omniglot
 from maml_pipeline.tasks.image_cache import PackedImages
 from maml_pipeline.tasks.omniglot import SPLIT_SIZES, split_characters
@@ -84,10 +85,22 @@ def test_a_batch_equals_its_stacked_tasks(omniglot: Omniglot) -> None:
 
 def test_the_split_is_fixed_and_covers_every_character_once() -> None:
     characters = [split_characters(split) for split in SPLITS]
-    assert [len(c) for c in characters] == [1100, 100, 423] == list(SPLIT_SIZES.values())
+    assert [len(c) for c in characters] == [1100, 100, 423] == [*SPLIT_SIZES]
     assert sorted(np.concatenate(characters)) == list(range(1623))
     # Another order would be a different benchmark.
     assert [c[:3].tolist() for c in characters] == PINNED_CHARACTERS
+
+
+def test_other_numbers_of_characters_are_taken_in_the_same_order() -> None:
+    usual, other = (
+        np.concatenate([split_characters(split, sizes) for split in SPLITS])
+        for sizes in (SPLIT_SIZES, (1150, 50, 423))
+    )
+    assert np.array_equal(usual, other)
+    classes = Omniglot(ways=50, split_sizes=[1150, 50, 423]).split_classes()
+    assert [len(classes[split]) for split in SPLITS] == [1150, 50, 423]
+    with pytest.raises(UserError, match="it must be at most 50, the number of characters in the val"):
+        Omniglot(ways=51, split_sizes=[1150, 50, 423])
 
 
 PINNED_CHARACTERS = [[1035, 1472, 354], [445, 1296, 199], [1045, 1481, 1465]]

@@ -12,19 +12,25 @@ from maml_pipeline.tasks.image_episodes import ImageEpisodes
 from maml_pipeline.tasks.omniglot_images import CHARACTERS, DRAWINGS, load_images
 from maml_pipeline.tasks.task import SPLITS, Split
 
-SPLIT_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
+SPLIT_SIZES = (1100, 100, 423)
+"""Characters of train, val and test, as in the code of Finn et al. 2017."""
 
 
-def split_characters(split: Split) -> np.ndarray:
+def split_characters(split: Split, sizes: Sequence[int] = SPLIT_SIZES) -> np.ndarray:
     """Return the characters of a split, numbered in the order of their paths; independent of the seed.
 
     The "background" and "evaluation" halves of Lake et al. are pooled and shuffled once, as in Finn
     et al. 2017.
+
+    Args:
+        split: The split.
+        sizes: Characters of train, val and test.
     """
     # The key is part of the benchmark: another key is another split.
     shuffled = np.random.Generator(np.random.Philox(key=1623)).permutation(CHARACTERS)
-    start = sum(SPLIT_SIZES[earlier] for earlier in SPLITS[: SPLITS.index(split)])
-    return shuffled[start : start + SPLIT_SIZES[split]]
+    number = SPLITS.index(split)
+    start = sum(sizes[:number])
+    return shuffled[start : start + sizes[number]]
 
 
 class Omniglot(ImageEpisodes):
@@ -42,11 +48,13 @@ class Omniglot(ImageEpisodes):
             `data/omniglot`. Omniglot is downloaded into it if it is missing.
         cache_dir: Folder for the cache of decoded images; `None` for the user's cache folder.
         rotated_splits: Splits to rotate.
+        split_sizes: Characters of train, val and test, of 1,623.
 
     Shapes: images `(N * K, 1, 28, 28)`, float32, strokes 1 on 0; labels `(N * K,)`, int64.
 
     Raises:
-        UserError: An argument is out of range, or `rotated_splits` contains an unknown split.
+        UserError: An argument is out of range, `rotated_splits` contains an unknown split, or
+            `split_sizes` are not three numbers of characters.
 
     References:
         Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program
@@ -61,13 +69,20 @@ class Omniglot(ImageEpisodes):
         root: str | Path | None = None,
         cache_dir: str | Path | None = None,
         rotated_splits: Sequence[Split] = SPLITS,
+        split_sizes: Sequence[int] = SPLIT_SIZES,
     ) -> None:
         super().__init__(ways, shots, query_shots, rotated_splits)
-        smallest = min(SPLIT_SIZES, key=lambda split: SPLIT_SIZES[split])
-        if ways > SPLIT_SIZES[smallest]:
+        if len(split_sizes) != len(SPLITS) or min(split_sizes) < 1 or sum(split_sizes) > CHARACTERS:
             raise UserError(
-                f"ways is {ways}; it must be at most {SPLIT_SIZES[smallest]}, "
-                f"the number of characters in the {smallest} split"
+                f"split_sizes is {[*split_sizes]}; it must be three numbers from 1, the characters of "
+                f"train, val and test, {CHARACTERS:,} in all"
+            )
+        self.split_sizes = tuple(split_sizes)
+        fewest = min(self.split_sizes)
+        if ways > fewest:
+            raise UserError(
+                f"ways is {ways}; it must be at most {fewest}, "
+                f"the number of characters in the {SPLITS[self.split_sizes.index(fewest)]} split"
             )
         if shots + query_shots > DRAWINGS:
             raise UserError(
@@ -83,4 +98,4 @@ class Omniglot(ImageEpisodes):
         return load_images(self.root, self.cache_dir)
 
     def split_classes(self) -> dict[Split, np.ndarray]:
-        return {split: split_characters(split) for split in SPLITS}
+        return {split: split_characters(split, self.split_sizes) for split in SPLITS}
