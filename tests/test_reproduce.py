@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from maml_pipeline.cli import main
-from scripts.reproduce import omniglot, sine
+from scripts.reproduce import omniglot, sine, time_to_accuracy
 from scripts.reproduce.release import release
-from scripts.reproduce.training import Training, reproduce, results_of, table
+from scripts.reproduce.training import Training, reproduce, results_of, search_table, table
 from tests.helpers import ROOT
 
 TABLES = {"sine.json": sine.STEPS, "omniglot.json": omniglot.STEPS}
@@ -22,9 +22,16 @@ TRAININGS = [*sine.TRAININGS, *omniglot.TRAININGS]
 def test_the_tables_are_those_of_the_committed_results() -> None:
     text = (ROOT / "docs" / "results.md").read_text()
     for file in (ROOT / "results").glob("*.json"):
-        if file.name != "map.json":  # which tests/test_map.py compares
-            results = json.loads(file.read_text())
-            assert results and table(results, TABLES[file.name]) in text
+        results = json.loads(file.read_text())
+        if file.name == "map.json":
+            continue  # tests/test_map.py compares it
+        if file.name == "time_to_accuracy.json":
+            assert time_to_accuracy.table(results) in text
+            continue
+        assert results and table(results, TABLES[file.name]) in text
+        for row in results:
+            if "search" in row:
+                assert search_table(row["task"], row["measure"], row["search"]) in text
 
 
 def test_the_readme_shows_rows_of_these_tables() -> None:

@@ -16,7 +16,7 @@ docs/results.md, which tests/test_map.py compares with results/map.json.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,13 @@ from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.varied import value_text
 from scripts.reproduce.training import (
     ALPHA,
+    INNER_LR,
     Training,
-    mean_text,
     read_origin,
     result_text,
     rows_of,
+    search_of,
 )
-
-INNER_LR = "model.inner_lr"
 
 TINY = (
     *("--trainer.max_steps=20", "--trainer.val_check_interval=10", "--probes.every=10"),
@@ -79,23 +78,13 @@ EXPERIMENTS = [
 
 def result(experiment: Training, runs: Path) -> dict[str, Any]:
     """Return what `results/map.json` holds of an experiment: its rows, and how they came about."""
-    folder, searched = runs / experiment.name, experiment.search_folder(runs)
-    rows, search = rows_of(folder), rows_of(searched)
-    summary = json.loads((searched / "tradeoff.json").read_text())
+    folder = runs / experiment.name
+    rows = rows_of(folder)
     return {
         "title": experiment.task,
         "origin": read_origin(folder),
         "meta_steps": rows[0].runs[0].max_steps,
-        "search": {
-            "meta_steps": search[0].runs[0].max_steps,
-            "values": summary["varied"][INNER_LR],
-            "validation": {
-                str(order): {
-                    value_text(r.setting[INNER_LR]): r.validation for r in search if r.order == order
-                }
-                for order in dict.fromkeys(row.order for row in search)
-            },
-        },
+        "search": search_of(experiment, runs),
         "rows": [{**row.to_json(), **_texts(row, rows)} for row in rows],
     }
 
@@ -139,24 +128,6 @@ def table(results: dict[str, Any]) -> str:
                 *("1" if ratio == "-" else f"{ratio} ×" for ratio in ratios),  # noqa: RUF001
             )
             lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
-
-
-def search_table(experiment: Mapping[str, Any]) -> str:
-    """Return the table of the best validation results of a search.
-
-    Args:
-        experiment: One of those that `results/map.json` holds.
-    """
-    search, measure = experiment["search"], experiment["rows"][0]["measure"]
-    values = [value_text(value) for value in search["values"]]
-    lines = [
-        " | ".join((f"{experiment['title']}, order", *(f"{ALPHA} = {value}" for value in values))),
-        "|".join(["---", *["---:"] * len(values)]),
-    ]
-    for order, found in search["validation"].items():
-        cells = (mean_text(measure, found.get(value)) for value in values)
-        lines.append(" | ".join((order, *cells)))
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 

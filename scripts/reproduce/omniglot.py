@@ -9,10 +9,23 @@
 The inner learning rate is chosen on validation characters by shorter runs; the test characters are
 looked at once. The outer learning rate falls to 1e-5 along a cosine, in the shorter runs, too. What is
 finished is not trained again: after an interruption, the same command resumes.
-Writes results/omniglot.json, and prints the table of docs/results.md.
+
+Writes results/omniglot.json and docs/omniglot.png, and prints the table of docs/results.md.
 """
 
-from scripts.reproduce.training import Training, reproduce
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from maml_pipeline.files import write_atomically
+from maml_pipeline.report.comparison import ComparisonRow
+from maml_pipeline.report.curves import draw_series
+from maml_pipeline.report.page import render_figure
+from maml_pipeline.report.style import add_legend, plot_style
+from scripts.reproduce.training import Training, reproduce, rows_of
+
+PICTURE = Path("docs/omniglot.png")
 
 STEPS = (0, 1, 3, 5)
 TINY = (
@@ -65,5 +78,28 @@ TRAININGS = [
 ]
 
 
+def draw_learning_curves(rows: Mapping[str, Sequence[ComparisonRow]]) -> Figure:
+    """Draw the accuracy on the validation tasks over the meta-steps.
+
+    Args:
+        rows: Of each training, by its task.
+    """
+    with plot_style():
+        figure = Figure((8.2, 3.0), layout="constrained")
+        for ax, (task, of_task) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
+            draw_series(ax, of_task, "val/accuracy", "validation accuracy")
+            ax.set_title(task)
+        add_legend(figure)
+    return figure
+
+
+def main() -> None:
+    """Train, write the results, and draw."""
+    runs = reproduce(__doc__ or "", TRAININGS, STEPS, "omniglot.json")
+    if runs is not None and all(training.is_finished(runs) for training in TRAININGS):
+        rows = {training.task: rows_of(runs / training.name) for training in TRAININGS}
+        write_atomically(PICTURE, render_figure(draw_learning_curves(rows), "png"))
+
+
 if __name__ == "__main__":
-    reproduce(__doc__ or "", TRAININGS, STEPS, "omniglot.json")
+    main()

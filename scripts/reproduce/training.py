@@ -19,11 +19,16 @@ from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.learner.tracking.description import device_name, git_state
 from maml_pipeline.report.comparison import ComparisonRow, compare
+from maml_pipeline.report.curves import series_over_seeds
+from maml_pipeline.report.table import with_unit
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.text import duration, in_one_notation
+from maml_pipeline.varied import value_text
 
 ALPHA = "α"  # noqa: RUF001
+
+INNER_LR = "model.inner_lr"
 
 ORIGIN = "origin.json"
 """In the folder of a trade-off: when, where and from which commit it was trained."""
@@ -135,7 +140,41 @@ def results_of(training: Training, runs: Path) -> list[dict[str, Any]]:
     folder = runs / training.name
     rows = [row for row in rows_of(folder) if not row.is_outdone]
     origin = read_origin(folder)
-    return [{"task": training.task, **_row(row, training), **origin} for row in rows]
+    search = {"search": search_of(training, runs)} if training.search else {}
+    return [{"task": training.task, **_row(row, training), **search, **origin} for row in rows]
+
+
+def search_of(training: Training, runs: Path) -> dict[str, Any]:
+    """Return what is kept of the search of inner learning rates: the best validation result of each."""
+    folder = training.search_folder(runs)
+    rows = rows_of(folder)
+    return {
+        "meta_steps": rows[0].runs[0].max_steps,
+        "values": json.loads((folder / "tradeoff.json").read_text())["varied"][INNER_LR],
+        "validation": {
+            str(order): {value_text(r.setting[INNER_LR]): r.validation for r in rows if r.order == order}
+            for order in dict.fromkeys(row.order for row in rows)
+        },
+    }
+
+
+def search_table(task: str, measure: str, search: Mapping[str, Any]) -> str:
+    """Return the table of the best validation results of a search.
+
+    Args:
+        task: In its heading.
+        measure: Name of the measure.
+        search: From `search_of`.
+    """
+    values = [value_text(value) for value in search["values"]]
+    lines = [
+        " | ".join((f"{task}, order", *(f"{ALPHA} = {value}" for value in values))),
+        "|".join(["---", *["---:"] * len(values)]),
+    ]
+    for order, found in search["validation"].items():
+        cells = (mean_text(measure, found.get(value)) for value in values)
+        lines.append(" | ".join((order, *cells)))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 
 def _row(row: ComparisonRow, training: Training) -> dict[str, Any]:
@@ -157,9 +196,16 @@ def _row(row: ComparisonRow, training: Training) -> dict[str, Any]:
         "result": {str(k): _estimate(curve) for k, curve in enumerate(zip(*curves, strict=True))},
         "published": {str(k): value for k, value in published.items()},
         "seconds": [training_seconds(run) for run in row.evaluated],
+        "validation": _curve(row),
         "peak_bytes": finite(row.mean("peak_bytes")),
         "meta_step_ms": finite(row.mean("meta_step_ms")),
     }
+
+
+def _curve(row: ComparisonRow) -> dict[str, list[float]]:
+    """Return the mean over seeds of the monitored metric, at no more than eighty meta-steps."""
+    series = series_over_seeds(row.runs, row.runs[0].monitor)
+    return {"meta_steps": series.steps, "mean": [round(value, 5) for value in series.means]}
 
 
 def _estimate(of_seeds: Sequence[Estimate]) -> dict[str, Any]:
@@ -188,7 +234,8 @@ def table(results: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> str:
         steps: The numbers of inner steps at test, a column for each.
     """
     settings = (ALPHA, "meta-steps", "seeds")
-    head = ["task", "order", *settings, *map(_after, steps), "in print", "time of a run"]
+    of_a_run = ("peak memory", "time of a run")
+    head = ["task", "order", *settings, *map(_after, steps), "in print", *of_a_run]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for row in results:
         of_steps = [row["result"].get(str(k)) for k in steps]
@@ -198,6 +245,7 @@ def table(results: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> str:
                 str(len(row["seeds"])),
                 *("-" if each is None else result_text(row["measure"], each) for each in of_steps),
                 _published(row),
+                with_unit(row["peak_bytes"], "B"),
                 duration(mean(row["seconds"])),
             ]
         )
