@@ -133,7 +133,7 @@ KEYS = {
     "trainer.num_sanity_val_steps": "-2 x",
     "trainer.log_every_n_steps": "-1 x",
     "trainer.enable_checkpointing": "false",
-    "trainer.accumulate_grad_batches": "0 -1 99999999999999999999",
+    "trainer.accumulate_grad_batches": "0 -1 99999999999999999999 null",
     "trainer.gradient_clip_val": "-1 nan x",
     "trainer.gradient_clip_algorithm": "nope",
     "trainer.deterministic": "x",

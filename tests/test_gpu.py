@@ -78,7 +78,7 @@ def test_a_meta_gradient_never_waits_for_the_device(order: str, is_replayed: boo
         images(4),
         inner_loop(order, 0.1, 2),
     )
-    for _ in range(3):
+    for _ in range(4):
         engine.meta_gradient(network, cross_entropy, batch, inner, accuracy)
     if not is_replayed:
         engine.forget_captures()
@@ -109,7 +109,7 @@ def test_training_by_replays_is_training(order: str, tasks_per_chunk: int | None
 
 def test_captures_of_both_orders_take_turns() -> None:
     engine, network = VectorizedEngine(), ConvNet(5).cuda()
-    for order in ("first", "first", "second", "second", "first", "second"):
+    for order in (*["first"] * 3, *["second"] * 3, "first", "second"):
         batch, inner = images(3), inner_loop(order, 0.1, 2)
         actual = engine.meta_gradient(network, cross_entropy, batch, inner)
         expected = VectorizedEngine().meta_gradient(network, cross_entropy, batch, inner)

@@ -156,6 +156,27 @@ def test_a_wrong_value_has_the_message_that_the_parser_would_give(
         assert early == late
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        ["--model", "{inner_steps: 3}"],
+        ["--model={inner_steps: 3}"],
+        ["--config", '{"model": {"inner_steps": 3}}'],
+        ["--model.inner_steps", "3"],
+    ],
+)
+def test_a_wrong_value_that_is_replaced_is_left_to_the_parser(tmp_path: Path, later: list[str]) -> None:
+    (tmp_path / "wrong.yaml").write_text("model: {inner_steps: 20000}")
+    wrong = ["--config", "toy", "--config", str(tmp_path / "wrong.yaml")]
+    check_values([*wrong, *later])
+    with pytest.raises(UserError, match=r"model\.inner_steps is 20000; it must be at most 10,000"):
+        check_values(wrong)
+
+
+def test_a_flag_without_its_value_is_left_to_the_parser() -> None:
+    check_values(["--config", "toy", "--model.first_order", "--trainer.max_steps=5"])
+
+
 def test_the_last_value_of_a_key_counts(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("model: {inner_lr: fast}")
     wrong, right = ["--config", str(tmp_path / "wrong.yaml")], ["--model.inner_lr", "0.1"]
@@ -216,6 +237,23 @@ def test_scipy_signal_is_spared_and_can_be_imported_afterwards() -> None:
         from scipy.signal import butter
         assert scipy.signal.butter is butter and len(butter(2, 0.5)) == 2
         assert scipy.signal.windows.hamming(3)[1] == 1
+    """
+    run_python(script).check_returncode()
+
+
+@pytest.mark.parametrize(
+    "statement", ["from scipy.signal import butter", "import scipy.signal.windows as s; s.hamming(3)"]
+)
+def test_scipy_signal_is_there_if_something_needs_it_meanwhile(statement: str) -> None:
+    script = f"""
+        import sys
+        from maml_pipeline.cli.late_imports import without_scipy_signal
+        with without_scipy_signal():
+            import scipy.signal
+            assert hasattr(scipy.signal, "hamming")
+            assert "scipy.signal.windows" not in sys.modules
+            {statement}
+        assert sys.modules["scipy.signal"].butter
     """
     run_python(script).check_returncode()
 

@@ -5,7 +5,7 @@ value of any other type, and a range that only the class itself knows, wait for 
 """
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -41,9 +41,9 @@ def check_values(arguments: Sequence[str]) -> None:
     """
     if is_left_to_the_parser(arguments):
         return
-    given = dict(_given(find_shipped(arguments)))  # the parser takes the last value of a key, too
     types = plain_types()
-    for key in given.keys() & types.keys():
+    given = _last_values(find_shipped(arguments))
+    for key in (key for key in given if key in types):
         parser = ValueParser()
         parser.add_argument(f"--{key}", type=types[key])
         value = given[key]
@@ -69,14 +69,27 @@ def _is_plain(annotation: ast.expr) -> bool:
     return all(node.id in NAMES for node in ast.walk(annotation) if isinstance(node, ast.Name))
 
 
-def _given(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of two parts in flags and configuration files, in order, with their values."""
+def _last_values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the keys of two parts in flags and configuration files, each with its last value.
+
+    A flag may give a whole group, as JSON or by the name of a file. Its values, and those that it
+    replaces, are left to the parser.
+    """
+    given: dict[str, Any] = {}
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         flag, equals, text = argument.partition("=")
         value = text if equals else following
-        if flag in CONFIG_FLAGS and value is not None and not value.lstrip().startswith("{"):
+        if not flag.startswith("-") or value is None or (not equals and value.startswith("--")):
+            continue
+        key = flag.removeprefix("--")
+        if flag in CONFIG_FLAGS and not value.lstrip().startswith("{"):
             for group, values in read_config(Path(value), "config").items():
                 if isinstance(values, dict):
-                    yield from ((f"{group}.{name}", found) for name, found in values.items())
-        elif flag.startswith("--") and value is not None:
-            yield flag.removeprefix("--"), value
+                    given |= {f"{group}.{name}": found for name, found in values.items()}
+        elif flag in CONFIG_FLAGS:
+            given.clear()
+        elif key in GROUPS:
+            given = {name: found for name, found in given.items() if not name.startswith(f"{key}.")}
+        else:
+            given[key] = value
+    return given

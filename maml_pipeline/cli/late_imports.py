@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from maml_pipeline.environment import RANKS, WANDB_DISABLED, WANDB_MODE
 from maml_pipeline.garbage import collector_paused
+
+SIGNAL = "scipy.signal"
 
 TRAINING = ("fit", "validate", "test")
 """The commands that share one module."""
@@ -40,19 +43,28 @@ def without_scipy_signal() -> Iterator[None]:
     """Keep torchmetrics from importing `scipy.signal`, which takes half a second.
 
     Lightning imports torchmetrics, which gives `scipy.signal` an alias for another package's sake, if
-    it has none. Here it finds an empty module that has one. The next import of `scipy.signal` is real.
+    it has none. Here it finds a module that has one, and that imports the real one for anything else.
     """
-    name = "scipy.signal"
-    if name in sys.modules:
+    if SIGNAL in sys.modules:
         yield
         return
-    sys.modules[name] = empty = ModuleType(name)
-    empty.hamming = None  # type: ignore[attr-defined]
+    sys.modules[SIGNAL] = late = _LateSignal(SIGNAL)
     try:
         yield
     finally:
-        if sys.modules.get(name) is empty:
-            del sys.modules[name]
+        if sys.modules.get(SIGNAL) is late:
+            del sys.modules[SIGNAL]
+
+
+class _LateSignal(ModuleType):
+    """Stands in for `scipy.signal` until something in it is needed."""
+
+    hamming = None
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(SIGNAL) is self:
+            del sys.modules[SIGNAL]
+        return getattr(import_module(SIGNAL), name)
 
 
 def _will_track(arguments: Sequence[str]) -> bool:

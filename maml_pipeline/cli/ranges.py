@@ -69,7 +69,7 @@ RANGES = (
     Range("trainer.max_epochs", _from(1, -1, None), "it must be 1 or more, or -1 for no end"),
     Range(
         "trainer.accumulate_grad_batches",
-        lambda value: 1 <= value <= MAX_ACCUMULATED_BATCHES,
+        lambda value: _is_whole(value) and 1 <= value <= MAX_ACCUMULATED_BATCHES,
         f"it must be from 1 to {MAX_ACCUMULATED_BATCHES:,}",
     ),
     Range(

@@ -7,6 +7,7 @@ values. So everything else that a result depends on belongs to the key under whi
 
 import logging
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,11 @@ from maml_pipeline.torch_internals import copy_each, tensors_of, with_tensors
 
 logger = logging.getLogger(__name__)
 
-MOST_CAPTURES = 4
-"""Captures that are kept at once; training takes two, if it changes its gradient order."""
+MOST_CAPTURES = 2
+"""Captures that are kept at once, one for each gradient order of a training that changes it."""
+
+CALLS_BEFORE_CAPTURE = 2
+"""Calls in a row before one is captured: the first fills caches and chooses kernels."""
 
 Call = Callable[[list[Tensor]], Any]
 """(arguments) -> tensors in tuples, lists and dicts."""
@@ -46,9 +50,9 @@ class _Kept(NamedTuple):
 class CapturedCalls:
     """Call functions of tensors, and replay those that are called repeatedly.
 
-    The first call fills caches and chooses kernels, the second one in a row is captured, later ones
-    replay it. Functions that take turns are never captured. One that cannot be captured, because it
-    waits for the GPU or there is too little memory, is called as it is.
+    The third call of a function in a row is captured, and later ones replay it. Functions that take
+    turns are never captured. One that cannot be captured, because it waits for the GPU or there is too
+    little memory, is called as it is.
 
     Args:
         capture: Captures a call with some arguments.
@@ -61,6 +65,7 @@ class CapturedCalls:
         self._kept: dict[Hashable, _Kept] = {}
         self._refused: set[Hashable] = set()
         self._previous: Hashable = None
+        self._calls = 0
 
     def __call__(self, key: Hashable, function: Callable[[Any, Any], Any], given: Any, live: Any) -> Any:
         """Return `function(given, live)`, in memory of its own.
@@ -73,13 +78,14 @@ class CapturedCalls:
         """
         (copied, form), (read, live_form) = tensors_of(given), tensors_of(live)
         key = (
-            *(key, form, live_form),
-            *(torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
+            *(key, form, live_form, *_settings_of_pytorch()),
             *((t.shape, t.dtype, t.device) for t in copied),
             *((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in read),
         )
-        is_repeated, self._previous = key == self._previous, key
-        if is_repeated and key not in self._kept and key not in self._refused:
+        self._calls = self._calls + 1 if key == self._previous else 1
+        self._previous = key
+        is_due = self._calls > CALLS_BEFORE_CAPTURE and key not in self._refused
+        if is_due and key not in self._kept:
 
             def call(tensors: list[Tensor]) -> Any:
                 number = len(copied)
@@ -89,7 +95,7 @@ class CapturedCalls:
 
             self._try_to_capture(key, call, copied, read)
         if key not in self._kept:
-            return function(given, live)
+            return self.with_memory(partial(function, given, live))
         kept = self._kept[key]
         copy_each(kept.copied, copied)
         kept.capture.replay()
@@ -112,17 +118,30 @@ class CapturedCalls:
             del self._kept[next(iter(self._kept))]
         self._kept[key] = _Kept(copied, live, capture)
 
+    def with_memory(self, call: Callable[[], Any]) -> Any:
+        """Make another call; if there is too little memory beside the captures, make it without them."""
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            if not self._kept:
+                raise
+        self.forget()
+        return call()
+
     def forget(self) -> None:
         """Free all captures. The next call of a function is one without a capture."""
-        self._kept.clear()
+        if self._kept:
+            self._kept.clear()
+            torch.cuda.empty_cache()  # what a capture has reserved is of use to nothing else
+        self._refused.clear()
         self._previous = None
 
 
 class CudaGraphs:
-    """Capture calls as CUDA graphs, which share their memory, since no two of them run at once."""
+    """Capture calls as CUDA graphs, each with memory of its own."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def __call__(self, call: Call, arguments: list[Tensor]) -> Capture:
         """Capture a call that has been made before.
@@ -130,33 +149,70 @@ class CudaGraphs:
         Raises:
             RuntimeError: It waits for the GPU, or there is too little memory.
         """
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        # Autocast keeps the parameters that it has converted: a graph must convert them itself.
-        torch.clear_autocast_cache()
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            call(arguments)  # libraries allocate what they need on a stream of their own
-        current.wait_stream(side)
-        torch.clear_autocast_cache()
-        # Other threads, such as those that load tasks, may go on.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = call(arguments)
-        torch.clear_autocast_cache()
+        device = arguments[0].device
+        with torch.cuda.device(device):
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream, current = self._streams[device], torch.cuda.current_stream()
+            graph = torch.cuda.CUDAGraph()
+            # Autocast keeps the parameters that it has converted: a graph must convert them itself.
+            torch.clear_autocast_cache()
+            try:
+                stream.wait_stream(current)
+                with torch.cuda.stream(stream):
+                    call(arguments)  # libraries allocate for each stream what they work with
+                current.wait_stream(stream)
+                torch.clear_autocast_cache()
+                # Other threads, such as those that load tasks, may go on.
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    results = call(arguments)
+            finally:
+                torch.clear_autocast_cache()
         return Capture(results, graph.replay)
 
 
-def python_state(module: object) -> tuple[object, ...]:
-    """Return the numbers, strings and switches that are attributes of a module and of its parts.
-
-    The module's code may decide by them what it computes, such as a rate that a callback changes.
-    """
-    if not isinstance(module, nn.Module):
-        return ()
-    return tuple(
-        value
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, bool | int | float | str | None)
+def _settings_of_pytorch() -> tuple[object, ...]:
+    """Return the switches that decide which kernels run."""
+    return (
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cuda"),
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def python_state(owner: object) -> tuple[object, ...]:
+    """Return what the code of a module, or of another object, may decide by what it computes.
+
+    Those are the attributes of the module and of its parts. Numbers, strings and switches count by their
+    value, in tuples, lists and dicts, too; anything else by its identity, a tensor also by its memory.
+    """
+    return tuple((type(part), _state(attributes)) for part, attributes in _parts(owner))
+
+
+def plain_tensors(owner: object) -> list[Tensor]:
+    """Return the tensors in the attributes of a module and of its parts, besides registered ones."""
+    leaves = [leaf for _, attributes in _parts(owner) for leaf in tensors_of(attributes)[0]]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _parts(owner: object) -> list[tuple[object, dict[str, Any]]]:
+    parts = [*owner.modules()] if isinstance(owner, nn.Module) else [owner]
+    registered = ("_parameters", "_buffers")
+    return [
+        (part, {name: v for name, v in getattr(part, "__dict__", {}).items() if name not in registered})
+        for part in parts
+    ]
+
+
+def _state(value: object) -> object:
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, tuple | list):
+        return tuple(map(_state, value))
+    if isinstance(value, dict):
+        return tuple((key, _state(of_key)) for key, of_key in value.items())
+    if isinstance(value, Tensor):
+        return id(value), value.data_ptr(), None if value.is_cuda else value._version
+    return id(value)

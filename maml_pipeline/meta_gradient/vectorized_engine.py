@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,7 +10,12 @@ from torch import Tensor, nn
 
 from maml_pipeline.limits import check_at_least
 from maml_pipeline.meta_gradient.adaptation import ChunkGradient
-from maml_pipeline.meta_gradient.captured import CapturedCalls, CudaGraphs, python_state
+from maml_pipeline.meta_gradient.captured import (
+    CapturedCalls,
+    CudaGraphs,
+    plain_tensors,
+    python_state,
+)
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss, plain_predictions, vectorized_loss
 from maml_pipeline.meta_gradient.chunk_size import measured_chunk_size
 from maml_pipeline.meta_gradient.engine import Engine, MetaGradient
@@ -39,7 +45,7 @@ class VectorizedEngine(Engine):
     When to use: whenever it accepts the network. The gain is largest for small networks, where launching
     a kernel takes longer than running it, and for GPUs.
 
-    On a GPU, the second meta-gradient in a row with the same settings and shapes is captured as a CUDA
+    On a GPU, the third meta-gradient in a row with the same settings and shapes is captured as a CUDA
     graph, and later ones replay it (captured.py): one launch for all tasks, chunks and inner steps. The
     memory of a meta-gradient then stays reserved.
 
@@ -106,12 +112,13 @@ class VectorizedEngine(Engine):
                     ]
                 )
 
-        live = theta, dict(inner.rates or {}), constants
+        rates = dict(inner.rates or {})
         if batch.support_x.device.type == self._captured.device:
             key = chunk_loss, inner, self.tasks_per_chunk, python_state(network), python_state(loss)
-            result = self._captured(key, compute, batch, live)
+            kept = [*constants, *plain_tensors(network), *plain_tensors(loss)]
+            result = self._captured(key, compute, batch, (theta, rates, kept))
         else:
-            result = compute(batch, live)
+            result = compute(batch, (theta, rates, constants))
         return to_meta_gradient(result, batch, metric)
 
     def _curves(
@@ -130,9 +137,12 @@ class VectorizedEngine(Engine):
         chunks: list[dict[str, Tensor]] = []
         with workarounds.preserved_attributes(network):
             for chunk in self._chunks(chunk_loss, theta, batch, inner):
-                curves = chunk_curves(
-                    *(chunk_loss, predict_each, measures, theta),
-                    *(at_least_two_tasks(chunk), inner, transductive),
+                curves = self._captured.with_memory(
+                    partial(
+                        chunk_curves,
+                        *(chunk_loss, predict_each, measures, theta),
+                        *(at_least_two_tasks(chunk), inner, transductive),
+                    )
                 )
                 tasks = len(chunk.support_x)
                 chunks.append({name: curve[:tasks] for name, curve in curves.items()})
@@ -185,6 +195,7 @@ class VectorizedEngine(Engine):
         if size == "auto":
             key = chunk_loss, inner, *(tensor.shape for tensor in batch)
             if key not in self._auto_chunks:
+                self._captured.forget()  # whose memory would count as free
                 self._auto_chunks[key] = measured_chunk_size(chunk_loss, theta, batch, inner)
             size = self._auto_chunks[key]
         for start in range(0, tasks, size):

@@ -9,6 +9,7 @@ CPU it is the grouped convolution.
 """
 
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -153,7 +154,8 @@ def fastest_way(
     """Return the way that takes less time for these shapes on this device.
 
     They are timed on the first call, which waits for the device. Capturing a CUDA graph forbids that:
-    an unknown shape then takes the grouped convolution.
+    an unknown shape then takes the grouped convolution. So it does where PyTorch's deterministic
+    algorithms are asked for, since times differ from process to process.
 
     Args:
         form: See `TrilinearForm.partial_derivative`, as for the next three.
@@ -163,9 +165,12 @@ def fastest_way(
         seconds: Times a call.
     """
     key = form, wrt, first.dtype, first.device
-    is_capturing = first.is_cuda and torch.cuda.is_current_stream_capturing()
-    if key not in _fastest and not is_capturing:
-        _fastest[key] = min(WAYS, key=lambda way: seconds(lambda: way(form, wrt, first, second)))
+    if torch.are_deterministic_algorithms_enabled():
+        return grouped_convolution
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        is_capturing = first.is_cuda and torch.cuda.is_current_stream_capturing()
+        if key not in _fastest and not is_capturing:
+            _fastest[key] = min(WAYS, key=lambda way: seconds(lambda: way(form, wrt, first, second)))
     return _fastest.get(key, grouped_convolution)
 
 
