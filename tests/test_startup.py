@@ -241,6 +241,7 @@ def test_scipy_signal_is_spared_and_can_be_imported_afterwards() -> None:
     run_python(script).check_returncode()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "statement", ["from scipy.signal import butter", "import scipy.signal.windows as s; s.hamming(3)"]
 )

@@ -62,6 +62,8 @@ class _LateSignal(ModuleType):
     hamming = None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":  # which is asked for all modules
+            raise AttributeError(name)
         if sys.modules.get(SIGNAL) is self:
             del sys.modules[SIGNAL]
         return getattr(import_module(SIGNAL), name)
