@@ -84,7 +84,7 @@ def result(experiment: Training, runs: Path) -> dict[str, Any]:
         "title": experiment.task,
         "origin": read_origin(folder),
         "meta_steps": rows[0].runs[0].max_steps,
-        "search": search_of(experiment, runs),
+        "search": search_of(experiment.search_folder(runs)),
         "rows": [{**row.to_json(), **_texts(row, rows)} for row in rows],
     }
 

@@ -140,17 +140,23 @@ def results_of(training: Training, runs: Path) -> list[dict[str, Any]]:
     folder = runs / training.name
     rows = [row for row in rows_of(folder) if not row.is_outdone]
     origin = read_origin(folder)
-    search = {"search": search_of(training, runs)} if training.search else {}
+    searched = training.search_folder(runs) if training.search else folder
+    search = {"search": search_of(searched)} if varied_values(searched) else {}
     return [{"task": training.task, **_row(row, training), **search, **origin} for row in rows]
 
 
-def search_of(training: Training, runs: Path) -> dict[str, Any]:
-    """Return what is kept of the search of inner learning rates: the best validation result of each."""
-    folder = training.search_folder(runs)
+def varied_values(folder: Path) -> list[float]:
+    """Return the inner learning rates of a trade-off; empty if it does not vary them."""
+    varied = json.loads((folder / "tradeoff.json").read_text())["varied"] or {}
+    return list(varied.get(INNER_LR, ()))
+
+
+def search_of(folder: Path) -> dict[str, Any]:
+    """Return what is kept of a search of inner learning rates: the best validation result of each."""
     rows = rows_of(folder)
     return {
         "meta_steps": rows[0].runs[0].max_steps,
-        "values": json.loads((folder / "tradeoff.json").read_text())["varied"][INNER_LR],
+        "values": varied_values(folder),
         "validation": {
             str(order): {value_text(r.setting[INNER_LR]): r.validation for r in rows if r.order == order}
             for order in dict.fromkeys(row.order for row in rows)
