@@ -111,9 +111,14 @@ def is_batch_or_instance_normalization(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._NormBase)
 
 
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to since it was made, as autograd counts."""
+    return tensor._version
+
+
 def was_changed_in_place(tensor: Tensor) -> bool:
-    """Tell whether a new tensor was written to; autograd counts a tensor's versions."""
-    return tensor._version > 0
+    """Tell whether a new tensor was written to."""
+    return version(tensor) > 0
 
 
 def uses_activation_checkpointing(call: Callable[[], object]) -> bool:

@@ -52,7 +52,7 @@ class Traces:
 
 def capturing(tasks_per_chunk: int | None = None) -> tuple[VectorizedEngine, Traces]:
     engine, traces = VectorizedEngine(tasks_per_chunk), Traces()
-    engine._captured = CapturedCalls(traces, device="cpu")
+    engine.captured_calls = CapturedCalls(traces, device="cpu")
     return engine, traces
 
 
@@ -281,13 +281,13 @@ def test_a_call_that_finds_too_little_memory_is_made_without_the_captures() -> N
     calls = CapturedCalls(traces, device="cpu")
 
     def needs_all_memory() -> int:
-        if calls._kept:
+        if calls.kept:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 3
 
     for _ in range(3):
         calls(0, add, one, one)
-    assert len(calls._kept) == 1
+    assert len(calls.kept) == 1
     assert calls.with_memory(needs_all_memory) == 3
     with pytest.raises(torch.OutOfMemoryError):
         calls.with_memory(too_large)
@@ -319,7 +319,7 @@ def test_the_oldest_captures_are_freed() -> None:
     calls = CapturedCalls(traces, device="cpu")
     for key in [n for number in range(6) for n in (number, number, number)]:
         calls(key, add, one, one)
-    assert traces.captured == 6 and len(calls._kept) == 2
+    assert traces.captured == 6 and len(calls.kept) == 2
     calls(5, add, one, one)
     calls(0, add, one, one)
     assert traces.captured == 6
@@ -342,7 +342,7 @@ def test_a_memory_probe_measures_a_meta_step_that_is_not_replayed() -> None:
         network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         learner = MetaLearner(network, loss=mse_loss, inner_lr=0.01, engine="vectorized")
         assert isinstance(learner.engine, VectorizedEngine)
-        learner.engine._captured = captured
+        learner.engine.captured_calls = captured
         probes = ProbeSettings(every=4, speed=False, order_gap=False)
         figures.append(train(learner, SineWaves(), probes, steps=14))
     names = ("memory/meta_step_peak_bytes", "memory/parameters_bytes")

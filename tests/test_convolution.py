@@ -109,7 +109,7 @@ def test_both_ways_compute_the_same(wrt: Operand, stride: int, padding: int, siz
 def test_the_faster_way_is_chosen_once_for_each_shape(
     times: list[float], fastest: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trilinear_form, "_fastest", {})
+    monkeypatch.setattr(trilinear_form, "fastest_ways", {})
     form = TrilinearForm((3, 4, 2, 7, 7), (3, 5, 2, 3, 3), 1, 1)
     x, w, results = torch.rand(form.x_shape), torch.rand(form.w_shape), []
 

@@ -104,7 +104,7 @@ def test_training_by_replays_is_training(order: str, tasks_per_chunk: int | None
         for name, g in actual.gradient.items():
             torch.testing.assert_close(g, expected.gradient[name], rtol=1e-4, atol=1e-6)
             network.get_parameter(name).data.sub_(0.01 * g)
-    assert len(engine._captured._kept) == 1
+    assert len(engine.captured_calls.kept) == 1
 
 
 def test_captures_of_both_orders_take_turns() -> None:
@@ -114,7 +114,7 @@ def test_captures_of_both_orders_take_turns() -> None:
         actual = engine.meta_gradient(network, cross_entropy, batch, inner)
         expected = VectorizedEngine().meta_gradient(network, cross_entropy, batch, inner)
         torch.testing.assert_close(actual.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
-    assert len(engine._captured._kept) == 2
+    assert len(engine.captured_calls.kept) == 2
 
 
 def test_a_capture_under_autocast_converts_the_parameters_anew() -> None:

@@ -114,6 +114,9 @@ def test_was_changed_in_place() -> None:
     assert not torch_internals.was_changed_in_place(x), changed("a tensor's version counter")
     x[0] += 1
     assert torch_internals.was_changed_in_place(x), changed("a tensor's version counter")
+    before = torch_internals.version(x)
+    x.zero_()
+    assert torch_internals.version(x) == before + 1, changed("a tensor's version counter")
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maml_pipeline.torch_internals import copy_each, tensors_of, with_tensors
+from maml_pipeline.torch_internals import copy_each, tensors_of, version, with_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,15 @@ class CapturedCalls:
     Args:
         capture: Captures a call with some arguments.
         device: Type of the device on which it can.
+
+    Attributes:
+        kept: The captures, by their keys.
     """
 
     def __init__(self, capture: Callable[[Call, list[Tensor]], Capture], device: str = "cuda") -> None:
         self.device = device
         self._capture = capture
-        self._kept: dict[Hashable, _Kept] = {}
+        self.kept: dict[Hashable, _Kept] = {}
         self._refused: set[Hashable] = set()
         self._previous: Hashable = None
         self._calls = 0
@@ -85,7 +88,7 @@ class CapturedCalls:
         self._calls = self._calls + 1 if key == self._previous else 1
         self._previous = key
         is_due = self._calls > CALLS_BEFORE_CAPTURE and key not in self._refused
-        if is_due and key not in self._kept:
+        if is_due and key not in self.kept:
 
             def call(tensors: list[Tensor]) -> Any:
                 number = len(copied)
@@ -94,9 +97,9 @@ class CapturedCalls:
                 )
 
             self._try_to_capture(key, call, copied, read)
-        if key not in self._kept:
+        if key not in self.kept:
             return self.with_memory(partial(function, given, live))
-        kept = self._kept[key]
+        kept = self.kept[key]
         copy_each(kept.copied, copied)
         kept.capture.replay()
         results, result_form = tensors_of(kept.capture.results)
@@ -114,24 +117,24 @@ class CapturedCalls:
             self._refused.add(key)
             logger.warning("the meta-gradient is not captured as a CUDA graph: %s", error)
             return
-        while len(self._kept) >= MOST_CAPTURES:
-            del self._kept[next(iter(self._kept))]
-        self._kept[key] = _Kept(copied, live, capture)
+        while len(self.kept) >= MOST_CAPTURES:
+            del self.kept[next(iter(self.kept))]
+        self.kept[key] = _Kept(copied, live, capture)
 
     def with_memory(self, call: Callable[[], Any]) -> Any:
         """Make another call; if there is too little memory beside the captures, make it without them."""
         try:
             return call()
         except torch.OutOfMemoryError:
-            if not self._kept:
+            if not self.kept:
                 raise
         self.forget()
         return call()
 
     def forget(self) -> None:
         """Free all captures. The next call of a function is one without a capture."""
-        if self._kept:
-            self._kept.clear()
+        if self.kept:
+            self.kept.clear()
             torch.cuda.empty_cache()  # what a capture has reserved is of use to nothing else
         self._refused.clear()
         self._previous = None
@@ -214,5 +217,5 @@ def _state(value: object) -> object:
     if isinstance(value, dict):
         return tuple((key, _state(of_key)) for key, of_key in value.items())
     if isinstance(value, Tensor):
-        return id(value), value.data_ptr(), None if value.is_cuda else value._version
+        return id(value), value.data_ptr(), None if value.is_cuda else version(value)
     return id(value)

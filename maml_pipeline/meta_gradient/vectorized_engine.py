@@ -71,7 +71,7 @@ class VectorizedEngine(Engine):
         self.tasks_per_chunk = tasks_per_chunk
         self._auto_chunks: dict[Hashable, int] = {}
         self._chunk_losses: dict[Hashable, tuple[ChunkLoss, list[Tensor]]] = {}
-        self._captured = CapturedCalls(CudaGraphs())
+        self.captured_calls = CapturedCalls(CudaGraphs())
 
     def __reduce__(self) -> tuple[type["VectorizedEngine"], tuple[object, ...]]:
         """Copy and pickle the settings only: the caches belong to the current network."""
@@ -79,7 +79,7 @@ class VectorizedEngine(Engine):
 
     def forget_captures(self) -> None:
         """See `Engine.forget_captures`."""
-        self._captured.forget()
+        self.captured_calls.forget()
 
     def _computation(self, inner: InnerLoop) -> Computation:
         return META_GRADIENT
@@ -113,10 +113,10 @@ class VectorizedEngine(Engine):
                 )
 
         rates = dict(inner.rates or {})
-        if batch.support_x.device.type == self._captured.device:
+        if batch.support_x.device.type == self.captured_calls.device:
             key = chunk_loss, inner, self.tasks_per_chunk, python_state(network), python_state(loss)
             kept = [*constants, *plain_tensors(network), *plain_tensors(loss)]
-            result = self._captured(key, compute, batch, (theta, rates, kept))
+            result = self.captured_calls(key, compute, batch, (theta, rates, kept))
         else:
             result = compute(batch, (theta, rates, constants))
         return to_meta_gradient(result, batch, metric)
@@ -137,7 +137,7 @@ class VectorizedEngine(Engine):
         chunks: list[dict[str, Tensor]] = []
         with workarounds.preserved_attributes(network):
             for chunk in self._chunks(chunk_loss, theta, batch, inner):
-                curves = self._captured.with_memory(
+                curves = self.captured_calls.with_memory(
                     partial(
                         chunk_curves,
                         *(chunk_loss, predict_each, measures, theta),
@@ -195,7 +195,7 @@ class VectorizedEngine(Engine):
         if size == "auto":
             key = chunk_loss, inner, *(tensor.shape for tensor in batch)
             if key not in self._auto_chunks:
-                self._captured.forget()  # whose memory would count as free
+                self.captured_calls.forget()  # whose memory would count as free
                 self._auto_chunks[key] = measured_chunk_size(chunk_loss, theta, batch, inner)
             size = self._auto_chunks[key]
         for start in range(0, tasks, size):

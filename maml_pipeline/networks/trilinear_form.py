@@ -126,7 +126,8 @@ def column_products(form: TrilinearForm, wrt: Operand, first: Tensor, second: Te
 
 
 WAYS: tuple[Way, ...] = (grouped_convolution, column_products)
-_fastest: dict[Hashable, Way] = {}
+fastest_ways: dict[Hashable, Way] = {}
+"""What was chosen in this process, by shapes and device."""
 
 
 def seconds_on_gpu(call: Callable[[], Tensor]) -> float:
@@ -169,9 +170,9 @@ def fastest_way(
         return grouped_convolution
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
         is_capturing = first.is_cuda and torch.cuda.is_current_stream_capturing()
-        if key not in _fastest and not is_capturing:
-            _fastest[key] = min(WAYS, key=lambda way: seconds(lambda: way(form, wrt, first, second)))
-    return _fastest.get(key, grouped_convolution)
+        if key not in fastest_ways and not is_capturing:
+            fastest_ways[key] = min(WAYS, key=lambda way: seconds(lambda: way(form, wrt, first, second)))
+    return fastest_ways.get(key, grouped_convolution)
 
 
 def _tasks_to_channels(x: Tensor) -> Tensor:
