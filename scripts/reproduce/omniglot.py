@@ -100,7 +100,7 @@ def draw_learning_curves(rows: Mapping[str, Sequence[ComparisonRow]]) -> Figure:
         figure = Figure((8.2, 3.0), layout="constrained")
         for ax, (task, of_task) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
             draw_series(ax, of_task, "val/accuracy", "validation accuracy")
-            ax.set_title(task)
+            ax.set_title(task.removeprefix("Omniglot "))
         add_legend(figure)
     return figure
 
