@@ -10,7 +10,8 @@ from maml_pipeline.cli import main
 from maml_pipeline.meta_gradient.native.network import feed_forward
 from maml_pipeline.networks import MLP, ConvNet
 from scripts.reproduce.map import EXPERIMENTS, ORDERS, result, table
-from scripts.reproduce.training import Training, search_table, write_origin
+from scripts.reproduce.tables import search_table
+from scripts.reproduce.training import Training, write_origin
 from tests.helpers import ROOT
 from tests.written_runs import write_search
 

@@ -12,7 +12,8 @@ import torch
 from maml_pipeline.cli import main
 from scripts.reproduce import omniglot, sine, time_to_accuracy
 from scripts.reproduce.release import release
-from scripts.reproduce.training import Training, reproduce, results_of, search_table, table
+from scripts.reproduce.tables import search_table, table
+from scripts.reproduce.training import Training, reproduce, results_of
 from tests.helpers import ROOT
 
 TABLES = {"sine.json": sine.STEPS, "omniglot.json": omniglot.STEPS}

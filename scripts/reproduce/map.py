@@ -27,15 +27,8 @@ from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.table import ratio_text
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.varied import value_text
-from scripts.reproduce.training import (
-    ALPHA,
-    INNER_LR,
-    Training,
-    read_origin,
-    result_text,
-    rows_of,
-    search_of,
-)
+from scripts.reproduce.tables import ALPHA, result_text
+from scripts.reproduce.training import INNER_LR, Training, read_origin, rows_of, search_of
 
 TINY = (
     *("--trainer.max_steps=20", "--trainer.val_check_interval=10", "--probes.every=10"),

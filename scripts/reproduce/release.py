@@ -16,7 +16,8 @@ from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.runs.export import export_network
 from maml_pipeline.runs.run import Run
 from scripts.reproduce import omniglot, sine
-from scripts.reproduce.training import Training, result_text, results_of, rows_of
+from scripts.reproduce.tables import result_text
+from scripts.reproduce.training import Training, results_of, rows_of
 
 CARD = """\
 # {title}
