@@ -81,6 +81,7 @@ def test_a_wrong_value_that_is_replaced_is_left_to_the_parser(tmp_path: Path, la
 
 
 def test_a_flag_without_its_value_is_left_to_the_parser() -> None:
+    check_values([])
     check_values(["--config", "toy", "--model.first_order", "--trainer.max_steps=5"])
 
 

@@ -7,6 +7,7 @@ value of any other type, and a range that only the class itself knows, wait for 
 import ast
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -76,7 +77,8 @@ def _last_values(arguments: Sequence[str]) -> dict[str, Any]:
     replaces, are left to the parser.
     """
     given: dict[str, Any] = {}
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in pairwise([*arguments, None]):
+        assert argument is not None
         flag, equals, text = argument.partition("=")
         value = text if equals else following
         if not flag.startswith("-") or value is None or (not equals and value.startswith("--")):
