@@ -6,9 +6,9 @@
     python -m scripts.reproduce.omniglot --read         # nothing is trained
     python -m scripts.reproduce.omniglot --tiny --runs /tmp/runs --results /tmp/o.json    # a trial
 
-The inner learning rate is chosen on validation characters by shorter runs, and for first order on 20-way
-by whole runs, too. The outer learning rate falls to 1e-5 along a cosine, in the shorter runs, too. What is
-finished is not trained again: after an interruption, the same command resumes.
+The inner learning rate is chosen on validation characters by shorter runs, and for first order on
+20-way by whole runs, too. The outer learning rate falls to 1e-5 along a cosine, in the shorter runs,
+too. What is finished is not trained again: after an interruption, the same command resumes.
 
 Writes results/omniglot.json and docs/omniglot.png, and prints the table of docs/results.md.
 """
