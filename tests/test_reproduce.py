@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ import pytest
 import torch
 
 from maml_pipeline.cli import main
-from scripts.reproduce import omniglot, sine, time_to_accuracy
+from scripts.reproduce import inner_steps, omniglot, sine, time_to_accuracy
+from scripts.reproduce.places import parse_places
 from scripts.reproduce.release import release
+from scripts.reproduce.results import merged_results, read_results, reproduce, results_of
 from scripts.reproduce.tables import search_table, table
-from scripts.reproduce.training import Training, reproduce, results_of
+from scripts.reproduce.training import Training
 from tests.helpers import ROOT
 
-TABLES = {"sine.json": sine.STEPS, "omniglot.json": omniglot.STEPS}
-TRAININGS = [*sine.TRAININGS, *omniglot.TRAININGS]
+TABLES = {
+    "sine.json": sine.STEPS,
+    "omniglot.json": omniglot.STEPS,
+    "inner_steps.json": inner_steps.STEPS,
+}
+TRAININGS = [*sine.TRAININGS, *omniglot.TRAININGS, *inner_steps.TRAININGS]
 
 
 def test_the_tables_are_those_of_the_committed_results() -> None:
@@ -39,6 +46,26 @@ def test_the_readme_shows_rows_of_these_tables() -> None:
     section = (ROOT / "README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert rows and {*rows} <= {*(ROOT / "docs" / "results.md").read_text().splitlines()}
+
+
+def test_learning_curves_are_drawn_from_the_committed_results() -> None:
+    results = read_results(ROOT / "results" / "omniglot.json")
+    figure = omniglot.draw_learning_curves(results)
+    lines = {ax.get_title(loc="left"): ax.get_lines() for ax in figure.axes}
+    for task, of_task in lines.items():
+        rows = [row for row in results if row["task"].removeprefix("Omniglot ") == task]
+        assert [line.get_label() for line in of_task] == [row["method"] for row in rows]
+        assert [[*line.get_ydata()] for line in of_task] == [row["validation"]["mean"] for row in rows]
+    assert len(lines) == len({row["task"] for row in results})
+
+
+def test_a_trial_writes_nothing_where_results_are() -> None:
+    _, places = parse_places(ArgumentParser(), Path("runs/map"), "map.json", [])
+    assert (places.runs, places.results) == (Path("runs/map"), Path("results/map.json"))
+    assert places.picture(Path("docs/map.png")) == Path("docs/map.png")
+    _, trial = parse_places(ArgumentParser(), Path("runs/map"), "map.json", ["--tiny"])
+    assert (trial.runs, trial.results) == (Path("runs/trial"), Path("runs/trial/map.json"))
+    assert trial.picture(Path("docs/map.png")) == Path("runs/trial/map.png")
 
 
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)
@@ -81,6 +108,11 @@ def test_a_reproduction_trains_once_and_writes_what_its_table_and_cards_show(
     assert len(trained) == 3
     assert run("--tiny")[0] == [row] == results_of(oracle, runs) == run("--read")[0]
     assert [file.stat().st_mtime for file in sorted(runs.rglob("last.ckpt"))] == trained
+
+    elsewhere = next(training for training in sine.TRAININGS if training.name == "sine-10shot-oracle")
+    other = {**row, "training": elsewhere.name, "task": elsewhere.task}
+    file.write_text(json.dumps([other, {**row, "seeds": []}, {**row, "training": "earlier"}]))
+    assert merged_results([oracle, elsewhere, sine.TRAININGS[0]], runs, file) == [row, other]
 
     (card,) = release([oracle], runs, tmp_path / "release")
     monkeypatch.chdir(card.parent)

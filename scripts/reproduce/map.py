@@ -4,14 +4,15 @@
     python -m scripts.reproduce.map                # all of it
     python -m scripts.reproduce.map --only sine    # one experiment
     python -m scripts.reproduce.map --draw         # nothing is trained
-    python -m scripts.reproduce.map --tiny --picture /tmp/map.png --results /tmp/map.json    # a trial
+    python -m scripts.reproduce.map --tiny         # a trial
 
 For each experiment a search trains every order with several values of alpha for a short time; then every
 order is trained for the whole time, with the alpha that validated best. What is finished is not trained
 again: after an interruption, the same command resumes.
 
-Writes docs/tradeoff.png and results/map.json from the final runs on disk, and prints the table of
-docs/results.md, which tests/test_map.py compares with results/map.json.
+Writes results/map.json from the final runs on disk, where what was trained elsewhere stays, draws
+docs/tradeoff.png where both experiments are finished, and prints the table of docs/results.md, which
+tests/test_map.py compares with results/map.json.
 """
 
 import argparse
@@ -27,8 +28,12 @@ from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.table import ratio_text
 from maml_pipeline.report.tradeoff_plot import draw_overview
 from maml_pipeline.varied import value_text
+from scripts.reproduce.places import parse_places
+from scripts.reproduce.results import rows_of, search_of
 from scripts.reproduce.tables import ALPHA, result_text
-from scripts.reproduce.training import INNER_LR, Training, read_origin, rows_of, search_of
+from scripts.reproduce.training import INNER_LR, Training, read_origin
+
+PICTURE = Path("docs/tradeoff.png")
 
 TINY = (
     *("--trainer.max_steps=20", "--trainer.val_check_interval=10", "--probes.every=10"),
@@ -124,28 +129,23 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is not finished, and write the picture, the results and the table."""
+def main() -> None:
+    """Train what is not finished, and write the results, the picture and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = [experiment.name for experiment in EXPERIMENTS]
     parser.add_argument("--only", choices=names, help="train one experiment")
     parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument("--tiny", action="store_true", help="as few meta-steps as possible")
-    parser.add_argument("--runs", type=Path, default=Path("runs/map"), help="folder of the runs")
-    parser.add_argument("--picture", type=Path, default=Path("docs/tradeoff.png"))
-    parser.add_argument("--results", type=Path, default=Path("results/map.json"))
-    settings = parser.parse_args(arguments)
-    runs: Path = settings.runs
+    settings, places = parse_places(parser, Path("runs/map"), "map.json")
     for experiment in EXPERIMENTS:
         if settings.only in (None, experiment.name) and not settings.draw:
-            experiment.train(runs, settings.tiny)
-    finished = [experiment for experiment in EXPERIMENTS if experiment.is_finished(runs)]
-    results = {experiment.name: result(experiment, runs) for experiment in finished}
-    figure = draw_overview({each.task: rows_of(runs / each.name) for each in finished})
-    for file in (settings.picture, settings.results):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings.picture, render_figure(figure, "png"))
-    write_atomically(settings.results, json.dumps(results, indent=1) + "\n")
+            experiment.train(places.runs, places.is_trial)
+    finished = [experiment for experiment in EXPERIMENTS if experiment.is_finished(places.runs)]
+    earlier = json.loads(places.results.read_text()) if places.results.exists() else {}
+    results = {**earlier, **{each.name: result(each, places.runs) for each in finished}}
+    places.write(results)
+    if finished == EXPERIMENTS:
+        figure = draw_overview({each.task: rows_of(places.runs / each.name) for each in finished})
+        write_atomically(places.picture(PICTURE), render_figure(figure, "png"))
     print(table(results))
 
 

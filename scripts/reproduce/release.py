@@ -15,9 +15,10 @@ from maml_pipeline.files import write_atomically
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.runs.export import export_network
 from maml_pipeline.runs.run import Run
-from scripts.reproduce import omniglot, sine
+from scripts.reproduce import inner_steps, omniglot, sine
+from scripts.reproduce.results import results_of, rows_of
 from scripts.reproduce.tables import result_text
-from scripts.reproduce.training import Training, results_of, rows_of
+from scripts.reproduce.training import Training
 
 CARD = """\
 # {title}
@@ -121,7 +122,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the release")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     settings = parser.parse_args()
-    for card in release([*sine.TRAININGS, *omniglot.TRAININGS], settings.runs, settings.out):
+    for card in release(
+        [*sine.TRAININGS, *omniglot.TRAININGS, *inner_steps.TRAININGS], settings.runs, settings.out
+    ):
         print(card)
 
 

@@ -3,7 +3,7 @@
     python -m scripts.reproduce.sine                   # all of it: half an hour on two cores
     python -m scripts.reproduce.sine --only sine-5shot-oracle
     python -m scripts.reproduce.sine --read            # nothing is trained
-    python -m scripts.reproduce.sine --tiny --runs /tmp/sine --results /tmp/sine.json    # a trial
+    python -m scripts.reproduce.sine --tiny            # a trial
 
 The checkpoint that is tested is the one whose loss on 500 validation tasks is lowest after as many inner
 steps as were trained. A loss after more steps, at which a few tasks of a network that was trained for
@@ -23,7 +23,8 @@ from maml_pipeline.files import write_atomically
 from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.style import add_legend, plot_style
 from maml_pipeline.tasks import RevealedSineWaves
-from scripts.reproduce.training import Training, reproduce, rows_of
+from scripts.reproduce.results import reproduce, rows_of
+from scripts.reproduce.training import Training
 
 STEPS = (0, 1, 5, 10)
 PUBLISHED = {
@@ -112,9 +113,10 @@ def _run(folder: Path, order: str) -> Path:
 
 def main() -> None:
     """Train, write the results, and draw."""
-    runs = reproduce(__doc__ or "", TRAININGS, STEPS, "sine.json")
-    if runs is not None and all(training.is_finished(runs) for training in TRAININGS[:2]):
-        write_atomically(PICTURE, render_figure(draw_adaptation(runs), "png"))
+    places = reproduce(__doc__ or "", TRAININGS, STEPS, "sine.json")
+    if all(training.is_finished(places.runs) for training in TRAININGS[:2]):
+        picture = render_figure(draw_adaptation(places.runs), "png")
+        write_atomically(places.picture(PICTURE), picture)
 
 
 if __name__ == "__main__":

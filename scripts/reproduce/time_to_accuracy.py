@@ -2,7 +2,7 @@
 
     export MAML_OMNIGLOT_ROOT=data/omniglot
     python -m scripts.reproduce.time_to_accuracy        # half an hour on two cores
-    python -m scripts.reproduce.time_to_accuracy --tiny --runs /tmp/r --results /tmp/t.json    # a trial
+    python -m scripts.reproduce.time_to_accuracy --tiny    # a trial
 
 Omniglot 5-way 1-shot in second order, with the settings of the config: the same tasks, the same Adam,
 and validation on the same 200 tasks after every 100 meta-steps. The plain loop has PyTorch's own layers,
@@ -13,7 +13,6 @@ Writes results/time_to_accuracy.json and prints its table.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from maml_pipeline import run_folder
-from maml_pipeline.files import write_atomically
 from maml_pipeline.learner import accuracy
 from maml_pipeline.learner.data import EVALUATION_SEED
 from maml_pipeline.meta_gradient import InnerLoop
@@ -33,7 +31,9 @@ from maml_pipeline.runs.find import find_runs
 from maml_pipeline.tasks import Omniglot, Split, TaskBatch
 from maml_pipeline.text import duration
 from scripts.benchmark_peers import learn2learn_loop, with_native_layers
-from scripts.reproduce.training import read_origin, run_maml, training_seconds, write_origin
+from scripts.reproduce.places import parse_places
+from scripts.reproduce.results import training_seconds
+from scripts.reproduce.training import read_origin, run_maml, write_origin
 
 META_BATCH, EVALUATION_STEPS = 32, 3
 INNER = InnerLoop(lr=0.4, steps=1)
@@ -172,14 +172,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Train what is not finished, write the results, and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="as few meta-steps as possible")
-    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_accuracy"))
-    parser.add_argument("--results", type=Path, default=Path("results/time_to_accuracy.json"))
-    arguments = parser.parse_args()
-    settings, runs = TINY if arguments.tiny else Settings(), arguments.runs
-    rows = [train_here(runs / "maml", settings), train_plain_loop(runs / "plain", settings)]
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.results, json.dumps(rows, indent=1) + "\n")
+    _, places = parse_places(parser, Path("runs/time_to_accuracy"), "time_to_accuracy.json")
+    settings = TINY if places.is_trial else Settings()
+    rows = [
+        train_here(places.runs / "maml", settings),
+        train_plain_loop(places.runs / "plain", settings),
+    ]
+    places.write(rows)
     print(table(rows))
 
 
