@@ -84,12 +84,21 @@ def is_locked(path: Path) -> bool:
     Returns:
         `False` if the file does not exist, cannot be read, or its file system does not support locks.
     """
-    try:
-        with path.open() as file:
-            _flock(file.fileno(), shared=False)
-    except AlreadyLockedError:
-        return True
-    except (OSError, LocksUnsupportedError):
+    # NFS grants an exclusive lock only on a file that is open for writing. The last way, which needs no
+    # more than a file that can be read, does not see shared locks.
+    for mode, shared in ((os.O_RDWR, False), (os.O_RDONLY, False), (os.O_RDONLY, True)):
+        try:
+            descriptor = os.open(path, mode | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            _flock(descriptor, shared)
+        except AlreadyLockedError:
+            return True
+        except LocksUnsupportedError:
+            continue
+        finally:
+            os.close(descriptor)
         return False
     return False
 

@@ -103,6 +103,11 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()
 
 
+def files_of_a_run(folder: Path) -> list[str]:
+    """Return the files in a folder that are named like those which a run replaces or removes."""
+    return [name for name in (METRICS, TEST, VALIDATION, BEST_CHECKPOINT) if (folder / name).exists()]
+
+
 def enclosing_run(file: Path) -> Path | None:
     """Return the folder of the run that a checkpoint or config belongs to; `None` if there is none."""
     file = Path(file)

@@ -209,6 +209,11 @@ model.compile is no longer needed: --model.compile true
 tasks_per_chunk: --model.tasks_per_chunk 8 --model.engine learn2learn
 tasks_per_chunk: --model.tasks_per_chunk auto --model.engine learn2learn
 dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
+last.ckpt: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.save_last true
+best.ckpt: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.filename best
+optimizer: --model.optimizer torch.optim.LBFGS --model.learned_inner_lr.lr 0.001
+learned_inner_lr.lr 0.001: --model.lr_scheduler torch.optim.lr_scheduler.OneCycleLR \
+--model.lr_scheduler.max_lr 0.1 --model.lr_scheduler.total_steps 500 --model.learned_inner_lr.lr 0.001
 """
 
 COMMANDS = """\
@@ -303,6 +308,7 @@ accelerator: submit --dry_run TOY --trainer.accelerator tpu
 strategy: submit --dry_run TOY --trainer.strategy fsdp
 --nodes: submit --dry_run TOY -- --nodes=2
 --gres: submit --dry_run TOY -- --gres=gpu:2
+--gres: submit --dry_run TOY -- --gres gpu:2
 --array: submit --dry_run TOY -- --array=1-2
 stray: submit --dry_run TOY -- stray
 --cell: submit --dry_run --tradeoff TOY --cell 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from maml_pipeline.learner import MetaLearner
 from maml_pipeline.learner.tracking import logged_in
 from maml_pipeline.shipped_files import shipped_configs
 from tests.helpers import CONFIGS, SHORT, Maml, final_weights, run_python
@@ -169,6 +170,27 @@ def test_omniglots_limits_are_named(
         "fit", *config, "--data.tasks.shots", 10, "--data.tasks.query_shots", 11
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nProcess 1 has"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_reported_with_its_remedies(
+    error: Exception, maml_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MetaLearner, "training_step", fail)
+    message = maml_error("fit", *SHORT)
+    assert (
+        message.startswith("maml: error: out of memory (") and "--model.tasks_per_chunk auto" in message
+    )
 
 
 def test_a_damaged_checkpoint_or_one_of_another_network_is_rejected(

@@ -415,6 +415,19 @@ def test_data_are_downloaded_unless_that_is_not_allowed(
     assert Shades.downloads == [not is_offline]
 
 
+def test_a_cache_that_can_only_be_read_suffices_where_nothing_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shades(tmp_path, dataset=partial(Shades, download=True)).prepare()
+    monkeypatch.setenv(OFFLINE.name, "1")
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr("maml_pipeline.tasks.image_tasks.locked_cache", refuse)
+    assert len(shades(tmp_path, dataset=partial(Shades, download=True)).packed.classes) == 12
+
+
 # Errors -----------------------------------------------------------------------------------------
 
 

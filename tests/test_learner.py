@@ -53,10 +53,11 @@ def test_the_orders_differ() -> None:
 def test_accumulation_averages_meta_batches() -> None:
     accumulated, whole = make_learner(), make_learner()
     tasks = SineWaves(shots=5)
-    make_trainer(max_steps=3, accumulate_grad_batches=2).fit(
-        accumulated, datamodule=TaskDataModule(tasks, meta_batch_size=3)
-    )
-    make_trainer(max_steps=3).fit(whole, datamodule=TaskDataModule(tasks, meta_batch_size=6))
+    in_parts, at_once = make_trainer(max_steps=3, accumulate_grad_batches=2), make_trainer(max_steps=3)
+    in_parts.fit(accumulated, datamodule=TaskDataModule(tasks, meta_batch_size=3))
+    at_once.fit(whole, datamodule=TaskDataModule(tasks, meta_batch_size=6))
+    logged, expected = (trainer.logged_metrics["train/loss"] for trainer in (in_parts, at_once))
+    torch.testing.assert_close(logged, expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(network_weights(accumulated), network_weights(whole), rtol=0, atol=1e-6)
 
 

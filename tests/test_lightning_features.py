@@ -49,6 +49,8 @@ def test_a_time_limit_ends_training_at_a_meta_step_and_a_longer_one_resumes_it(
     step = read_checkpoint(tmp_path / "run")["global_step"]
     assert isinstance(step, int) and 0 < step < 12
     assert f"Training ended after meta-step {step}: time limit reached" in printed
+    maml("validate", "--config", tmp_path / "run" / "config.yaml")
+    assert (tmp_path / "run" / "val.json").exists()  # of the run itself, which has ended
     longer = ("--trainer.max_time", "00:00:59:00", "--ckpt_path", "last")
     assert "Training ended" not in maml("fit", *run, *interval, *longer)
     assert read_checkpoint(tmp_path / "run")["global_step"] == 12
@@ -65,9 +67,13 @@ def test_an_additional_logger_keeps_metrics_csv(maml: Maml, tmp_path: Path) -> N
 def test_an_additional_checkpoint_callback_saves_and_does_not_affect_the_test(
     maml: Maml, tmp_path: Path
 ) -> None:
-    own = ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath", tmp_path / "mine")
+    own = (
+        "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.dirpath",
+        tmp_path / "my" / "own",
+    )
     maml("fit", *SHORT, *own, "--run.dir", tmp_path / "run")
-    assert list((tmp_path / "mine").iterdir())
+    assert list((tmp_path / "my" / "own").iterdir())
     config = tmp_path / "run" / "config.yaml"
     assert "Test of best.ckpt" in maml("test", "--config", config, "--ckpt_path", "best")
 

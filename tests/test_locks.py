@@ -1,5 +1,6 @@
 """File locks: exclusive or shared, never waiting, and held as long as any process has the descriptor."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -76,6 +77,46 @@ def test_a_file_system_without_locks_is_detected(
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.raises(LocksUnsupportedError, match="Function not implemented"):
         acquire_lock(tmp_path / ".lock")
+    assert not is_locked(tmp_path / ".lock")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_lock_on_nfs_is_seen_although_it_needs_a_writable_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    flock = fcntl.flock
+
+    def flock_of_nfs(descriptor: int, operation: int) -> None:
+        needed = os.O_RDONLY if operation & fcntl.LOCK_SH else os.O_WRONLY
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE not in (needed, os.O_RDWR):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    with locked(tmp_path / ".lock", shared):
+        assert is_locked(tmp_path / ".lock")
+    assert not is_locked(tmp_path / ".lock")
+
+
+def test_a_lock_of_another_user_on_nfs_is_seen_with_permission_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, opened = fcntl.flock, os.open
+
+    def open_to_read(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, flags, *mode)
+
+    def flock_of_nfs(descriptor: int, operation: int) -> None:
+        if not operation & fcntl.LOCK_SH:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    with locked(tmp_path / ".lock"):
+        monkeypatch.setattr(os, "open", open_to_read)
+        monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+        assert is_locked(tmp_path / ".lock")
     assert not is_locked(tmp_path / ".lock")
 
 

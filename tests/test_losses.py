@@ -249,7 +249,7 @@ WEIGHT, OTHER_WEIGHT = torch.tensor([[1.0, 2.0, 4.0], [4.0, 2.0, 1.0]]).double()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"weight": WEIGHT}])
+@pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"weight": WEIGHT}, {"ignore_index": 1}])
 def test_cross_entropy_uses_its_settings(settings: dict[str, Any], engine: str) -> None:
     network, batch = classification()
     loss, one_engine = nn.CrossEntropyLoss(**settings), ENGINES[engine]()

@@ -186,6 +186,18 @@ def test_a_loss_that_is_not_finite_is_returned() -> None:
     assert not result.loss.isfinite()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("loop", ["first order", "unrolled"])
+@pytest.mark.parametrize("part", ["support_x", "query_x"])
+def test_one_number_of_a_task_that_is_not_finite_is_seen_in_the_loss(
+    name: str, loop: str, part: str
+) -> None:
+    network, batch = case(name, cross_entropy)
+    getattr(batch, part)[0, 0].view(-1)[0] = torch.nan
+    assert known_network(network, cross_entropy, batch, LOOPS[loop]) is not None
+    assert not ENGINE.meta_gradient(network, cross_entropy, batch, LOOPS[loop]).loss.isfinite()
+
+
 def hooked() -> nn.Module:
     network = MLP(2, 3, (8,))
     network[0].register_forward_hook(lambda module, inputs, output: 2 * output)
@@ -230,6 +242,7 @@ def test_other_losses_types_and_labels_are_not_known() -> None:
     inner = InnerLoop(0.1)
     assert known_network(network, nn.CrossEntropyLoss(), batch, inner) is not None
     assert known_network(network, nn.CrossEntropyLoss(label_smoothing=0.1), batch, inner) is None
+    assert known_network(network, nn.CrossEntropyLoss(ignore_index=0), batch, inner) is None
     assert known_network(network, lambda x, y: cross_entropy(x, y), batch, inner) is None
     assert known_network(network.half(), cross_entropy, batch, inner) is None
     network, batch = case("mlp", cross_entropy)

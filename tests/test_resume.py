@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 
+from maml_pipeline.learner import MetaLearner
 from maml_pipeline.learner.checkpoints import AtomicCheckpointIO
 from maml_pipeline.signals import SIGNALS
 from tests.helpers import (
@@ -254,6 +255,28 @@ def test_a_run_ended_by_early_stopping_does_not_continue(maml: Maml, tmp_path: P
         assert all(torch.equal(value, again[key]) for key, value in state.items())
     assert (tmp_path / "run" / "test.json").read_text() == result
     assert untimed_metrics(tmp_path / "run") == table
+
+
+def test_going_back_to_the_best_checkpoint_leaves_table_and_last_checkpoint_at_one_meta_step(
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = (*RUN, "--trainer.max_steps", 12, "--trainer.val_check_interval", 5)
+    maml(*run, "--run.dir", tmp_path / "whole")
+    maml(*run, "--run.dir", tmp_path / "run")
+
+    def killed(*_: Any) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaLearner, "training_step", killed)
+        with pytest.raises(KeyError, match="killed"):
+            maml(*run, "--run.dir", tmp_path / "run", "--ckpt_path", "best")
+    best, last = (
+        int(checkpoint_tensors(tmp_path / "run", name)["meta_step"]) for name in ("best", "last")
+    )
+    assert best == last < 12 and last_step(tmp_path / "run") < best
+    maml(*run, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 class StopAtBatch(Callback):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import Tensor, nn
 
 from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
@@ -130,6 +131,23 @@ def test_a_head_that_does_not_fit_the_ways_is_rejected(
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
+class TwoOutputs(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x  # type: ignore[no-untyped-call]
+
+
+def test_a_network_with_two_outputs_is_named(
+    maml_error: Callable[..., str], tmp_path: Path, synthetic_omniglot: Path
+) -> None:
+    config = ("--config", CONFIGS / "omniglot" / "5way_1shot.yaml", "--config", CONFIGS / "cpu.yaml")
+    root = ("--data.tasks.root", synthetic_omniglot, "--data.tasks.cache_dir", tmp_path / "cache")
+    error = maml_error("fit", *config, *root, "--model.network", "tests.test_run_folder.TwoOutputs")
+    assert "network TwoOutputs returns a tuple of 2; it must return one tensor" in error
+
+
 # Numbers ----------------------------------------------------------------------------------------
 
 
@@ -221,6 +239,19 @@ def test_a_config_that_belongs_to_no_run_is_never_overwritten(
     assert "run.dir: grid/config.yaml does not belong to a run and would be overwritten" in error
     assert (tmp_path / "grid" / "config.yaml").read_text() == text
     assert len(list((tmp_path / "grid").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["test.json", "val.json", "metrics.csv", "checkpoints/best.ckpt"])
+def test_a_folder_with_files_that_a_run_would_replace_is_refused(
+    name: str, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    file = tmp_path / "data" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    error = maml_error("fit", *SHORT, "--run.dir", "data")
+    assert f"run.dir data is not a run's folder, but has {name}" in error
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "mine"
 
 
 # The lock ---------------------------------------------------------------------------------------

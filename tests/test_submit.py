@@ -296,7 +296,7 @@ def test_the_users_settings_of_the_cluster_have_precedence_over_those_of_the_pac
     users.write_text("export MAML_GPUS_PER_NODE=1 MAML_GPU_TYPE=a100\n")
     assert settings_and_gpus() == (str(users), "--gpus-per-node=a100:1")
     named = tmp_path / "h100.env"
-    named.write_text("MAML_GPU_TYPE=h100\n")
+    named.write_text("echo Loading modules\nMAML_GPU_TYPE=h100\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAML_CLUSTER_ENV", "h100.env")
     assert settings_and_gpus() == (str(named), "--gpus-per-node=h100:1")

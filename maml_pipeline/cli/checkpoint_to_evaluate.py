@@ -71,7 +71,8 @@ def _other_state(folder: Path, file: Path, official: str) -> list[Difference]:
     own = run_folder.checkpoint_to_test(folder)
     if not is_same(file, own):
         return [Difference("ckpt_path", file.name, own.name)]
-    if (folder / official).exists():
+    # A test ends a training, also one that ended before its last meta-step, such as by `max_time`.
+    if (folder / official).exists() or (folder / run_folder.TEST).exists():
         return []
     last = run_folder.checkpoint_path(folder, "last")
     end = read_run_config(folder)["trainer"]["max_steps"]

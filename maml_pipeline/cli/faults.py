@@ -1,4 +1,4 @@
-"""Report file-system errors, such as a full disk, in one or two lines instead of a traceback."""
+"""Report a full disk, too little memory and the like in one or two lines instead of a traceback."""
 
 import errno
 import os
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from signal import SIGPIPE
 
+from maml_pipeline.errors import UserError, first_line
 from maml_pipeline.run_folder import LAST_CHECKPOINT
 
 FULL = "free some space"
@@ -51,6 +52,22 @@ def exit_if_known(error: OSError) -> None:
     for state in filter(Path.exists, states):
         lines.append(f"The last checkpoint, {state}, is intact: --ckpt_path last resumes from it")
     sys.exit("\n".join(lines))
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise an error with the remedies if memory was too small, on a GPU or on the CPU.
+
+    Raises:
+        UserError: It was.
+    """
+    from torch import OutOfMemoryError  # late: a wrong key is refused before PyTorch is imported
+
+    is_known = isinstance(error, (MemoryError, OutOfMemoryError))
+    if is_known or "can't allocate memory" in str(error):
+        raise UserError(
+            f"out of memory ({first_line(error)}); set --model.tasks_per_chunk auto, --model.method "
+            "checkpointed or a smaller --data.meta_batch_size"
+        ) from error
 
 
 def _output_fails() -> bool:

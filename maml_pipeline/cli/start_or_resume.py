@@ -163,6 +163,11 @@ def _new(request: RequestedRun) -> Path | None:
         raise UserError(
             f"run.dir: {file} does not belong to a run and would be overwritten; name another folder"
         )
+    if not file.exists() and (foreign := run_folder.files_of_a_run(folder)):
+        raise UserError(
+            f"run.dir {folder} is not a run's folder, but has {foreign[0]}, which a run would replace "
+            "or remove; name another folder"
+        )
     is_reserved = slurm.job_id() is not None and run_folder.read_slurm_job(folder) == slurm.job_id()
     if file.exists() and not is_reserved and (found := request.differences(folder)):
         raise UserError(f"run.dir {describe_differences(folder, found)}; name another folder")

@@ -22,7 +22,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 
 from maml_pipeline import run_folder, signals, slurm
-from maml_pipeline.cli import training_help
+from maml_pipeline.cli import faults, training_help
 from maml_pipeline.cli.artifacts import attach_artifacts
 from maml_pipeline.cli.checked_command import CheckedCommand
 from maml_pipeline.cli.checkpoint_to_evaluate import newest_trained_run
@@ -80,6 +80,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     except Stopped:
         leave_process_group()
         raise  # to `cli.main`, which requeues the job
+    except (MemoryError, RuntimeError) as error:
+        faults.raise_if_out_of_memory(error)
+        raise
     finally:
         _end_tracking()  # again, because a signal may have interrupted it; before Slurm ends the job
 
@@ -130,7 +133,7 @@ class TrainingCommand(CheckedCommand):
             val_check_interval=trainer.val_check_interval * trainer.accumulate_grad_batches,
             # Not the working directory, where Lightning would resume from any hpc_ckpt_*.ckpt.
             default_root_dir=self.folder or NO_FOLDER,
-            plugins=[*as_list(trainer.plugins), AtomicCheckpointIO(), *cluster_environment()],
+            plugins=[*as_list(trainer.plugins), AtomicCheckpointIO(self.folder), *cluster_environment()],
             **kwargs,
         )
 

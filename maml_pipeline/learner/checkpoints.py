@@ -136,7 +136,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning writes to the system's temporary folder and copies from there, which is not atomic between
     file systems.
+
+    Args:
+        run: The folder of the run, which is not created again if it was deleted; `None` without one.
     """
+
+    def __init__(self, run: Path | None = None) -> None:
+        super().__init__()
+        self.run = run
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -144,7 +151,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save a state, replacing an existing file atomically."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(exist_ok=True)  # but not a deleted run folder
+        folder = Path(path).parent
+        folder.mkdir(exist_ok=True, parents=self.run is None or folder.parent != self.run)
         write_atomically(Path(path), add_checksum(buffer.getvalue()))
 
     def load_checkpoint(

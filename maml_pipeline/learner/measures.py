@@ -1,5 +1,7 @@
 """Losses and metrics: functions of (prediction, target) that return one number."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from maml_pipeline.errors import UserError
@@ -42,3 +44,24 @@ def check_measures(loss: Loss, metric: Loss | None) -> None:
             raise UserError("metric is named loss, like the loss; rename it")
         if not name.isidentifier():
             raise UserError(f"metric {name} has no name to log it under: define it with def")
+
+
+class MeansOfMetaStep:
+    """Means over the batches of a meta-step so far: several with `trainer.accumulate_grad_batches`."""
+
+    def __init__(self) -> None:
+        self._meta_step, self._batches = -1, 0
+        self._sums: dict[str, Tensor] = {}
+
+    def updated(self, meta_step: int, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the means with those of one more batch, as large as the others.
+
+        Args:
+            meta_step: Number of the meta-step that the batch belongs to.
+            values: The batch's means.
+        """
+        if meta_step != self._meta_step:
+            self._meta_step, self._batches, self._sums = meta_step, 0, {}
+        self._batches += 1
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in values.items()}
+        return {name: total / self._batches for name, total in self._sums.items()}

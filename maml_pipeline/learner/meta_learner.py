@@ -25,7 +25,7 @@ from maml_pipeline.learner.learned_inner_lr import (
 )
 from maml_pipeline.learner.lightning_internals import remember_signature
 from maml_pipeline.learner.loss_with_gradient import deposit_gradient, loss_with_gradient
-from maml_pipeline.learner.measures import check_measures, measure_name
+from maml_pipeline.learner.measures import MeansOfMetaStep, check_measures, measure_name
 from maml_pipeline.learner.model_checks import check_compatibility, check_same_network
 from maml_pipeline.learner.outer_optimizer import adam, release_gradients, scheduler_config
 from maml_pipeline.learner.saved_run import checkpoint_of_run, learner_of_checkpoint, learner_of_run
@@ -134,6 +134,7 @@ class MetaLearner(EvaluatedByAdaptation):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.loaded_meta_step = 0
+        self._training_means = MeansOfMetaStep()
         self._is_checked = False
 
     # One meta-step ------------------------------------------------------------------------------
@@ -192,7 +193,8 @@ class MetaLearner(EvaluatedByAdaptation):
         measures = {"loss": result.loss}
         if self.metric is not None and result.metric is not None:
             measures[measure_name(self.metric)] = result.metric.mean()
-        for name, value in measures.items():
+        means = self._training_means.updated(self.global_step, measures)
+        for name, value in means.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=tasks, sync_dist=True)
         if self.first_order_meta_steps:
             self.log("train/first_order", float(self.takes_first_order()))

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
+from maml_pipeline import run_folder
 from maml_pipeline.files import write_atomically
 from maml_pipeline.metrics_table import MetricsRow, read_metrics
 
@@ -99,12 +100,27 @@ class DropRepeatedRows(Callback):
     """Truncate metrics.csv to the meta-step from which a run resumes."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the rows that a killed run logged after its last checkpoint."""
+        """Drop the rows that a killed run logged after its last checkpoint.
+
+        If a run goes back to an earlier checkpoint, that becomes its last one first: a kill before the
+        next save would otherwise leave a table that is shorter than the training.
+        """
+        self._go_back(trainer)
         self._drop(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the test result of a run that was killed after its test, with nothing left to train."""
         self._drop(trainer)
+
+    @rank_zero_only
+    def _go_back(self, trainer: Trainer) -> None:
+        source = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV) and source is not None:
+                last = run_folder.checkpoint_path(logger.path.parent, "last")
+                is_own = source.resolve().parent == last.resolve().parent
+                if is_own and source.resolve() != last.resolve():
+                    write_atomically(last, source.read_bytes())
 
     @rank_zero_only
     def _drop(self, trainer: Trainer) -> None:

@@ -231,4 +231,5 @@ def is_cross_entropy(loss: Loss) -> bool:
         and loss.weight is None
         and loss.reduction == "mean"
         and loss.label_smoothing == 0
+        and loss.ignore_index < 0  # no label that `known_network` accepts
     )

@@ -70,7 +70,8 @@ class ResultTable(Callback):
     @rank_zero_only
     def _check_interaction(self, learner: LightningModule, batch: TaskBatch) -> None:
         assert isinstance(learner, MetaLearner)
-        if self._points_interact is None:
+        # With fewer tasks than devices, a device has none.
+        if self._points_interact is None and len(batch.query_x):
             task = (batch.query_x[0], batch.support_x[0])
             self._points_interact = points_interact(learner.network, *task)
 

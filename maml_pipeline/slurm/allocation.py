@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from maml_pipeline.environment import GPUS_PER_NODE
@@ -109,13 +110,13 @@ def check_sbatch_flags(flags: Sequence[str], is_array: bool) -> None:
     """
     if flags and not flags[0].startswith("-"):
         raise UserError(f"{flags[0]} comes after --, where only sbatch flags are allowed")
-    for flag in flags:
-        name = flag.partition("=")[0]
+    for flag, following in pairwise([*flags, ""]):
+        name, _, value = flag.partition("=")
         if name not in SET_BY_CONFIG and flag[:1] == "-" and flag[1:2] != "-":
             name = flag[:2]  # -N2
         if key := SET_BY_CONFIG.get(name):
             raise UserError(f"{name} follows from {key}; set that key before the --")
-        if name == "--gres" and "gpu" in flag:
+        if name == "--gres" and "gpu" in (value or following):
             raise UserError("--gres follows from trainer.devices; set that key before the --")
         if name in ("--array", "-a") or (is_array and name in ("--dependency", "-d")):
             raise UserError(f"{name} is set by `maml submit --tradeoff`")

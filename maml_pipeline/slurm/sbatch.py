@@ -17,9 +17,9 @@ SCRIPTS = SHIPPED / "slurm"
 TRAIN_SCRIPT = SCRIPTS / "train.sbatch"
 TRADEOFF_SCRIPT = SCRIPTS / "tradeoff.sbatch"
 
-# cluster.env may contain any shell code, so a shell reads it.
-_SBATCH = 'set -a; source "$0"; exec sbatch "$@"'
-_GPUS = 'set -a; source "$0"; printf "%s\\n%s" "${MAML_GPUS_PER_NODE:-1}" "${MAML_GPU_TYPE-}"'
+# cluster.env may contain any shell code, so a shell reads it; what it prints is no answer.
+_SBATCH = 'set -a; source "$0" >&2; exec sbatch "$@"'
+_GPUS = 'set -a; source "$0" >&2; printf "%s\\n%s" "${MAML_GPUS_PER_NODE:-1}" "${MAML_GPU_TYPE-}"'
 
 
 def check_sbatch(needs_cluster: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
 from maml_pipeline.limits import MAX_IMAGE_SIZE
 from maml_pipeline.tasks.class_splits import (
@@ -134,7 +135,8 @@ class ImageTasks(ImageEpisodes):
     def packed(self) -> PackedImages:
         """All images: uint8 `(number of images, C, H, W)`. Loaded on first use."""
         folder = cache_folder(self.cache_dir)
-        if any(builder is not None and downloads(builder) for builder in self.builders.values()):
+        builders = [builder for builder in self.builders.values() if builder is not None]
+        if any(map(downloads, builders)) and not OFFLINE.get():
             with locked_cache(folder):  # so that only one process downloads
                 sources = self._build()
         else:

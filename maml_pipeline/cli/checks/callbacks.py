@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     ProgressBar,
     StochasticWeightAveraging,
@@ -64,11 +65,22 @@ def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list
                 "trainer.callbacks: check_on_train_epoch_end is true, but the epoch never ends here; "
                 f"leave it out, so that {name} checks after each validation"
             )
+        if isinstance(callback, ModelCheckpoint) and _saves_in_the_run(callback):
+            raise UserError(
+                f"trainer.callbacks: {name} would write over best.ckpt or last.ckpt of the run; set its "
+                "dirpath to another folder"
+            )
         if isinstance(callback, Timer) and not checks_every_step(callback):
             raise UserError(
                 "trainer.callbacks: the interval of Timer is epoch, but the epoch never ends here; "
                 "leave it out for step"
             )
+
+
+def _saves_in_the_run(callback: ModelCheckpoint) -> bool:
+    """Tell whether a callback saves under the names of a run's own checkpoints, in their folder."""
+    takes_a_name = bool(callback.save_last) or callback.filename in ("best", "last")
+    return callback.dirpath is None and takes_a_name
 
 
 def as_list(value: Any) -> list[Any]:

@@ -1,6 +1,5 @@
 """Check the outer optimizer and its schedule by trying one step on copies of the parameters."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from maml_pipeline.cli.checks.blame import refusal
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner
+from maml_pipeline.learner.learned_inner_lr import parameter_groups
 
 
 def check_optimization(
@@ -38,6 +38,14 @@ def check_optimization(
         raise UserError(
             f"model.lr_scheduler: {name} monitors {scheduler.monitor}; a validation logs "
             f"{', '.join(monitored[:4])}, ..."
+        )
+    of_groups = [group.get("max_lr") for group in optimizer.param_groups]
+    rates = model.learned_inner_lr
+    if rates is not None and of_groups[-1] is not None and of_groups[-1] == of_groups[0] != rates.lr:
+        raise UserError(
+            f"model.lr_scheduler: {name} sets the outer learning rate of the learned rates, too, to "
+            f"{of_groups[0]:g}, not learned_inner_lr.lr {rates.lr:g}; give --model.lr_scheduler.max_lr "
+            f"'[{of_groups[0]:g}, {rates.lr:g}]'"
         )
     max_steps = settings.trainer.max_steps
     # OneCycleLR raises in the step after its last one.
@@ -66,22 +74,28 @@ def _checked_schedule(model: MetaLearner, optimizer: Optimizer, spec: Any) -> An
 
 def _checked_optimizer(model: MetaLearner, spec: Any, on_cpu: bool) -> Optimizer:
     """Build the optimizer on copies of the parameters, and take one step with zero gradients."""
-    own = [p for p in model.parameters() if p.requires_grad]
     try:
-        optimizer = model.optimizer(_copies(own))
+        optimizer = model.optimizer(_copies(model))
         _step(optimizer)
     except Exception as error:
         if isinstance(error, AssertionError) and not on_cpu:
             return optimizer  # `capturable`, which works on the GPU that training will use
         text = refusal(
-            "model.optimizer", spec, error, lambda cls, **args: _step(cls(_copies(own), **args))
+            "model.optimizer", spec, error, lambda cls, **args: _step(cls(_copies(model), **args))
         )
         raise UserError(text) from error
     return optimizer
 
 
-def _copies(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
-    return [p.detach().clone().requires_grad_() for p in parameters]
+def _copies(model: MetaLearner) -> Any:
+    """Return what training builds the optimizer from, with copies of the parameters."""
+    network = [_copy(p) for p in model.network.parameters() if p.requires_grad]
+    rates = None if model.inner_rates is None else _copy(model.inner_rates)
+    return parameter_groups(network, rates, model.learned_inner_lr)
+
+
+def _copy(parameter: nn.Parameter) -> torch.Tensor:
+    return parameter.detach().clone().requires_grad_()
 
 
 def _step(optimizer: Optimizer) -> None:

@@ -71,14 +71,14 @@ def _check_ways(task: Task, model: MetaLearner, data: TaskDataModule, settings: 
     ways = getattr(data.tasks, "ways", None)
     if not isinstance(ways, int) or task.support_y.is_floating_point():
         return
-    network = copy.deepcopy(model.network)  # so that running statistics do not change
     try:
+        network = copy.deepcopy(model.network)  # so that running statistics do not change
         with torch.no_grad():
             prediction = network(task.support_x)
+        if prediction.ndim != 2 or prediction.shape[-1] == ways:
+            return
     except Exception:
-        return  # `check_task` reports why the network fails
-    if prediction.ndim != 2 or prediction.shape[-1] == ways:
-        return
+        return  # `check_task` reports why the network fails, and what else it returns
     outputs = prediction.shape[-1]
     raise UserError(
         f"data.tasks.ways is {ways}, but network {type(network).__name__} has {outputs} outputs; "

@@ -78,7 +78,7 @@ def gather(arrays: Any, operands: Any, factor: float) -> None:
                 inside = part(target, start * channels, len(values))
                 for c in range(len(values)):
                     y = scale[c] * (values[c] - mean[c]) + shift[c]
-                    inside[c] = y if y > zero else zero
+                    inside[c] = zero if y < zero else y  # NaN stays
 
 
 @Kernel
@@ -114,7 +114,7 @@ def gather_tangents(arrays: Any, operands: Any, factor: float) -> None:
                 y = part(columns, at + start * channels, len(values))
                 for c in range(len(values)):
                     y_dot = scale_dot[c] * values[c] + scale[c] * values_dot[c] + constant[c]
-                    inside[c] = y_dot if y[c] > zero else zero
+                    inside[c] = zero if y[c] <= zero else y_dot
 
 
 @Kernel

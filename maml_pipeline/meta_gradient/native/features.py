@@ -26,7 +26,7 @@ def feature_values(arrays: Any, operands: Any, factor: float) -> None:
             row, start = image * positions + position, position % places * filters
             for c in range(filters):
                 y = scale[c] * (z[row, c] - mean[c]) + shift[c]
-                x[image, start + c] += (y if y > zero else zero) * share
+                x[image, start + c] += (zero if y < zero else y) * share  # NaN stays
 
 
 @Kernel
@@ -46,8 +46,8 @@ def feature_tangents(arrays: Any, operands: Any, factor: float) -> None:
             for c in range(filters):
                 centred = z[row, c] - mean[c]
                 y_dot = scale_dot[c] * centred + scale[c] * (z_dot[row, c] - mean_dot[c]) + shift_dot[c]
-                is_positive = scale[c] * centred + shift[c] > zero
-                x_dot[image, start + c] += (y_dot if is_positive else zero) * share
+                is_cut = scale[c] * centred + shift[c] <= zero
+                x_dot[image, start + c] += (zero if is_cut else y_dot) * share
 
 
 @Kernel

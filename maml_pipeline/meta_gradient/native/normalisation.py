@@ -90,7 +90,7 @@ def mask_and_sum(arrays: Any, operands: Any, factor: float) -> None:
         for row in range(start, min(start + ROWS, pixels)):
             for c in range(channels):
                 centred = z[row, c] - mean[c]
-                value = u[row, c] if scale[c] * centred + shift[c] > zero else zero
+                value = zero if scale[c] * centred + shift[c] <= zero else u[row, c]
                 u[row, c] = value
                 part[c] += value
                 part_dot[c] += value * centred

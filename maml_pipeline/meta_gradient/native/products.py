@@ -73,7 +73,7 @@ def add_to_rows_and_rectify(arrays: Any, operands: Any, factor: float) -> None:
     for i in range(len(target)):
         for j in range(target.shape[1]):
             value = target[i, j] + vector[0, j]
-            target[i, j] = value if value > zero else zero
+            target[i, j] = zero if value < zero else value  # NaN stays
 
 
 @Kernel
@@ -83,7 +83,7 @@ def mask(arrays: Any, operands: Any, factor: float) -> None:
     zero = target.dtype.type(0)
     for i in range(len(target)):
         for j in range(target.shape[1]):
-            target[i, j] = target[i, j] if values[i, j] > zero else zero
+            target[i, j] = zero if values[i, j] <= zero else target[i, j]  # where NaN is, too
 
 
 @Kernel
