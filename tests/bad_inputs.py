@@ -212,6 +212,8 @@ dirpath: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath [1]
 last.ckpt: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.save_last true
 best.ckpt: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.filename best
 optimizer: --model.optimizer torch.optim.LBFGS --model.learned_inner_lr.lr 0.001
+learned_inner_lr.lr 0.001: --model.lr_scheduler torch.optim.lr_scheduler.CyclicLR \
+--model.lr_scheduler.base_lr 0.1 --model.lr_scheduler.max_lr 0.2 --model.learned_inner_lr.lr 0.001
 learned_inner_lr.lr 0.001: --model.lr_scheduler torch.optim.lr_scheduler.OneCycleLR \
 --model.lr_scheduler.max_lr 0.1 --model.lr_scheduler.total_steps 500 --model.learned_inner_lr.lr 0.001
 """

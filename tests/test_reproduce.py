@@ -14,7 +14,7 @@ import torch
 from maml_pipeline.cli import main
 from scripts.reproduce import inner_steps, omniglot, sine, time_to_accuracy
 from scripts.reproduce.places import parse_places
-from scripts.reproduce.release import release
+from scripts.reproduce.release import TRAININGS, release, release_name
 from scripts.reproduce.results import merged_results, read_results, reproduce, results_of
 from scripts.reproduce.tables import search_table, table
 from scripts.reproduce.training import Training
@@ -25,7 +25,6 @@ TABLES = {
     "omniglot.json": omniglot.STEPS,
     "inner_steps.json": inner_steps.STEPS,
 }
-TRAININGS = [*sine.TRAININGS, *omniglot.TRAININGS, *inner_steps.TRAININGS]
 
 
 def test_the_tables_are_those_of_the_committed_results() -> None:
@@ -61,6 +60,11 @@ def test_learning_curves_are_drawn_from_the_committed_results() -> None:
     assert len(lines) == len({row["task"] for row in results})
 
 
+def test_every_network_of_a_release_has_a_name_of_its_own() -> None:
+    names = [release_name(training, order) for training in TRAININGS for order in training.methods]
+    assert len({*names}) == len(names)
+
+
 def test_a_trial_writes_nothing_where_results_are() -> None:
     _, places = parse_places(ArgumentParser(), Path("runs/map"), "map.json", [])
     assert (places.runs, places.results) == (Path("runs/map"), Path("results/map.json"))
@@ -68,6 +72,10 @@ def test_a_trial_writes_nothing_where_results_are() -> None:
     _, trial = parse_places(ArgumentParser(), Path("runs/map"), "map.json", ["--tiny"])
     assert (trial.runs, trial.results) == (Path("runs/trial"), Path("runs/trial/map.json"))
     assert trial.picture(Path("docs/map.png")) == Path("runs/trial/map.png")
+    _, elsewhere = parse_places(
+        ArgumentParser(), Path("runs/map"), "map.json", ["--results=/tmp/m.json"]
+    )
+    assert elsewhere.picture(Path("docs/map.png")) == Path("/tmp/map.png")
 
 
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.name)

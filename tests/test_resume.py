@@ -277,6 +277,12 @@ def test_going_back_to_the_best_checkpoint_leaves_table_and_last_checkpoint_at_o
     assert best == last < 12 and last_step(tmp_path / "run") < best
     maml(*run, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+    # With nothing left to train, too.
+    ended = ("--trainer.max_steps", best, "--ckpt_path", "best")
+    maml(*run, "--run.dir", tmp_path / "run", *ended)
+    assert int(checkpoint_tensors(tmp_path / "run")["meta_step"]) == best
+    maml(*run, "--run.dir", tmp_path / "run", "--ckpt_path", "last")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 class StopAtBatch(Callback):

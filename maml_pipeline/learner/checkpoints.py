@@ -1,5 +1,7 @@
 """Checkpoints of a run: the best state, and the last state, from which it resumes."""
 
+import errno
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -143,7 +145,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def __init__(self, run: Path | None = None) -> None:
         super().__init__()
-        self.run = run
+        self.run = None if run is None else run.absolute()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -151,8 +153,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save a state, replacing an existing file atomically."""
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        folder = Path(path).parent
-        folder.mkdir(exist_ok=True, parents=self.run is None or folder.parent != self.run)
+        folder = Path(path).absolute().parent
+        run = self.run
+        if run is not None and folder.is_relative_to(run) and not run.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        folder.mkdir(exist_ok=True, parents=True)
         write_atomically(Path(path), add_checksum(buffer.getvalue()))
 
     def load_checkpoint(

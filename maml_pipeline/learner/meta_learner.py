@@ -139,6 +139,10 @@ class MetaLearner(EvaluatedByAdaptation):
 
     # One meta-step ------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Forget the means of an earlier training."""
+        self._training_means = MeansOfMetaStep()
+
     @remember_signature
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """Return the mean query loss of T tasks; its backward deposits the meta-gradient."""

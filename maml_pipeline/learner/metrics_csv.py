@@ -97,16 +97,25 @@ class MetricsCSV(CSVLogger):
 
 
 class DropRepeatedRows(Callback):
-    """Truncate metrics.csv to the meta-step from which a run resumes."""
+    """Truncate metrics.csv to the meta-step from which a run resumes.
+
+    If a run goes back to an earlier checkpoint, that becomes its last one first: a kill before the next
+    save would otherwise leave a table that is shorter than the training.
+    """
+
+    def __init__(self) -> None:
+        self._is_ready = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the rows that a killed run logged after its last checkpoint.
-
-        If a run goes back to an earlier checkpoint, that becomes its last one first: a kill before the
-        next save would otherwise leave a table that is shorter than the training.
-        """
+        """Drop the rows that a killed run logged after its last checkpoint."""
         self._go_back(trainer)
         self._drop(trainer)
+        self._is_ready = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back with nothing left to train: then no training starts, and a test follows."""
+        if not self._is_ready:
+            self._go_back(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the test result of a run that was killed after its test, with nothing left to train."""
@@ -120,6 +129,8 @@ class DropRepeatedRows(Callback):
                 last = run_folder.checkpoint_path(logger.path.parent, "last")
                 is_own = source.resolve().parent == last.resolve().parent
                 if is_own and source.resolve() != last.resolve():
+                    for result in (run_folder.TEST, run_folder.VALIDATION):
+                        (logger.path.parent / result).unlink(missing_ok=True)
                     write_atomically(last, source.read_bytes())
 
     @rank_zero_only

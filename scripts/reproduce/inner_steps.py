@@ -12,18 +12,18 @@ is not trained again: after an interruption, the same command resumes.
 Writes results/inner_steps.json and docs/inner_steps.png, and prints the table of docs/results.md.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_pipeline.files import write_atomically
 from maml_pipeline.gradient_order import GradientOrder
-from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.style import add_legend, line_style, plot_style
-from scripts.reproduce.results import read_results, reproduce
+from scripts.reproduce.results import draw_if_complete, reproduce
 from scripts.reproduce.training import INNER_LR, Training
 
 PICTURE = Path("docs/inner_steps.png")
@@ -63,14 +63,14 @@ def draw_steps(results: Sequence[Mapping[str, Any]]) -> Figure:
         results: Rows of results/inner_steps.json.
     """
 
-    def result(row: Mapping[str, Any]) -> Mapping[str, float]:
-        found: Mapping[str, float] = row["result"][str(row["inner_steps"])]
-        return found
+    def result(row: Mapping[str, Any], part: str) -> float:
+        found = row["result"][str(row["inner_steps"])][part]
+        return math.nan if found is None else float(found)  # of a run that diverged
 
     with plot_style():
         figure = Figure((8.2, 3.0), layout="constrained")
         loss, memory, time = figure.subplots(1, 3)
-        _draw(loss, results, lambda row: result(row)["mean"], lambda row: result(row)["ci95"])
+        _draw(loss, results, partial(result, part="mean"), partial(result, part="ci95"))
         _draw(memory, results, lambda row: row["peak_bytes"] / 1e3)
         _draw(time, results, lambda row: row["meta_step_ms"])
         loss.set_ylabel("test loss after k inner steps")
@@ -103,8 +103,7 @@ def _draw(
 def main() -> None:
     """Train, write the results, and draw."""
     places = reproduce(__doc__ or "", TRAININGS, STEPS, "inner_steps.json")
-    figure = draw_steps(read_results(places.results))
-    write_atomically(places.picture(PICTURE), render_figure(figure, "png"))
+    draw_if_complete(places, TRAININGS, PICTURE, draw_steps)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def main() -> None:
             experiment.train(places.runs, places.is_trial)
     finished = [experiment for experiment in EXPERIMENTS if experiment.is_finished(places.runs)]
     earlier = json.loads(places.results.read_text()) if places.results.exists() else {}
-    results = {**earlier, **{each.name: result(each, places.runs) for each in finished}}
+    results = earlier | {each.name: result(each, places.runs) for each in finished}
+    results = {name: results[name] for name in names if name in results}
     places.write(results)
     if finished == EXPERIMENTS:
         figure = draw_overview({each.task: rows_of(places.runs / each.name) for each in finished})

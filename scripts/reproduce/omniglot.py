@@ -20,11 +20,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from maml_pipeline.files import write_atomically
 from maml_pipeline.gradient_order import GradientOrder
-from maml_pipeline.report.page import render_figure
 from maml_pipeline.report.style import add_legend, line_style, meta_step_axis, plot_style
-from scripts.reproduce.results import read_results, reproduce
+from scripts.reproduce.results import draw_if_complete, reproduce
 from scripts.reproduce.training import Training
 
 PICTURE = Path("docs/omniglot.png")
@@ -81,7 +79,7 @@ TRAININGS = [
     ),
     # A rate with which the first meta-steps learn most may be too large for many: whole runs decide.
     Training(
-        name="omniglot-20w1s-first",
+        name="omniglot-20w1s-first-3000",
         task="Omniglot 20-way 1-shot (long search)",
         methods={"first": "first"},
         flags=TWENTY_WAYS,
@@ -130,8 +128,7 @@ def draw_learning_curves(results: Sequence[Mapping[str, Any]]) -> Figure:
 def main() -> None:
     """Train, write the results, and draw."""
     places = reproduce(__doc__ or "", TRAININGS, STEPS, "omniglot.json")
-    figure = draw_learning_curves(read_results(places.results))
-    write_atomically(places.picture(PICTURE), render_figure(figure, "png"))
+    draw_if_complete(places, TRAININGS, PICTURE, draw_learning_curves)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ class Places:
     Args:
         runs: Folder of the runs.
         results: File of the results.
-        is_trial: Whether all is as short as possible, and not to be published.
+        is_trial: Whether all is as short as possible.
+        is_published: Whether the results are those of the documents.
     """
 
     runs: Path
     results: Path
     is_trial: bool
+    is_published: bool
 
     def write(self, results: Any) -> None:
         """Write the file of results."""
@@ -29,8 +31,8 @@ class Places:
         write_atomically(self.results, json.dumps(results, indent=1) + "\n")
 
     def picture(self, published: Path) -> Path:
-        """Return where to draw a picture: in a trial, beside its results."""
-        return self.results.parent / published.name if self.is_trial else published
+        """Return where to draw a picture: beside the results unless these are published."""
+        return published if self.is_published else self.results.parent / published.name
 
 
 def parse_places(
@@ -56,4 +58,7 @@ def parse_places(
     settings = parser.parse_args(arguments)
     if settings.tiny:
         runs, results = trial, trial / file
-    return settings, Places(settings.runs or runs, settings.results or results, settings.tiny)
+    is_published = not settings.tiny and settings.results is None
+    return settings, Places(
+        settings.runs or runs, settings.results or results, settings.tiny, is_published
+    )

@@ -20,6 +20,8 @@ from scripts.reproduce.results import results_of, rows_of
 from scripts.reproduce.tables import result_text
 from scripts.reproduce.training import Training
 
+TRAININGS = [*sine.TRAININGS, *omniglot.TRAININGS, *inner_steps.TRAININGS]
+
 CARD = """\
 # {title}
 
@@ -64,13 +66,17 @@ def release(trainings: list[Training], runs: Path, out: Path) -> list[Path]:
         if training.is_finished(runs):
             for row, result in _rows(training, runs):
                 run = _best(row)
-                name = training.name
-                name += f"-{row.order}" if len(training.methods) > 1 else ""
+                name = release_name(training, str(row.order))
                 meta_step = export_network(run.source, "best", out / f"{name}.safetensors").meta_step
                 text = _card(name, run, result, meta_step, training.command(Path("runs")))
                 write_atomically(out / f"{name}.md", text)
                 cards.append(out / f"{name}.md")
     return cards
+
+
+def release_name(training: Training, order: str) -> str:
+    """Return the name of the files of a row, without their suffix."""
+    return f"{training.name}-{order}" if len(training.methods) > 1 else training.name
 
 
 def _rows(training: Training, runs: Path) -> Iterator[tuple[ComparisonRow, dict[str, Any]]]:
@@ -122,9 +128,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for the release")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     settings = parser.parse_args()
-    for card in release(
-        [*sine.TRAININGS, *omniglot.TRAININGS, *inner_steps.TRAININGS], settings.runs, settings.out
-    ):
+    for card in release(TRAININGS, settings.runs, settings.out):
         print(card)
 
 

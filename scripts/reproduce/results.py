@@ -2,14 +2,18 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from maml_pipeline import run_folder
+from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.checkpoints import load_checkpoint
 from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.curves import series_over_seeds
+from maml_pipeline.report.page import render_figure
 from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Estimate, Run, finite, mean
 from maml_pipeline.varied import value_text
@@ -49,8 +53,27 @@ def merged_results(trainings: Sequence[Training], runs: Path, file: Path) -> lis
         if training.is_finished(runs):
             results += results_of(training, runs)
         else:
-            results += [row for row in earlier if row["training"] == training.name]
+            results += [row for row in earlier if row.get("training") == training.name]
     return results
+
+
+def draw_if_complete(
+    places: Places,
+    trainings: Sequence[Training],
+    picture: Path,
+    draw: Callable[[Sequence[Mapping[str, Any]]], Figure],
+) -> None:
+    """Draw a picture of the results, if there are those of all trainings.
+
+    Args:
+        places: Where the results are.
+        trainings: Those of the picture.
+        picture: Where to draw it, unless the results are elsewhere.
+        draw: Draws the rows of results.
+    """
+    results = read_results(places.results)
+    if {training.name for training in trainings} <= {row["training"] for row in results}:
+        write_atomically(places.picture(picture), render_figure(draw(results), "png"))
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:

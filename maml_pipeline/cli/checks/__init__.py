@@ -45,7 +45,7 @@ def check_settings(
     trainer = settings.trainer
     check_ranges(settings)
     check_epochs(trainer)
-    check_callbacks(built_trainer.callbacks, model.evaluation_names("val"))
+    check_callbacks(built_trainer.callbacks, model.evaluation_names("val"), command)
     if str(trainer.devices) not in AUTO_DEVICES:
         devices = count_devices(trainer.devices)
         _check_devices(data, trainer, devices, elsewhere)

@@ -39,12 +39,15 @@ REFUSED: dict[type[Callback], str] = {
 """Why each cannot work, and what to use instead."""
 
 
-def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list[str]) -> None:
+def check_callbacks(
+    callbacks: Callback | list[Callback] | None, monitored: list[str], command: str
+) -> None:
     """Refuse callbacks that cannot work, or that monitor a metric which the run does not log.
 
     Args:
         callbacks: The callbacks of the configuration.
         monitored: Names of the metrics that a validation logs.
+        command: `fit`, `validate` or `test`; only the first saves checkpoints.
 
     Raises:
         UserError: A callback cannot work.
@@ -65,7 +68,7 @@ def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list
                 "trainer.callbacks: check_on_train_epoch_end is true, but the epoch never ends here; "
                 f"leave it out, so that {name} checks after each validation"
             )
-        if isinstance(callback, ModelCheckpoint) and _saves_in_the_run(callback):
+        if command == "fit" and _saves_in_the_run(callback):
             raise UserError(
                 f"trainer.callbacks: {name} would write over best.ckpt or last.ckpt of the run; set its "
                 "dirpath to another folder"
@@ -77,8 +80,10 @@ def check_callbacks(callbacks: Callback | list[Callback] | None, monitored: list
             )
 
 
-def _saves_in_the_run(callback: ModelCheckpoint) -> bool:
+def _saves_in_the_run(callback: Callback) -> bool:
     """Tell whether a callback saves under the names of a run's own checkpoints, in their folder."""
+    if not isinstance(callback, ModelCheckpoint):
+        return False
     takes_a_name = bool(callback.save_last) or callback.filename in ("best", "last")
     return callback.dirpath is None and takes_a_name
 

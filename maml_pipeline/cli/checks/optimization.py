@@ -39,14 +39,8 @@ def check_optimization(
             f"model.lr_scheduler: {name} monitors {scheduler.monitor}; a validation logs "
             f"{', '.join(monitored[:4])}, ..."
         )
-    of_groups = [group.get("max_lr") for group in optimizer.param_groups]
-    rates = model.learned_inner_lr
-    if rates is not None and of_groups[-1] is not None and of_groups[-1] == of_groups[0] != rates.lr:
-        raise UserError(
-            f"model.lr_scheduler: {name} sets the outer learning rate of the learned rates, too, to "
-            f"{of_groups[0]:g}, not learned_inner_lr.lr {rates.lr:g}; give --model.lr_scheduler.max_lr "
-            f"'[{of_groups[0]:g}, {rates.lr:g}]'"
-        )
+    if settings.ckpt_path is None:  # a run that exists was trained so
+        _check_learned_rates(model, settings.model.lr_scheduler, name)
     max_steps = settings.trainer.max_steps
     # OneCycleLR raises in the step after its last one.
     if isinstance(scheduler, OneCycleLR) and not 0 <= max_steps <= scheduler.total_steps:
@@ -54,6 +48,18 @@ def check_optimization(
             f"model.lr_scheduler: the total_steps of {name} are {scheduler.total_steps}, but "
             f"trainer.max_steps is {max_steps}; the schedule must be as long as the training"
         )
+
+
+def _check_learned_rates(model: MetaLearner, spec: Any, name: str) -> None:
+    """Refuse a schedule that sets the outer learning rate of the learned rates to the network's."""
+    rates, given = model.learned_inner_lr, spec.get("init_args") or {}
+    for key in ("max_lr", "base_lr"):
+        value = given.get(key)
+        if rates is not None and isinstance(value, float | int) and value != rates.lr:
+            raise UserError(
+                f"model.lr_scheduler.{key} is {value:g}, which {name} takes for the learned rates, too, "
+                f"in place of learned_inner_lr.lr {rates.lr:g}; give both, '[{value:g}, {rates.lr:g}]'"
+            )
 
 
 def _checked_schedule(model: MetaLearner, optimizer: Optimizer, spec: Any) -> Any:
