@@ -65,8 +65,8 @@ def raise_if_out_of_memory(error: Exception) -> None:
     is_known = isinstance(error, (MemoryError, OutOfMemoryError))
     if is_known or "can't allocate memory" in str(error):
         raise UserError(
-            f"out of memory ({first_line(error)}); set --model.tasks_per_chunk auto (unless the engine is "
-            "learn2learn), --model.method checkpointed (in second order), or a smaller "
+            f"out of memory ({first_line(error)}); set --model.tasks_per_chunk auto (unless the engine "
+            "is learn2learn), --model.method checkpointed (in second order), or a smaller "
             "--data.meta_batch_size"
         ) from error
 
