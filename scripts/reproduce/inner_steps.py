@@ -5,9 +5,8 @@
     python -m scripts.reproduce.inner_steps --read      # nothing is trained
     python -m scripts.reproduce.inner_steps --tiny      # a trial
 
-The inner learning rate is chosen by runs of 4,000 meta-steps; the checkpoint that is tested is the one
-whose loss on the validation tasks is lowest after as many inner steps as were trained. What is finished
-is not trained again: after an interruption, the same command resumes.
+The inner learning rate is chosen by runs of 4,000 meta-steps. Validation and test take as many inner
+steps as training. What is finished is not trained again: after an interruption, the same command resumes.
 
 Writes results/inner_steps.json and docs/inner_steps.png, and prints the table of docs/results.md.
 """
@@ -44,8 +43,8 @@ def _training(k: int) -> Training:
         task=f"sine, 10 shots, k = {k}",
         methods={order: order.replace("-", " ") for order in orders},
         flags=(
-            *("--config=sine", "--config=cpu", f"--inner_steps={k}", "--parallel=2"),
-            *(f"--run.monitor=val/loss_step_{k}", "--data.val_tasks=500"),
+            *("--config=sine", "--config=cpu", "--parallel=2"),
+            *(f"--inner_steps={k}", f"--model.eval_inner_steps={k}"),
         ),
         search=(f"--vary={INNER_LR}=0.001,0.003,0.01,0.03", "--trainer.max_steps=4000"),
         final=("--seeds=0,1,2", "--trainer.max_steps=20000"),
