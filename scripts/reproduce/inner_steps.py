@@ -6,7 +6,8 @@
     python -m scripts.reproduce.inner_steps --tiny      # a trial
 
 The inner learning rate is chosen by runs of 4,000 meta-steps. Validation and test take as many inner
-steps as training. What is finished is not trained again: after an interruption, the same command resumes.
+steps as training. What is finished is not trained again: after an interruption, the same command
+resumes.
 
 Writes results/inner_steps.json and docs/inner_steps.png, and prints the table of docs/results.md.
 """
