@@ -16,6 +16,7 @@ from scripts.reproduce import inner_steps, omniglot, sine, time_to_accuracy
 from scripts.reproduce.places import parse_places
 from scripts.reproduce.release import TRAININGS, release, release_name
 from scripts.reproduce.results import merged_results, read_results, reproduce, results_of
+from scripts.reproduce.summary import summary
 from scripts.reproduce.tables import search_table, table
 from scripts.reproduce.training import Training
 from tests.helpers import ROOT
@@ -45,7 +46,8 @@ def test_the_tables_are_those_of_the_committed_results() -> None:
 def test_the_readme_shows_rows_of_these_tables() -> None:
     section = (ROOT / "README.md").read_text().partition("## Results")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert rows and {*rows} <= {*(ROOT / "docs" / "results.md").read_text().splitlines()}
+    known = (ROOT / "docs" / "results.md").read_text() + "\n" + summary(ROOT / "results")
+    assert rows and {*rows} <= {*known.splitlines()} and summary(ROOT / "results") in section
 
 
 def test_learning_curves_are_drawn_from_the_committed_results() -> None:

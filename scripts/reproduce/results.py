@@ -115,6 +115,7 @@ def _row(row: ComparisonRow, training: Training) -> dict[str, Any]:
         "meta_batch_size": config["data"]["meta_batch_size"],
         "best_meta_steps": [best_meta_step(run) for run in row.evaluated],
         "seeds": [run.seed for run in row.evaluated],
+        "diverged_seeds": sorted(run.seed for run in row.unfinished),
         "test_tasks": config["data"]["test_tasks"],
         "transductive": config["model"]["transductive"],
         "result": {str(k): _estimate(curve) for k, curve in enumerate(zip(*curves, strict=True))},

@@ -27,7 +27,7 @@ def table(results: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> str:
         lines.append(
             [
                 *(row["task"], row["method"], f"{row['inner_lr']:g}", f"{row['meta_steps']:,}"),
-                str(len(row["seeds"])),
+                _seeds(row),
                 *("-" if each is None else result_text(row["measure"], each) for each in of_steps),
                 _published(row),
                 with_unit(row["peak_bytes"], "B"),
@@ -57,6 +57,12 @@ def mean_text(measure: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.1f} %" if measure == "accuracy" else f"{value:.2f}"
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    """Return the number of seeds, such as 3, or 2 of 3 if one diverged."""
+    ended, diverged = len(row["seeds"]), len(row.get("diverged_seeds", ()))
+    return f"{ended} of {ended + diverged}" if diverged else str(ended)
 
 
 def _published(row: Mapping[str, Any]) -> str:

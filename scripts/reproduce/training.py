@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from maml_pipeline import run_folder
 from maml_pipeline.files import write_atomically
 from maml_pipeline.learner.tracking.description import device_name, git_state
 
@@ -72,9 +73,12 @@ class Training:
 
     def train(self, runs: Path, tiny: bool = False) -> None:
         """Train what is not finished; what was stopped resumes."""
+        # A run may diverge; the table tells how many seeds did.
         if search := self.search_command(runs, tiny):
-            run_maml(search, threads=1, check=False)  # a run with a large rate may diverge
-        run_maml(self.command(runs, tiny), self.threads)
+            run_maml(search, threads=1, check=False)
+        status = run_maml(self.command(runs, tiny), self.threads, check=False)
+        if status and not (runs / self.name / run_folder.TRADEOFF).exists():
+            sys.exit(status)
         write_origin(runs / self.name, self.threads)
 
     def is_finished(self, runs: Path) -> bool:
@@ -82,19 +86,23 @@ class Training:
         return (runs / self.name / ORIGIN).exists()
 
 
-def run_maml(arguments: Sequence[str], threads: int, check: bool = True) -> None:
+def run_maml(arguments: Sequence[str], threads: int, check: bool = True) -> int:
     """Run `maml` in a process of its own, and show the command.
 
     Args:
         arguments: After `maml`.
         threads: PyTorch's threads.
         check: Exit with its status if it fails.
+
+    Returns:
+        Its exit status.
     """
     print("maml", *arguments, flush=True)
     command = [sys.executable, "-m", "maml_pipeline", *arguments]
     status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
     if check and status:
         sys.exit(status)
+    return status
 
 
 def write_origin(folder: Path, threads: int) -> None:
