@@ -88,8 +88,8 @@ TRAININGS = [
         tiny=TINY,
         published={"first": {5: 0.894}},
     ),
-    # At the paper's length. The search above chose 0.4 for both orders; since a short search misleads first
-    # order, it also has a smaller rate.
+    # At the paper's length. The search above chose 0.4 for both orders; since a short search misleads
+    # first order, it also has a smaller rate.
     Training(
         name="omniglot-5w1s-first-60000",
         task="Omniglot 5-way 1-shot (60,000 meta-steps)",
