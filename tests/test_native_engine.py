@@ -1,8 +1,12 @@
 """Machine code computes what PyTorch does, for each network, loss and method that it knows."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, NativeEng
 from maml_pipeline.meta_gradient.checkpointed import longest_segment
 from maml_pipeline.meta_gradient.memory import peak_bytes
 from maml_pipeline.meta_gradient.native.batch import TaskLosses, batch_losses
+from maml_pipeline.meta_gradient.native.job import Job
 from maml_pipeline.meta_gradient.native.network import FeedForward
 from maml_pipeline.meta_gradient.native_engine import known_network
 from maml_pipeline.networks import MLP, ConvNet
@@ -294,6 +299,51 @@ def test_memory_grows_by_one_gradient_a_task_and_by_one_task_a_thread() -> None:
     for number in (1, 2, 3):
         assert peaks[number, 12] - peaks[number, 8] == peaks[number, 8] - peaks[number, 4]
     assert peaks[3, 4] - peaks[2, 4] == peaks[2, 4] - peaks[1, 4] > 0
+
+
+def test_memory_is_free_even_if_a_thread_lets_go_of_its_work_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, batch = case("strided", cross_entropy, tasks=12, dtype=torch.float32)
+    call = partial(ENGINE.meta_gradient, network, cross_entropy, batch, InnerLoop(0.1, 1))
+
+    def thrice() -> None:
+        for _ in range(3):
+            call()
+
+    kept: list[object] = []
+    submit = ThreadPoolExecutor.submit
+
+    def submit_and_keep(
+        self: ThreadPoolExecutor, function: Callable[..., Any], *args: Any
+    ) -> Future[Any]:
+        kept.append((function, args))
+        return submit(self, function, *args)
+
+    with threads(3):
+        call()
+        expected = peak_bytes(thrice)
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_keep)
+        assert peak_bytes(thrice) == expected and kept
+
+
+def test_an_interrupt_waits_for_the_threads_that_write_to_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, batch = case("strided", cross_entropy, tasks=12)
+    run, finished = Job.run, []
+
+    def run_slowly(self: Job, *args: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        run(self, *args)
+        finished.append(args)
+
+    monkeypatch.setattr(Job, "run", run_slowly)
+    with threads(2), pytest.raises(KeyboardInterrupt):
+        ENGINE.meta_gradient(network, cross_entropy, batch, InnerLoop(0.1, 1))
+    assert finished
 
 
 # Losses alone ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import ctypes
 import importlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -167,19 +167,25 @@ def _run(planned: Plan, regions: list[Tensor], lr: float, cleared: Tensor | None
     remaining: Iterator[int] = iter(range(len(planned.chunks)))  # each thread takes the next one
     memories = [regions[0].new_empty(planned.memory) for _ in range(threads)]
     addresses = [region.data_ptr() for region in regions]
-    to_clear = 0 if cleared is None else cleared.nbytes // len(planned.chunks)
+    to_clear = None if cleared is None else cleared.data_ptr()
+    clear_bytes = 0 if cleared is None else cleared.nbytes // len(planned.chunks)
 
-    def work(memory: Tensor) -> None:
-        own = [memory.data_ptr(), *addresses]
+    # Other threads get addresses, not tensors: a thread lets go of its arguments some time after it has
+    # the result, and until then PyTorch would count memory as held.
+    def work(memory: int) -> None:
         for number in remaining:
             part = planned.chunks[number]
-            if cleared is not None:
-                ctypes.memset(cleared.data_ptr() + number * to_clear, 0, to_clear)
-            planned.job.run(own, lr, number, part.start, part.stop)
+            if to_clear is not None:
+                ctypes.memset(to_clear + number * clear_bytes, 0, clear_bytes)
+            planned.job.run([memory, *addresses], lr, number, part.start, part.stop)
 
     with _one_thread_per_product():
-        others = [_executor(threads - 1).submit(work, memory) for memory in memories[1:]]
-        work(memories[0])
+        own, *rest = (memory.data_ptr() for memory in memories)
+        others = [_executor(threads - 1).submit(work, address) for address in rest]
+        try:
+            work(own)
+        finally:
+            wait(others)  # after an interrupt, too: they write to the regions
         for other in others:
             other.result()
 
