@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.profilers import PyTorchProfiler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.profiler import profile
 
 from maml_pipeline import MetaLearner
 from maml_pipeline.errors import UserError
@@ -16,6 +17,7 @@ from maml_pipeline.meta_gradient.checkpointed import longest_segment
 from maml_pipeline.networks import MLP, ConvNet
 from maml_pipeline.tasks import Lines, SineWaves, Task, TaskDistribution
 from maml_pipeline.tasks.task import Split
+from maml_pipeline.torch_internals import CpuAllocation, cpu_allocations
 from tests.probed_training import ENGINES, ORDERS, train
 
 pytestmark = pytest.mark.exhaustive
@@ -80,6 +82,32 @@ def test_memory_is_identical_at_every_probe_step(order: str) -> None:
     figures = train(learner, SineWaves(), ProbeSettings(every=7), steps=35, meta_batch_size=4)
     memories = [{k: v for k, v in f.items() if k.startswith("memory")} for f in figures.values()]
     assert len(memories) == 6 and all(found == memories[0] for found in memories)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
+def test_a_measured_meta_step_frees_nothing_that_is_older(
+    engine: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch would warn that it does not know the size, on the user's terminal.
+    unknown: list[CpuAllocation] = []
+
+    def watched(profiler: profile) -> list[CpuAllocation]:
+        known = set()
+        for event in (events := cpu_allocations(profiler)):
+            if event.size > 0:
+                known.add(event.address)
+            elif event.address in known:
+                known.remove(event.address)
+            else:
+                unknown.append(event)
+        return events
+
+    monkeypatch.setattr("maml_pipeline.meta_gradient.memory.cpu_allocations", watched)
+    learner = MetaLearner(MLP(), loss=mse_loss, inner_lr=0.01, engine=engine, metric=mse_loss)
+    settings = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 1}
+    figures = train(learner, SineWaves(), ProbeSettings(every=5), steps=20, **settings)
+    assert len(figures) == 4 and not unknown
 
 
 def test_memory_held_before_a_meta_step_is_reported_separately() -> None:

@@ -53,15 +53,21 @@ class MeansOfMetaStep:
         self._meta_step, self._batches = -1, 0
         self._sums: dict[str, Tensor] = {}
 
-    def updated(self, meta_step: int, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def updated(
+        self, meta_step: int, values: Mapping[str, Tensor], batches: int
+    ) -> Mapping[str, Tensor]:
         """Return the means with those of one more batch, as large as the others.
+
+        After the last batch nothing is kept: the next meta-step's memory begins without it.
 
         Args:
             meta_step: Number of the meta-step that the batch belongs to.
             values: The batch's means.
+            batches: Number of batches of a meta-step.
         """
         if meta_step != self._meta_step:
             self._meta_step, self._batches, self._sums = meta_step, 0, {}
         self._batches += 1
-        self._sums = {name: self._sums.get(name, 0) + value for name, value in values.items()}
-        return {name: total / self._batches for name, total in self._sums.items()}
+        sums = {name: self._sums.get(name, 0) + value for name, value in values.items()}
+        self._sums = sums if self._batches < batches else {}
+        return {name: total / self._batches for name, total in sums.items()}

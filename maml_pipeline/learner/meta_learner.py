@@ -197,7 +197,8 @@ class MetaLearner(EvaluatedByAdaptation):
         measures = {"loss": result.loss}
         if self.metric is not None and result.metric is not None:
             measures[measure_name(self.metric)] = result.metric.mean()
-        means = self._training_means.updated(self.global_step, measures)
+        batches = self.trainer.accumulate_grad_batches
+        means = self._training_means.updated(self.global_step, measures, batches)
         for name, value in means.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=tasks, sync_dist=True)
         if self.first_order_meta_steps:
