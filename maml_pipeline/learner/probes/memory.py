@@ -28,6 +28,7 @@ class MemoryProbe(Probe):
     def __init__(self, every: int = 500) -> None:
         super().__init__(every)
         self._meter: PeakMeter | None = None
+        self._last_logged: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reject a profiler that would run at the same time."""
@@ -58,9 +59,10 @@ class MemoryProbe(Probe):
                     if isinstance(value, Tensor)
                 ),
             }
-            # Free the previous gradients now, not during the measurement: the CPU's allocator would not
-            # know their size.
+            # Nothing older may be freed during the measurement: the CPU's allocator would not know its
+            # size. So free the previous gradients now, and keep the values that Lightning replaces.
             pl_module.zero_grad()
+            self._last_logged = dict(trainer.callback_metrics)
             pl_module.engine.forget_captures()
             self._meter.start()
         elif self._meter is not None:
@@ -71,6 +73,7 @@ class MemoryProbe(Probe):
         if self._meter is None or trainer.global_step == self._measured_step:
             return
         peak, device = self._meter.stop(), self._meter.device
+        self._last_logged = {}
         figures = self._before | {"memory/meta_step_peak_bytes": peak.requested}
         if device.type == "cuda":
             figures["memory/meta_step_peak_active_bytes"] = peak.active
