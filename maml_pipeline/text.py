@@ -68,6 +68,16 @@ def wrapped(text: object, width: int, lines: int = 2) -> str:
     return textwrap.fill(printable(text), width, max_lines=lines, placeholder="...")
 
 
+def with_capital(text: str) -> str:
+    """Return a text with a capital first letter; the rest, such as a name in it, is unchanged."""
+    return text[:1].upper() + text[1:]
+
+
+def with_small_initial(text: str) -> str:
+    """Return a text with a small first letter; the rest, such as a name in it, is unchanged."""
+    return text[:1].lower() + text[1:]
+
+
 def in_one_notation(value: float, other: float) -> tuple[str, str]:
     """Return two numbers, such as a mean and its margin, in one notation: that of the first."""
     plain = value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e6

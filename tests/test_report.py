@@ -57,7 +57,7 @@ def test_the_command_reports_all_runs_below_the_given_folders(
 
 def test_every_plot_is_in_the_page_in_markdown_and_a_file(report: Path) -> None:
     page, markdown = report.read_text(), (report.parent / "report.md").read_text()
-    for name in [f"toy-{plot}" for plot in PLOTS] + ["other-tradeoff"]:
+    for name in [f"toy--{plot}" for plot in PLOTS] + ["other--tradeoff"]:
         assert f'<figure id="{name}">' in page
         assert f"]({name}.png)" in markdown
         with Image.open(report.parent / f"{name}.png") as png:

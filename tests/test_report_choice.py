@@ -207,6 +207,20 @@ def test_a_run_that_stopped_at_a_loss_that_is_not_finite_is_not_waited_for(tmp_p
     assert choice_notes(rows)[1].endswith(": inner_lr 0.4 diverged.")
 
 
+def test_a_summary_tells_which_runs_have_diverged(tmp_path: Path) -> None:
+    # With the other seed, the rate that diverged validated best.
+    runs = [run(FIRST, 0.1, 0.5, 0), run(FIRST, 0.1, 0.5, 1), run(FIRST, 0.4, 0.1, 0)]
+    runs.append(replace(run(FIRST, 0.4, 0.1, 1), source=tmp_path, test={}))
+    (tmp_path / "config.yaml").touch()
+    log = "\nRun folder: runs/x\nmaml: error: the loss is nan at meta-step 9, inner step 1\n"
+    (tmp_path / "log.txt").write_text(log)
+    file = tmp_path / "tradeoff.json"
+    file.write_text(json.dumps({"cells": [summarize(one) for one in runs]}))
+    read = rows_of(find_runs([file]).runs)
+    assert chosen(read) == chosen(rows_of(runs)) == {(FIRST, 1): 0.1}
+    assert choice_notes(read) == choice_notes(rows_of(runs))
+
+
 def test_settings_are_compared_on_the_seeds_that_all_have() -> None:
     # Seed 1 is hard: its result would lower the mean of the setting that has it.
     runs = [run(FIRST, 0.1, 0.3, 0), run(FIRST, 0.1, 0.9, 1), run(FIRST, 0.4, 0.4, 0)]
@@ -288,6 +302,38 @@ def test_runs_that_differ_in_an_undeclared_key_are_separate_groups() -> None:
     groups = compare(runs)
     assert [*groups] == ["sine, data.meta_batch_size 4", "sine, data.meta_batch_size 8"]
     assert all(len(rows) == 3 for rows in groups.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_other"),
+    [
+        ("gradient_clip_val", 10.0, True),
+        ("accumulate_grad_batches", 8, True),
+        ("limit_test_batches", 0.5, True),
+        ("precision", "64-true", True),
+        ("max_steps", 200, True),
+        ("devices", 2, False),
+        ("log_every_n_steps", 5, False),
+    ],
+)
+def test_only_runs_that_were_trained_alike_are_seeds_of_one_row(
+    key: str, value: object, is_other: bool
+) -> None:
+    one, two = make_run(FIRST, 1, 0), make_run(FIRST, 1, 1)
+    other = replace(two, config=two.config | {"trainer": two.config["trainer"] | {key: value}})
+    titles = [*compare([one, other])]
+    assert len(titles) == (2 if is_other else 1)
+    assert not is_other or titles[1] == f"sine, trainer.{key} {value}"
+
+
+def test_as_many_steps_as_in_training_are_a_number_of_steps_at_test() -> None:
+    def tested_as_trained(one: Run) -> Run:
+        return replace(
+            one, config=one.config | {"model": one.config["model"] | {"eval_inner_steps": None}}
+        )
+
+    runs = [tested_as_trained(make_run(FIRST, k)) for k in (1, 5)]
+    assert [*compare(runs)] == [f"sine, model.eval_inner_steps {k}" for k in (1, 5)]
 
 
 @pytest.mark.parametrize(

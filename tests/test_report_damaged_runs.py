@@ -193,6 +193,7 @@ def test_a_metric_named_after_a_step_is_a_metric(sound: list[Path], tmp_path: Pa
         ("a" * 5000, "does not exist, or cannot be reached"),
         ("nul\0", "does not exist, or cannot be reached"),
         ("text.txt", "text.txt is not JSON"),
+        ("empty.json", "empty.json: no cell of it is finished"),
         ("binary", "binary is not JSON"),
         ("huge", "huge is larger than any file of a run"),
         ("pipe", "pipe is not a file"),
@@ -203,6 +204,7 @@ def test_an_invalid_path_is_a_one_line_error(
     path: str, message: str, maml_error: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("no run")
+    (tmp_path / "empty.json").write_text('{"cells": []}')
     (tmp_path / "binary").write_bytes(BINARY)
     sparse(10**12)(tmp_path / "huge")
     os.mkfifo(tmp_path / "pipe")

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, groupby, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from maml_pipeline.report.comparison import ComparisonRow, compare
 from maml_pipeline.report.curves import MOST_POINTS, series_over_seeds
 from maml_pipeline.report.findings import findings
 from maml_pipeline.report.gain import share_of_gain
-from maml_pipeline.report.page import render_figure
+from maml_pipeline.report.page import render_figure, write_report
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.report.style import order_style, plain_number, plot_style
 from maml_pipeline.report.table import table_columns
@@ -296,6 +297,43 @@ def test_a_share_needs_a_gain_beyond_the_confidence_intervals() -> None:
     by_row = {(row.order, row.inner_steps): share_of_gain(row, accuracy) for row in accuracy}
     assert by_row[CHECKPOINTED, 1] == pytest.approx((0.495 - 0.368) / (0.496 - 0.368))
     assert by_row[CHECKPOINTED, 5] == pytest.approx((0.692 - 0.533) / (0.689 - 0.533))
+
+
+def test_a_share_is_of_results_on_one_split() -> None:
+    def only_validated(row: ComparisonRow, loss: float) -> None:
+        history = [*row.runs[0].history, {"step": 99.0, "val/loss": loss, "val/loss_ci95": 0.01}]
+        row.runs[:] = [replace(row.runs[0], test={}, history=history)]
+
+    shown = rows(SCALE)
+    (truncated,) = [row for row in shown if str(row.order) == "truncated-1"]
+    (tested,) = truncated.runs
+    only_validated(truncated, 0.05)
+    assert truncated.split == "val" and share_of_gain(truncated, shown) is None
+    for row in shown:
+        if row is not truncated and row.result is not None:
+            only_validated(row, row.result.mean)
+    assert share_of_gain(truncated, shown) == pytest.approx((0.295 - 0.05) / (0.295 - 0.079))
+    truncated.runs[:] = [tested]
+    ax = draw_overview({"sine": shown}).axes[-1]
+    assert not ax.child_axes, "first and second order are not on this axis"
+
+
+def test_a_caption_tells_only_what_is_drawn() -> None:
+    (scale,) = (plot.caption for plot in draw_plots(rows(SCALE)) if plot.name == "tradeoff")
+    assert "a thin one leads from first over truncated to second order" in scale
+    assert "single seeds" not in scale
+    two = compare([make_run(FIRST, 1, seed, measure="R2_norm") for seed in (0, 1)])["sine"]
+    (plot,) = (plot for plot in draw_plots(two) if plot.name == "tradeoff")
+    assert "faint marks are single seeds" in plot.caption and "thin" not in plot.caption
+    assert plot.title == "R2_norm against peak memory"
+    assert plot.figure.axes[0].get_ylabel().startswith("test R2_norm")
+
+
+def test_plots_of_different_experiments_have_different_files(tmp_path: Path) -> None:
+    experiments = {name: rows(SCALE) for name in ("toy", "toy-tradeoff", "toy--tradeoff", "toy-")}
+    expected = sum(len(draw_plots(shown)) for shown in experiments.values())
+    write_report(experiments, tmp_path)
+    assert len([*tmp_path.glob("*--*.png")]) == expected
 
 
 def test_the_legend_of_all_orders_lies_inside_every_plot() -> None:

@@ -6,16 +6,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maml_pipeline.errors import UserError
+from maml_pipeline.gradient_order import GradientOrder
+from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.report.comparison import QUANTITIES, ComparisonRow, compare
 from maml_pipeline.report.findings import findings
 from maml_pipeline.runs.find import find_runs
+from maml_pipeline.runs.read import read_wandb_run
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.summary import summarize
 from maml_pipeline.tradeoff.cells import meta_steps_done
+from tests.helpers import make_run
 from tests.run_copies import copy_run, each, edit, remove
 
 
@@ -96,6 +101,35 @@ def test_the_wandb_log_of_an_active_run_is_read_up_to_its_last_record(
     log.write_bytes(whole[: whole.index(b"test/loss")])
     (run,) = find_runs([tmp_path]).runs
     assert not run.is_finished and run.series("val/loss") == before.series("val/loss")
+
+
+def test_the_test_of_a_run_that_was_then_extended_is_not_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_run(GradientOrder.parse("second"), 1).config
+    logged = {
+        "first": [{"step": 9.0, "val/loss": 0.5}, {"step": 10.0, "test/loss": 0.4}],
+        "second": [{"step": 19.0, "val/loss": 0.3}],
+        "third": [{"step": 20.0, "test/loss": 0.2}],
+    }
+
+    def read(log: Path) -> tuple[dict[str, Any], list[MetricsRow]]:
+        return config, logged[log.name]
+
+    monkeypatch.setattr("maml_pipeline.learner.tracking.read_wandb_log", read)
+    extended = read_wandb_run([tmp_path / "first", tmp_path / "second"])
+    assert not extended.is_finished and extended.meta_steps == 20
+    assert extended.result is not None and extended.result.mean == 0.3
+    assert read_wandb_run([tmp_path / "first"]).test == {"test/loss": 0.4}
+    assert read_wandb_run([tmp_path / name for name in logged]).test == {"test/loss": 0.2}
+
+
+def test_a_small_result_is_not_called_zero() -> None:
+    runs = [
+        make_run(GradientOrder.parse(o), 1, result=r) for o, r in (("first", 3e-5), ("second", 1e-5))
+    ]
+    (sentence,) = findings(compare(runs)["sine"])
+    assert "test loss of 1.00e-05 and first order 3.00e-05" in sentence
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`maml tradeoff --best_of` trains each order with the values that validated best elsewhere."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maml_pipeline.gradient_order import GradientOrder
-from maml_pipeline.report.comparison import ComparisonRow, compare
+from maml_pipeline.report.comparison import ComparisonRow, compare, lines
 from maml_pipeline.report.findings import choice_notes, findings
 from maml_pipeline.report.plots import draw_plots
 from maml_pipeline.runs.find import find_runs
@@ -16,6 +17,7 @@ from tests.written_runs import write_search
 
 TOY = ("tradeoff", "--config", CONFIGS / "toy.yaml", "--best_of", "search")
 LR = "model.inner_lr"
+SECOND = GradientOrder.parse("second")
 VALIDATIONS = {
     "first": {0.05: 0.5, 0.1: 0.7, 0.2: 0.6},
     "truncated-2": {0.05: 0.9, 0.1: 0.3, 0.2: 0.4},
@@ -70,6 +72,25 @@ def test_a_search_that_chose_nothing_is_refused(maml_error: Callable[..., str], 
     assert "for first with 3 inner steps, validation could choose no value" in maml_error(*TOY)
 
 
+def test_the_values_of_a_search_may_themselves_be_chosen_elsewhere(maml: Maml, tmp_path: Path) -> None:
+    write_search(tmp_path / "search", {order: {rate: 0.5} for order, rate in BEST.items()}, 3)
+    printed = maml(*TOY, "--dry_run")
+    assert listed(printed) == [f"{order}-k3-inner_lr={rate}-s0" for order, rate in BEST.items()]
+    assert "Each order and number of inner steps was trained with a single value." in printed
+
+
+def test_an_unfinished_run_does_not_choose_its_value(
+    maml: Maml, maml_error: Callable[..., str], tmp_path: Path
+) -> None:
+    write_search(tmp_path / "search", {"first": {0.05: 0.5}}, 3)
+    assert "inner_lr 0.05, so there was nothing to choose from" in maml(*TOY, "--dry_run")
+    summary = tmp_path / "search" / "tradeoff.json"
+    content = json.loads(summary.read_text())
+    content["cells"][0]["test"] = {}
+    summary.write_text(json.dumps(content))
+    assert "first with 3 inner steps is not finished with inner_lr 0.05" in maml_error(*TOY)
+
+
 def test_the_report_of_the_chosen_values_compares_them_without_a_choice() -> None:
     runs = [
         make_run(GradientOrder.parse(order), 3, seed, varied={LR: rate})
@@ -86,6 +107,9 @@ def test_the_report_of_the_chosen_values_compares_them_without_a_choice() -> Non
         note == "Varied: inner_lr. Each order and number of inner steps was trained with a single value."
     )
     assert "truncated to 2 steps (inner_lr 0.1)" in findings(rows)[0]
+    several = [make_run(SECOND, k, varied={LR: rate}) for k, rate in ((1, 0.1), (5, 0.4))]
+    (line,) = lines(compare(several)["sine"])
+    assert [row.inner_steps for row in line] == [1, 5]
     (ax,) = next(plot.figure for plot in draw_plots(rows) if plot.name == "tradeoff").axes
     assert len([line for line in ax.lines if line.get_label() in ("first", "second")]) <= 2
     assert {text.get_text() for text in ax.texts} == {

@@ -83,13 +83,17 @@ class Search:
         found = [r for r in self.rows if r.order == order and r.inner_steps == inner_steps]
         if not found:
             raise UserError(f"{self.name} has no runs of {what}; train them there, or leave it out")
-        if len(self.settings) == 1:
-            return self.settings[0]
         choice = found[0].choice
-        assert choice is not None
-        if choice.unfinished:  # the value that validates best might be among them
-            lacking = "; ".join(printable(setting_text(setting)) for setting in choice.unfinished)
+        if choice is None:  # a single value, as in a trade-off that was itself trained with --best_of
+            is_finished = any(run.is_finished for run in found[0].runs)
+            unfinished = [] if is_finished else [found[0].setting]
+        else:  # the value that validates best might be among the unfinished ones
+            unfinished = [*choice.unfinished]
+        if unfinished:
+            lacking = "; ".join(printable(setting_text(setting)) for setting in unfinished)
             raise UserError(f"{self.name}: {what} is not finished with {lacking}; train that first")
+        if choice is None:
+            return found[0].setting
         if choice.chosen is None:
             raise UserError(f"{self.name}: for {what}, validation could choose no value")
         return choice.chosen
@@ -100,5 +104,7 @@ class Search:
             f"{order.label}, k = {steps}: {printable(setting_text(setting))}"
             for (order, steps), setting in chosen.items()
         )
-        _, *limits = choice_notes(self.rows)
-        return [f"Best by validation in {printable(self.folder)}: {values}", *limits]
+        notes = choice_notes(self.rows)
+        if any(row.choice is not None for row in self.rows):
+            del notes[0]  # how values are chosen, which holds for all
+        return [f"Best by validation in {printable(self.folder)}: {values}", *notes]

@@ -57,6 +57,15 @@ class ComparisonRow:
         return self.chosen is False
 
     @property
+    def line(self) -> str:
+        """What it shares with the rows that one line joins over inner steps or orders.
+
+        The rows that are chosen are one line, and so are those that were the only ones; where nothing
+        could be chosen, each setting is one.
+        """
+        return "" if self.choice is None or self.chosen else identity(self.setting)
+
+    @property
     def validation(self) -> float | None:
         """The best validation result, averaged over the compared seeds; `None` if it is not compared."""
         return None if self.choice is None else self.choice.scores.get(identity(self.setting))
@@ -240,12 +249,9 @@ def orders_in(rows: Iterable[ComparisonRow]) -> list[GradientOrder]:
 
 
 def lines(rows: Iterable[ComparisonRow]) -> list[list[ComparisonRow]]:
-    """Group the rows of one order into lines over the inner steps, without those that are outdone.
-
-    The chosen rows are one line; where nothing was chosen, each setting is one.
-    """
+    """Group the rows of one order into lines over the inner steps, without those that are outdone."""
     found: dict[str, list[ComparisonRow]] = {}
     for row in rows:
         if not row.is_outdone:
-            found.setdefault("" if row.chosen else identity(row.setting), []).append(row)
+            found.setdefault(row.line, []).append(row)
     return [*found.values()]

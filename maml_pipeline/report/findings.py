@@ -8,7 +8,7 @@ from maml_pipeline.report.choice import Choice, Setting, varied_in
 from maml_pipeline.report.comparison import ComparisonRow
 from maml_pipeline.report.gain import share_of_gain
 from maml_pipeline.runs.run import Run
-from maml_pipeline.text import counted, printable
+from maml_pipeline.text import counted, in_one_notation, printable, with_capital
 from maml_pipeline.varied import setting_text, short_names, value_text
 
 
@@ -31,10 +31,12 @@ def findings(rows: Sequence[ComparisonRow]) -> list[str]:
         steps = f"{row.inner_steps} inner step{'' if row.inner_steps == 1 else 's'}"
         split = {"test": "test", "val": "validation"}[own.split]
         measure = printable(row.runs[0].measure)
+        mean, _ = in_one_notation(own.mean, own.ci95)
+        baseline, _ = in_one_notation(other.mean, other.ci95)
         sentences.append(
             f"Trained with {steps}, {row.order.phrase}{_in_brackets(row)} reached a {split} "
-            f"{measure} of {own.mean:.4f} and first order{_in_brackets(row.first_order_row)} "
-            f"{other.mean:.4f}{_share(row, rows)}" + (f", at {' and '.join(costs)}." if costs else ".")
+            f"{measure} of {mean} and first order{_in_brackets(row.first_order_row)} "
+            f"{baseline}{_share(row, rows)}" + (f", at {' and '.join(costs)}." if costs else ".")
         )
     return sentences
 
@@ -121,8 +123,7 @@ def _names(rows: Sequence[_Row]) -> str:
         before = f"{', '.join(map(str, others))} and " if others else ""
         plural = counted(last, "inner step") if not others else f"{last} inner steps"
         names.append(f"{order.phrase}, {before}{plural}")
-    text = "; ".join(names)
-    return text[0].upper() + text[1:]
+    return with_capital("; ".join(names))
 
 
 def _remarks(choice: Choice, settings: Sequence[Setting]) -> Iterator[str]:

@@ -9,10 +9,11 @@ from maml_pipeline.report.comparison import ComparisonRow
 
 
 class Gain(NamedTuple):
-    """The results of first and of second order."""
+    """The results of first and of second order, on one split."""
 
     first: float
     second: float
+    split: str
 
     def share(self, result: float) -> float:
         """Return which share of the way from first to second order a result is; 1 is second order's."""
@@ -41,7 +42,7 @@ def gain(rows: Sequence[ComparisonRow], inner_steps: int) -> Gain | None:
         return None
     better = (end.mean - start.mean) * (1 if second[0].runs[0].higher_is_better else -1)
     is_known = math.isfinite(better) and better > max(start.ci95, end.ci95)
-    return Gain(start.mean, end.mean) if is_known else None
+    return Gain(start.mean, end.mean, start.split) if is_known else None
 
 
 def _is_exact_second_order(row: ComparisonRow) -> bool:
@@ -49,7 +50,7 @@ def _is_exact_second_order(row: ComparisonRow) -> bool:
 
 
 def share_of_gain(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> float | None:
-    """Return the share of second order's gain that a row reaches; `None` if there is no such gain.
+    """Return the share of second order's gain that a row reaches on the same split, if there is a gain.
 
     Args:
         row: Any row.
@@ -57,5 +58,7 @@ def share_of_gain(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> float | 
     """
     known = gain(rows, row.inner_steps)
     if known is None or row.result is None or not math.isfinite(row.result.mean):
+        return None
+    if row.result.split != known.split:
         return None
     return known.share(row.result.mean)

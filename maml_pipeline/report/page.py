@@ -57,6 +57,10 @@ class Section:
     findings: list[str]
     plots: list[Plot]
 
+    def picture(self, plot: Plot) -> str:
+        """Return the name of a plot on the page; no slug and no plot has two dashes in a row."""
+        return f"{self.slug}--{plot.name}"
+
     @property
     def column_groups(self) -> list[tuple[str, list[Column]]]:
         """The columns by the heading that they share."""
@@ -121,7 +125,7 @@ def _render(
     files = {"overview.png": render_figure(draw_overview(experiments), "png")}
     for section in sections:
         for plot in section.plots:
-            files[f"{section.slug}-{plot.name}.png"] = render_figure(plot.figure, "png")
+            files[f"{section.picture(plot)}.png"] = render_figure(plot.figure, "png")
 
     environment = Environment(
         loader=PackageLoader("maml_pipeline.report", "."),

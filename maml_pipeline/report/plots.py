@@ -28,7 +28,7 @@ from maml_pipeline.report.tradeoff_plot import (
     memory_unit,
     result_label,
 )
-from maml_pipeline.text import shortened
+from maml_pipeline.text import shortened, with_capital
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,16 @@ def _tradeoff_and_costs(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
     ):
         if has_tradeoff(rows, cost):
             measure = shortened(rows[0].runs[0].measure, 40)
+            drawn = "A line joins the numbers of inner steps k in training"
+            if any(row.order.differentiated_steps is not None for row in rows):
+                drawn += ", and a thin one leads from first over truncated to second order"
+            if any(len(row.evaluated) > 1 for row in rows):
+                drawn += "; faint marks are single seeds"
             yield _plot(
                 f"tradeoff{suffix}",
-                f"{measure.capitalize()} against {name}",
+                f"{with_capital(measure)} against {name}",
                 f"{result_label(rows)}, with its 95 % confidence interval over tasks, against the "
-                f"{meaning}. A line joins the numbers of inner steps k in training, and a thin one "
-                "leads from first over truncated to second order; faint marks are single seeds."
-                + _note(rows, "Small faint marks", label_note(rows)),
+                f"{meaning}. {drawn}." + _note(rows, "Small faint marks", label_note(rows)),
                 partial(draw_tradeoff, rows=rows, cost=cost),
             )
     if any(row.mean("peak_bytes") for row in rows):
@@ -148,7 +151,7 @@ def _training_and_adaptation(rows: Sequence[ComparisonRow]) -> Iterator[Plot]:
 
 def _note(rows: Sequence[ComparisonRow], faint: str, brackets: str = "") -> str:
     """Return what a caption adds if keys are varied."""
-    text = f" {brackets.capitalize()}." if brackets else ""
+    text = f" {with_capital(brackets)}." if brackets else ""
     outdone = any(row.is_outdone for row in rows)
     return text + (f" {faint}: settings that were not chosen by validation." if outdone else "")
 

@@ -23,8 +23,8 @@ from maml_pipeline.report.style import (
     plot_style,
 )
 from maml_pipeline.runs.run import Estimate
-from maml_pipeline.text import printable, shortened, wrapped
-from maml_pipeline.varied import identity, short_names, value_text
+from maml_pipeline.text import printable, shortened, with_small_initial, wrapped
+from maml_pipeline.varied import short_names, value_text
 
 COSTS = ("peak_bytes", "meta_step_ms")
 """What a result is drawn against, side by side in the overview."""
@@ -108,7 +108,7 @@ def draw_tradeoff(
     better = "higher" if rows[0].runs[0].higher_is_better else "lower"
     name = {"peak_bytes": "peak memory", "meta_step_ms": "time"}[cost]
     ax.set_xlabel(f"{name} of a meta-step, {unit_name}")
-    ax.set_ylabel(f"{result_label(rows).lower()}\n({better} is better)")
+    ax.set_ylabel(f"{with_small_initial(result_label(rows))}\n({better} is better)")
     _draw_gain(ax, rows, with_gain)
 
 
@@ -116,9 +116,9 @@ def _draw_gain(ax: Axes, rows: Sequence[ComparisonRow], with_axis: bool) -> None
     """Mark the results of first and second order, and the share of the gain on an axis on the right."""
     steps = {row.inner_steps for row in rows}
     known = gain(rows, min(steps)) if len(steps) == 1 else None
-    if known is None:
+    if known is None or known.split != _split_shown(rows):
         return
-    first, second = known
+    first, second = known.first, known.second
     for value in (first, second):
         ax.axhline(value, color=SCALE_COLOUR, linewidth=0.8, linestyle=(0, (1, 3)), zorder=0)
     if not with_axis:
@@ -142,8 +142,7 @@ def _scales(rows: Sequence[ComparisonRow]) -> list[list[ComparisonRow]]:
     scales: dict[tuple[int, str], list[ComparisonRow]] = {}
     for row in rows:
         if row.order.method is Method.UNROLLED and not row.is_outdone:
-            own = "" if row.chosen else identity(row.setting)
-            scales.setdefault((row.inner_steps, own), []).append(row)
+            scales.setdefault((row.inner_steps, row.line), []).append(row)
     return [
         sorted(scale, key=lambda row: row.order.rank)
         for scale in scales.values()
@@ -190,14 +189,18 @@ def has_tradeoff(rows: Sequence[ComparisonRow], cost: str = COSTS[0]) -> bool:
 
 def _rows_with_results(rows: Sequence[ComparisonRow]) -> list[tuple[ComparisonRow, Estimate]]:
     """Return the rows with a test result; before any test, those with a validation result."""
-    split = "test" if any(row.split == "test" for row in rows) else "val"
+    split = _split_shown(rows)
     return [(row, row.result) for row in rows if row.result is not None and row.split == split]
+
+
+def _split_shown(rows: Sequence[ComparisonRow]) -> str:
+    return "test" if any(row.split == "test" for row in rows) else "val"
 
 
 def result_label(rows: Sequence[ComparisonRow]) -> str:
     """Return what the results are: "Test accuracy after 3 inner steps"."""
     run = rows[0].runs[0]
-    split = "Test" if any(row.split == "test" for row in rows) else "Validation"
+    split = {"test": "Test", "val": "Validation"}[_split_shown(rows)]
     name, step = run.measure_at_test
     last = max((len(run.test_curve) - 1 for row in rows for run in row.runs), default=-1)
     steps = last if step is None else step

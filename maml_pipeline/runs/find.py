@@ -158,8 +158,11 @@ class _Search:
 
     def _read_tradeoff(self, file: Path) -> None:
         try:
-            for source, read in read_tradeoff(file):
+            cells = [*read_tradeoff(file)]
+            for source, read in cells:
                 self._read(source, read)
+            if not cells:
+                self._skip(file, "no cell of it is finished")
         except UnreadableRunError as error:
             self._skip(file, str(error))
 

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,15 @@ def read_wandb_run(logs: list[Path]) -> Run:
             history = [r for r in history if r["step"] < records[0]["step"]] + records
     if not config or not history:
         raise UnreadableRunError("the W&B log has no metrics of a run of this program")
+    # A finished run may have been resumed for more meta-steps: its test was of an earlier checkpoint.
+    trained = max((n for n, record in enumerate(history) if not _is_test(record)), default=-1)
+    history = [record for n, record in enumerate(history) if n > trained or not _is_test(record)]
     test = {key: value for record in history for key, value in record.items() if key.startswith("test/")}
     return build_run(logs[-1].parent, config, history, test)
+
+
+def _is_test(record: MetricsRow) -> bool:
+    return any(key.startswith("test/") for key in record)
 
 
 def read_tradeoff(file: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
@@ -121,7 +129,8 @@ def read_tradeoff(file: Path) -> Iterator[tuple[Path, Callable[[], Run]]]:
 def _read_cell(source: Path, cell: Any) -> Run:
     if not isinstance(cell, dict) or not isinstance(cell.get("history"), list):
         raise UnreadableRunError("it is not a cell with config, history and test")
-    return build_run(source, cell.get("config"), cell["history"], cell.get("test"))
+    run = build_run(source, cell.get("config"), cell["history"], cell.get("test"))
+    return replace(run, is_known_to_diverge=cell.get("diverged") is True)
 
 
 # Files ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from maml_pipeline.learner.meta_learner import MetaLearner
 from maml_pipeline.run_folder import TEST, VALIDATION
 from maml_pipeline.runs.compatibility import Difference
 from maml_pipeline.tasks import TaskBatch
+from maml_pipeline.text import in_one_notation
 
 RESULT_FILES = {"test": TEST, "validate": VALIDATION}
 """The file with a run's own result, by command."""
@@ -97,7 +98,8 @@ class ResultTable(Callback):
             table.add_column(f"{name} ± 95 % CI", justify="right", overflow="fold")
         for step in range(learner.eval_inner.steps + 1):
             cells = (f"{split}/{name}_step_{step}" for name in learner.measures)
-            table.add_row(str(step), *(f"{result[c]:.4f} ± {result[f'{c}_ci95']:.4f}" for c in cells))
+            numbers = (in_one_notation(result[cell], result[f"{cell}_ci95"]) for cell in cells)
+            table.add_row(str(step), *(f"{mean} ± {margin}" for mean, margin in numbers))
         console = Console()
         name = {"test": "Test", "val": "Validation"}[split]
         title = f"{name} of {_evaluated_state(trainer, learner)}"

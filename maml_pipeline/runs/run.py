@@ -11,7 +11,7 @@ from typing import Any
 from maml_pipeline.gradient_order import GradientOrder
 from maml_pipeline.metrics_table import MetricsRow
 from maml_pipeline.run_config import experiment_name, gradient_order
-from maml_pipeline.runs.compatibility import is_listed
+from maml_pipeline.runs.compatibility import MAY_CHANGE_ON_RESUME, is_listed
 from maml_pipeline.text import printable
 from maml_pipeline.varied import folder_suffix, varied_settings
 
@@ -41,12 +41,15 @@ class Run:
         config: The resolved config.
         history: The logged rows, in order.
         test: The test result by metric; empty before the test.
+        is_known_to_diverge: Whether a trade-off's summary tells that it stopped at a loss that was not
+            finite; in a run's folder, the log does.
     """
 
     source: Path
     config: dict[str, Any]
     history: list[MetricsRow]
     test: dict[str, float]
+    is_known_to_diverge: bool = False
 
     @property
     def folder(self) -> str:
@@ -89,7 +92,13 @@ class Run:
     def settings(self) -> dict[str, object]:
         """The settings that all runs of a comparison share, by key; which keys are varied is one."""
         trained = {key: self.config.get(key) or {} for key in ("model", "data")}
-        trained["trainer"] = {key: self.config["trainer"].get(key) for key in ("max_steps", "precision")}
+        if "eval_inner_steps" in trained["model"] and trained["model"]["eval_inner_steps"] is None:
+            trained["model"] = trained["model"] | {"eval_inner_steps": self.inner_steps}
+        trained["trainer"] = {
+            key: value
+            for key, value in self.config["trainer"].items()
+            if key == "max_steps" or not is_listed(f"trainer.{key}", MAY_CHANGE_ON_RESUME)
+        }
         trained["run"] = {key: self.config["run"][key] for key in ("monitor", "mode")}
         varied = dict.fromkeys(self.varied, "varied")
         own = {

@@ -94,8 +94,10 @@ def situation(run: Run, job: Job | None = None) -> Situation:
 
 
 def has_diverged(run: Run) -> bool:
-    """Tell whether a run stopped because its loss was not finite, as its log tells."""
-    return not run.is_finished and DIVERGED.match(situation(run).reason) is not None
+    """Tell whether a run stopped because its loss was not finite, as its log or a summary tells."""
+    if run.is_finished:
+        return False
+    return run.is_known_to_diverge or DIVERGED.match(situation(run).reason) is not None
 
 
 def _end(job: Job) -> str:

@@ -3,13 +3,14 @@
 from typing import Any
 
 from maml_pipeline.runs.run import Run, finite
+from maml_pipeline.runs.state import has_diverged
 
 SERIES = ("train/loss", "order_gap/cosine", "order_gap/norm_ratio", "order_gap/relative_error")
 """Metrics of which a summary keeps the whole series, besides the monitored one."""
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """Return the config, the test result and the part of the history that a report needs, as JSON."""
+    """Return what a report needs, as JSON: config, test result, divergence and part of the history."""
     kept = {run.monitor, f"{run.monitor}_ci95", *SERIES}
     latest = {key: value for row in run.history for key, value in row.items()}
     latest |= {} if run.meta_step_ms is None else {"speed/meta_step_ms": run.meta_step_ms}
@@ -21,7 +22,12 @@ def summarize(run: Run) -> dict[str, Any]:
     final = {k: v for k, v in latest.items() if k.startswith(("memory/", "speed/"))}
     final["step"] = run.meta_steps - 1  # the test is logged at a later step
     history = [_as_json(row) for row in [*thinned, final]]
-    return {"config": run.config, "test": _as_json(run.test), "history": history}
+    return {
+        "config": run.config,
+        "test": _as_json(run.test),
+        "diverged": has_diverged(run),
+        "history": history,
+    }
 
 
 def _as_json(record: dict[str, float]) -> dict[str, float | None]:
