@@ -1,7 +1,11 @@
 """`MetaLearner.adapt` returns the network that `maml test` measures on the same task, bit for bit."""
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -236,6 +240,29 @@ def test_it_adapts_in_every_gradient_mode(
         adapted = learner.adapt(task.support_x.clone(), task.support_y.clone())
     assert all(map(torch.equal, adapted.parameters(), expected.parameters()))
     loss(adapted(task.query_x), task.query_y).backward()  # type: ignore[no-untyped-call]  # no inference tensor
+
+
+def test_threads_that_adapt_at_once_take_turns() -> None:
+    class Observed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            inside.append(threading.get_ident())
+            time.sleep(0.002)  # lets another thread run
+            return super().forward(x)
+
+    inside: list[int] = []
+    learner = make_learner(Observed(1, 1), mse_loss, engine="vectorized")
+    task = SineWaves(shots=5).task(0, "test", 0)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    (expected,) = (dict(learner.adapt(task.support_x, task.support_y).named_parameters()),)
+    inside.clear()
+    with ThreadPoolExecutor(4) as pool:
+        adapted = [*pool.map(lambda _: learner.adapt(task.support_x, task.support_y), range(4))]
+    assert len({*inside}) > 1
+    assert len([*groupby(inside)]) == 4, "a call of one thread lies within that of another"
+    for network in adapted:
+        for name, value in network.named_parameters():
+            assert torch.equal(value, expected[name])
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

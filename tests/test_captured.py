@@ -4,10 +4,14 @@ A trace of tensor operations takes the place of a CUDA graph: like one, it repea
 call on the same memory, and no Python code.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +20,8 @@ from torch.nn.functional import mse_loss
 
 from maml_pipeline import MetaLearner, TaskBatch
 from maml_pipeline.learner.probes import ProbeSettings
-from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, VectorizedEngine
-from maml_pipeline.meta_gradient.captured import Call, Capture, CapturedCalls
+from maml_pipeline.meta_gradient import InnerLoop, Loss, MetaGradient, VectorizedEngine
+from maml_pipeline.meta_gradient.captured import Call, Capture, CapturedCalls, python_state
 from maml_pipeline.tasks import SineWaves
 from maml_pipeline.torch_internals import copy_each, tensors_of
 from tests.networks import IMAGE_NETWORKS, VECTOR_NETWORKS, case, inner_loop
@@ -246,15 +250,59 @@ class ScaledLoss:
         return self.scale * mse_loss(prediction, target)
 
 
-def test_a_number_of_a_loss_may_change() -> None:
+class Criterion:
+    """A loss that is a method of an object with numbers of several kinds."""
+
+    def __init__(self) -> None:
+        self.scale, self.settings = 1.0, SimpleNamespace(scale=1.0)
+        self.array, self.chosen = np.ones(2), {1}
+
+    def compute(self, prediction: Tensor, target: Tensor) -> Tensor:
+        scale = self.scale * self.settings.scale * float(self.array[0]) * max(self.chosen)
+        loss: Tensor = scale * mse_loss(prediction, target)
+        return loss
+
+
+def scaled_loss(prediction: Tensor, target: Tensor, scale: float) -> Tensor:
+    return scale * mse_loss(prediction, target)
+
+
+def changing_losses() -> dict[str, tuple[Loss, Callable[[], object]]]:
+    """Return losses by name, each with a function that changes a number of it."""
+    plain, partly = ScaledLoss(), partial(scaled_loss, scale=1.0)
+    number, namespace, array, chosen = (Criterion() for _ in range(4))
+    return {
+        "attribute": (plain, lambda: vars(plain).update(scale=plain.scale + 1)),
+        "keyword": (partly, lambda: partly.keywords.update(scale=partly.keywords["scale"] + 1)),
+        "of a method": (number.compute, lambda: vars(number).update(scale=number.scale + 1)),
+        "in a namespace": (namespace.compute, lambda: vars(namespace.settings).update(scale=2.0)),
+        "in an array": (array.compute, lambda: array.array.__iadd__(1)),
+        "in a set": (chosen.compute, lambda: chosen.chosen.add(len(chosen.chosen) + 1)),
+    }
+
+
+@pytest.mark.parametrize("name", changing_losses())
+def test_a_number_of_a_loss_may_change(name: str) -> None:
     network, _, batch = case("tanh", NETWORKS["tanh"], tasks=3)
-    (engine, traces), loss, inner = capturing(), ScaledLoss(), inner_loop("second", 0.05, 1)
-    for _ in range(3):
+    (engine, traces), inner = capturing(), inner_loop("second", 0.05, 1)
+    loss, change = changing_losses()[name]
+    for _ in range(2):
         for _ in range(4):
             actual = engine.meta_gradient(network, loss, batch, inner)
             assert_same(actual, VectorizedEngine().meta_gradient(network, loss, batch, inner))
-        loss.scale += 1
-    assert traces.captured == 3
+        change()
+    assert traces.captured == 2
+
+
+def test_a_key_keeps_what_it_identifies() -> None:
+    owner = Criterion()
+    owner.chosen = lambda x: x  # type: ignore[assignment]
+    key, reference = python_state(owner), weakref.ref(owner.chosen)
+    owner.chosen = lambda x: x  # type: ignore[assignment]
+    assert reference() is not None, "another object could get its identity"
+    assert python_state(owner) != key == key
+    owner.settings.itself = owner.settings
+    assert python_state(owner) == python_state(owner)
 
 
 def test_another_number_of_tasks_is_another_capture() -> None:

@@ -1,5 +1,7 @@
 """Each engine, chunk size and method computes the same, exact meta-gradient."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from maml_pipeline.meta_gradient import (
     Engine,
     InnerLoop,
     Learn2LearnEngine,
+    NativeEngine,
     VectorizedEngine,
     build_engine,
 )
@@ -181,6 +184,26 @@ def test_nothing_is_left_in_grad_and_the_network_is_unchanged(engine: Engine, or
     assert all(p.grad is None for p in network.parameters())
     assert not any(g.requires_grad for g in (*result.gradient.values(), result.inner_losses))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("order", ["first", "second", "checkpointed", "hessian-free"])
+@pytest.mark.parametrize("name", ["strided", "tanh"])
+@pytest.mark.parametrize("engine", [VectorizedEngine(), REFERENCE, NativeEngine()])
+def test_a_meta_gradient_is_the_same_in_every_gradient_mode(
+    engine: Engine, name: str, order: str, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
+    network, loss, batch = case(name, (IMAGE_NETWORKS | VECTOR_NETWORKS)[name], tasks=2)
+    inner = inner_loop(order, 0.1, 2)
+    expected = engine.meta_gradient(network, loss, batch, inner)
+    flops = engine.flops(network, loss, batch, inner)
+    with mode():
+        made_there = TaskBatch(*(tensor.clone() for tensor in batch))
+        actual = engine.meta_gradient(network, loss, made_there, inner)
+        assert engine.flops(network, loss, made_there, inner) == flops > 0
+    assert any(g.abs().max() > 0 for g in expected.gradient.values())
+    assert all(map(torch.equal, actual.gradient.values(), expected.gradient.values()))
+    assert torch.equal(actual.inner_losses, expected.inner_losses)
 
 
 class FrozenUnusedAndShared(nn.Module):

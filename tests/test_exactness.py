@@ -4,6 +4,7 @@ import logging
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -213,6 +214,22 @@ def test_differences_need_a_network_that_runs_in_double_precision(engine: str) -
     batch = TaskBatch(*(t.float() for t in batch))
     with pytest.raises(UserError, match="differences of gradients in float64, in which network Calling"):
         ENGINES[engine].meta_gradient(network, mse_loss, batch, INNER_LOOPS["hessian free"])
+
+
+def test_a_layer_that_starts_to_draw_random_numbers_is_checked_again() -> None:
+    network, batch = build(ZOO["dropout"])
+    dropout = next(module for module in network.modules() if isinstance(module, nn.Dropout))
+    compute = partial(VectorizedEngine().meta_gradient, network, mse_loss, batch, INNER_LOOPS["second"])
+    dropout.eval()
+    compute()
+    dropout.train()
+    with pytest.raises(UserError, match="draws random numbers"):
+        compute()
+    probability, dropout.p = dropout.p, 0.0
+    compute()
+    dropout.p = probability
+    with pytest.raises(UserError, match="draws random numbers"):
+        compute()
 
 
 def test_first_order_uses_the_fused_kernel(caplog: pytest.LogCaptureFixture) -> None:

@@ -248,6 +248,24 @@ def test_a_run_learns_logs_saves_loads_and_exports_its_rates(maml: Maml) -> None
     assert torch.load("toy.pt", weights_only=True).keys() == {"weight", "bias"}
 
 
+def test_rates_are_not_loaded_for_other_parameters(tmp_path: Path) -> None:
+    def make(adapt: list[str]) -> MetaLearner:
+        return MetaLearner(
+            MLP(hidden_features=[1]), loss=mse_loss, inner_lr=0.1, adapt=adapt,
+            learned_inner_lr=LearnedInnerLr(),
+        )  # fmt: skip
+
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make(["0.*"]), datamodule=TaskDataModule(SineWaves(), 1))
+    trainer.save_checkpoint(path := tmp_path / "x.ckpt")
+    settings = {"network": MLP(hidden_features=[1]), "loss": mse_loss, "inner_lr": 0.1}
+    learned = {"learned_inner_lr": LearnedInnerLr()}
+    same = MetaLearner.load_from_checkpoint(path, **settings, **learned, adapt=["0.*"])
+    assert same.inner_rates is not None
+    with pytest.raises(UserError, match=r"rates are those of 0\.weight, where here 2\.weight adapts"):
+        MetaLearner.load_from_checkpoint(path, **settings, **learned, adapt=["2.*"])
+
+
 def step_by_hand(learner: MetaLearner, x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
     assert learner.inner_rates is not None
     linear = nn.Linear(1, 1)

@@ -331,3 +331,31 @@ def test_a_rejected_network_stays_in_training_mode() -> None:
     with pytest.raises(UserError, match="track_running_stats=False"):
         learner.check_task(SineWaves().task(0, "train", 0))
     assert all(module.training for module in network.modules())
+
+
+def test_a_loss_scaling_without_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Scaled(Callback):
+        """Gives the precision a scaler, as 16-mixed has on a GPU, while training starts."""
+
+        def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+            trainer.precision_plugin.scaler = object()  # type: ignore[attr-defined]
+
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            trainer.precision_plugin.scaler = None  # type: ignore[attr-defined]
+
+    for callbacks in ([], [Scaled()]):
+        trainer = make_trainer(max_steps=1, precision="bf16-mixed", callbacks=callbacks)
+        trainer.fit(make_learner(), datamodule=TaskDataModule(SineWaves(), 1))
+        warned = [message for message in caplog.messages if "loss scaling cannot protect" in message]
+        assert len(warned) == len(callbacks)
+
+
+def test_an_engine_is_checked_on_two_different_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, batches = make_learner(), []
+    monkeypatch.setattr(
+        learner.engine, "check", lambda network, loss, batch, inner: batches.append(batch)
+    )
+    learner.check_task(SineWaves(shots=3).task(0, "train", 0))
+    ((batch,),) = [batches]
+    assert len(batch.support_x) == 2
+    assert not torch.equal(*batch.support_x) and not torch.equal(*batch.query_x)

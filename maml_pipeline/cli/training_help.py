@@ -91,7 +91,7 @@ GROUPS: dict[str, tuple[Key, ...]] = {
         Key("trainer.accelerator", "auto", "cpu, gpu or auto"),
         Key("trainer.devices", "auto", "devices per node: a number or a list"),
         Key("trainer.num_nodes", "1", "nodes"),
-        Key("trainer.precision", "null: 32-true", "bf16-mixed, 16-mixed, ..."),
+        Key("trainer.precision", "null: 32-true", "bf16-mixed, 64-true, ..."),
         Key("trainer.gradient_clip_val", "null", "clip the meta-gradient's norm", True),
         Key("trainer.callbacks", "null", "such as EarlyStopping", True),
         Key("trainer.enable_progress_bar", "null: true", "show progress"),

@@ -1,6 +1,7 @@
 """Adapt a network to the support set of one task, as a plain module to predict with."""
 
 import copy
+import threading
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from maml_pipeline.meta_gradient import Engine, InnerLoop, Loss, initialise_lazy
 from maml_pipeline.meta_gradient.exactness import check_copy, evaluation_mode, preserve_random_state
 from maml_pipeline.tasks import Task
 from maml_pipeline.tasks.task import type_name
+
+ONE_AT_A_TIME = threading.RLock()
+"""Checking a network changes its mode and its parameters for a moment, which no other thread may see."""
 
 
 def adapted_network(
@@ -23,6 +27,8 @@ def adapted_network(
     transductive: bool,
 ) -> nn.Module:
     """Return a copy of a network that has adapted to the support set of one task.
+
+    Calls from several threads take turns.
 
     Args:
         network: Left unchanged, except that lazy layers take their shapes from the support set.
@@ -40,6 +46,7 @@ def adapted_network(
     check_tensors(support_x, support_y)
     device = next(network.parameters()).device
     with (
+        ONE_AT_A_TIME,
         torch.inference_mode(False),
         torch.enable_grad(),
         preserve_random_state(device),

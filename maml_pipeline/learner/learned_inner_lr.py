@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -51,6 +52,24 @@ def initial_rates(inner: InnerLoop, names: Sequence[str], dtype: torch.dtype) ->
     if inner.steps == 0:
         raise UserError("learned_inner_lr is set, but inner_steps is 0; set it to 1 or more")
     return nn.Parameter(torch.full((len(names), inner.steps), inner.lr, dtype=dtype))
+
+
+def check_same_rates(saved: Sequence[str], own: Sequence[str]) -> None:
+    """Reject the learned rates of other parameters, or in another order: they are saved by row.
+
+    Args:
+        saved: The names of the parameters that the rates of a checkpoint move.
+        own: The names of those that the rates here move.
+
+    Raises:
+        UserError: They differ; the message gives the first.
+    """
+    for there, here in zip_longest(saved, own, fillvalue="none"):
+        if there != here:
+            raise UserError(
+                f"the checkpoint's learned inner learning rates are those of {there}, where here {here} "
+                "adapts; use the config and the network's code with which it was trained"
+            )
 
 
 def parameter_groups(

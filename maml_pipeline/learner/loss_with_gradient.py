@@ -25,7 +25,8 @@ def loss_with_gradient(
     Those are the network's, and the learned inner learning rates, with rows in the gradient's order.
 
     Lightning treats it as an ordinary loss: its backward reaches the parameters through autograd, so
-    gradient scaling, accumulation, clipping and the all-reduce of DDP work as for any other loss.
+    accumulation, clipping and the all-reduce of DDP work as for any other loss. Loss scaling has no
+    effect: all derivatives are computed before it.
     """
     parameters = [*trainable_parameters(network).values()]  # in the order of the gradient
     gradient = [*result.gradient.values()]

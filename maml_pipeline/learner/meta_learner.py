@@ -1,5 +1,6 @@
 """MetaLearner: MAML of either gradient order as a LightningModule."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from maml_pipeline.learner.evaluation import EvaluatedByAdaptation
 from maml_pipeline.learner.learned_inner_lr import (
     RATE_NAMES,
     LearnedInnerLr,
+    check_same_rates,
     initial_rates,
     mean_rates,
     parameter_groups,
@@ -33,6 +35,8 @@ from maml_pipeline.limits import check_whole
 from maml_pipeline.meta_gradient import InnerLoop, MetaGradient, build_engine, initialise_lazy
 from maml_pipeline.meta_gradient.inner_loop import adapted_names, check_finite, trainable_parameters
 from maml_pipeline.tasks import Task, TaskBatch
+
+logger = logging.getLogger(__name__)
 
 
 class MetaLearner(EvaluatedByAdaptation):
@@ -140,8 +144,14 @@ class MetaLearner(EvaluatedByAdaptation):
     # One meta-step ------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Forget the means of an earlier training."""
+        """Forget the means of an earlier training; warn of a loss scaling that has no effect."""
         self._training_means = MeansOfMetaStep()
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            logger.warning(
+                "trainer.precision is %s, whose loss scaling cannot protect a meta-gradient from "
+                "underflow, since the engine computes all derivatives before; bf16-mixed needs none",
+                self.trainer.precision,
+            )
 
     @remember_signature
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
@@ -329,7 +339,9 @@ class MetaLearner(EvaluatedByAdaptation):
         """
         initialise_lazy(self.network, task)
         check_compatibility(self.network, self.loss, self.metric, task)
-        batch = TaskBatch.stack([task])
+        # Tasks must not affect each other: the second one has the inputs at other targets.
+        other = task._replace(support_x=task.support_x.roll(1, 0), query_x=task.query_x.roll(1, 0))
+        batch = TaskBatch.stack([task, other])
         inner = self._with_rates(self.inner)
         if self.first_order_meta_steps > 0:
             self.engine.check(self.network, self.loss, batch, inner.in_first_order())
@@ -358,3 +370,5 @@ class MetaLearner(EvaluatedByAdaptation):
         """Reject a checkpoint of another network."""
         self.loaded_meta_step = checkpoint["global_step"]
         check_same_network(checkpoint["state_dict"], self.state_dict())
+        if self.inner_rates is not None:
+            check_same_rates(checkpoint.get(RATE_NAMES, self.adapted_names), self.adapted_names)

@@ -7,9 +7,12 @@ values. So everything else that a result depends on belongs to the key under whi
 
 import logging
 from collections.abc import Callable, Hashable
+from dataclasses import is_dataclass
 from functools import partial
+from types import MethodType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -188,8 +191,10 @@ def _settings_of_pytorch() -> tuple[object, ...]:
 def python_state(owner: object) -> tuple[object, ...]:
     """Return what the code of a module, or of another object, may decide by what it computes.
 
-    Those are the attributes of the module and of its parts. Numbers, strings and switches count by their
-    value, in tuples, lists and dicts, too; anything else by its identity, a tensor also by its memory.
+    Those are the attributes of the module and of its parts; of a bound method, those of its object; of a
+    `functools.partial`, its arguments. Numbers, strings, switches and arrays count by their value, also
+    in tuples, lists, sets, dicts, dataclasses and namespaces; anything else by its identity, a tensor
+    also by its memory.
     """
     return tuple((type(part), _state(attributes)) for part, attributes in _parts(owner))
 
@@ -201,6 +206,11 @@ def plain_tensors(owner: object) -> list[Tensor]:
 
 
 def _parts(owner: object) -> list[tuple[object, dict[str, Any]]]:
+    if isinstance(owner, partial):
+        arguments = {"func": owner.func, "args": owner.args, "keywords": owner.keywords}
+        return [(owner, arguments), *_parts(owner.func)]
+    if isinstance(owner, MethodType):
+        return [(owner, {"function": owner.__func__}), *_parts(owner.__self__)]
     parts = [*owner.modules()] if isinstance(owner, nn.Module) else [owner]
     registered = ("_parameters", "_buffers")
     return [
@@ -209,13 +219,35 @@ def _parts(owner: object) -> list[tuple[object, dict[str, Any]]]:
     ]
 
 
-def _state(value: object) -> object:
+class _Same:
+    """Equal to itself for the same object only, which it keeps alive: no other gets its identity."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _state(value: object, within: tuple[int, ...] = ()) -> object:
     if isinstance(value, bool | int | float | str | None):
         return value
-    if isinstance(value, tuple | list):
-        return tuple(map(_state, value))
-    if isinstance(value, dict):
-        return tuple((key, _state(of_key)) for key, of_key in value.items())
     if isinstance(value, Tensor):
-        return id(value), value.data_ptr(), None if value.is_cuda else version(value)
-    return id(value)
+        return _Same(value), value.data_ptr(), None if value.is_cuda else version(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.shape, str(value.dtype), value.tobytes()
+    if id(value) in within:  # a container that holds itself
+        return _Same(value)
+    state = partial(_state, within=(*within, id(value)))
+    if isinstance(value, tuple | list):
+        return type(value), *map(state, value)
+    if isinstance(value, set | frozenset):
+        return frozenset(map(state, value))
+    if isinstance(value, dict):
+        return tuple((_state(key), state(of_key)) for key, of_key in value.items())
+    if isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
+        return _Same(value), state(getattr(value, "__dict__", {}))
+    return _Same(value)

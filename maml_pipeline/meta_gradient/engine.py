@@ -1,6 +1,8 @@
 """What all engines share: their interface, and the exactness check before each first use."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -47,6 +49,14 @@ class MetaGradient(NamedTuple):
     rates: Parameters
 
 
+@contextmanager
+def differentiable(batch: TaskBatch) -> Iterator[TaskBatch]:
+    """Yield a batch, with autograd enabled whatever the caller has chosen."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # Autograd cannot save inference tensors, but it can save their clones.
+        yield TaskBatch(*(t.clone() if t.is_inference() else t for t in batch))
+
+
 class Engine(ABC):
     """Computes meta-gradients. Engines differ in speed, memory and the networks they support."""
 
@@ -59,6 +69,8 @@ class Engine(ABC):
         metric: Loss | None = None,
     ) -> MetaGradient:
         """Compute the gradient of the mean query loss after adaptation; `.grad` is not touched.
+
+        Works under `torch.no_grad` and `torch.inference_mode`.
 
         Args:
             network: Holds the initial parameters theta_0.
@@ -77,13 +89,14 @@ class Engine(ABC):
             Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
             Networks", 2017, equation 1 and algorithm 1; first order: section 5.2.
         """
-        workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
-        try:
-            return self._meta_gradient(network, loss, batch, inner, workarounds, metric)
-        except RuntimeError as error:
-            if (explained := derivative_error(network, inner, error)) is None:
-                raise
-            raise explained from error
+        with differentiable(batch) as batch:
+            workarounds = verified_workarounds(self._computation(inner), network, loss, batch, inner)
+            try:
+                return self._meta_gradient(network, loss, batch, inner, workarounds, metric)
+            except RuntimeError as error:
+                if (explained := derivative_error(network, inner, error)) is None:
+                    raise
+                raise explained from error
 
     def check(self, network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> None:
         """Compare this engine with plain autograd on two of these tasks, once per network.
@@ -145,9 +158,7 @@ class Engine(ABC):
             `(T, k + 1)` for each measure, by its name.
         """
         inner = inner.in_first_order()
-        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
-            # Autograd cannot save inference tensors, but it can save their clones.
-            batch = TaskBatch(*(tensor.clone() for tensor in batch))
+        with differentiable(batch) as batch, without_attention_fast_path():
             workarounds = verified_workarounds(self._evaluation(), network, loss, batch, inner)
             return self._curves(network, measures, loss, batch, inner, workarounds, transductive)
 
@@ -173,9 +184,8 @@ class Engine(ABC):
             UserError: The adaptation would not be exact; the message names a remedy.
         """
         inner = inner.in_first_order()
-        with torch.inference_mode(False), torch.enable_grad(), without_attention_fast_path():
-            support = support_x.clone(), support_y.clone()
-            task = TaskBatch.stack([Task(*support, *support)])
+        batch = TaskBatch.stack([Task(support_x, support_y, support_x, support_y)])
+        with differentiable(batch) as task, without_attention_fast_path():
             workarounds = verified_workarounds(self._evaluation(), network, loss, task, inner)
             with workarounds.preserved_attributes(network):
                 return self._adapted(network, loss, task, inner, workarounds)
@@ -201,7 +211,7 @@ class Engine(ABC):
         adapted = adapted_names(network, inner.adapt)
         chunk_loss = single_task_loss(network, loss, workarounds, adapted)
         counter = FlopCounterMode(display=False)
-        with workarounds.preserved_attributes(network), counter:
+        with differentiable(task) as task, workarounds.preserved_attributes(network), counter:
             chunk_gradient(chunk_loss, theta, task, inner)
         return counter.get_total_flops() * len(batch.support_x)
 

@@ -1,5 +1,6 @@
 """The fastest engine on a CPU: machine code for this project's networks, one task on each thread."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from maml_pipeline.meta_gradient.adaptation import ChunkGradient
 from maml_pipeline.meta_gradient.chunk_loss import plain_predictions
-from maml_pipeline.meta_gradient.engine import MetaGradient
+from maml_pipeline.meta_gradient.engine import MetaGradient, differentiable
 from maml_pipeline.meta_gradient.evaluation import measure_each_task
 from maml_pipeline.meta_gradient.exactness import Workarounds
 from maml_pipeline.meta_gradient.inner_loop import (
@@ -28,6 +29,9 @@ from maml_pipeline.tasks import Task, TaskBatch
 
 TASKS_OF_LOSSES = 32
 """Tasks of a chunk with the method `hessian_free` or learned rates, which keep parameters of each."""
+
+BYTES_OF_SETS = 2**26
+"""Most bytes of the sets that an evaluation predicts after one adaptation, unless one set is larger."""
 
 
 class Known(NamedTuple):
@@ -86,7 +90,8 @@ class NativeEngine(VectorizedEngine):
             if not inner.needs_second_derivatives and (
                 losses := known_losses(network, loss, batch, inner)
             ):
-                return self._from_losses(losses, batch, inner, metric)
+                with differentiable(batch) as batch:
+                    return self._from_losses(losses, batch, inner, metric)
             return super().meta_gradient(network, loss, batch, inner, metric)
         result = _compiled().batch_meta_gradient(*known, batch, inner)
         mean = ChunkGradient(result.inner_losses, result.prediction, result.gradient, rates={})
@@ -139,17 +144,36 @@ class NativeEngine(VectorizedEngine):
         known = known_network(network, loss, batch, inner)
         if known is None:
             return super().adaptation_curves(network, measures, loss, batch, inner, transductive)
-        sets = query_sets(batch, transductive)
         curves: dict[str, list[Tensor]] = {name: [] for name in measures}
         with torch.no_grad():
-            adapted, predictions = _compiled().batch_curves(*known, batch, inner, sets)
-            predict = plain_predictions(network, Workarounds())
-            last = torch.stack([predict(adapted, x) for x in sets])
-            for of_sets in (*predictions, last):
-                prediction = of_sets[0] if transductive else of_sets[:, :, -1].movedim(0, 1)
+            groups = [
+                self._predictions(network, known, batch, inner, sets, transductive)
+                for sets in query_sets(batch, transductive)
+            ]
+            for prediction in torch.cat(groups, dim=2):
                 for name, measure in measures.items():
                     curves[name].append(measure_each_task(measure, prediction, batch.query_y))
         return {name: torch.stack(values, dim=1) for name, values in curves.items()}
+
+    def _predictions(
+        self,
+        network: nn.Module,
+        known: Known,
+        batch: TaskBatch,
+        inner: InnerLoop,
+        sets: list[Tensor],
+        transductive: bool,
+    ) -> Tensor:
+        """Predict the query points of some sets before each inner step and after the last one.
+
+        Returns:
+            `(k + 1, T, Q, outputs)`.
+        """
+        adapted, predictions = _compiled().batch_curves(*known, batch, inner, sets)
+        predict = plain_predictions(network, Workarounds())
+        last = torch.stack([predict(adapted, x) for x in sets])
+        all_sets = torch.cat([predictions, last[None]])
+        return all_sets[:, 0] if transductive else all_sets[..., -1, :].movedim(1, 2)
 
     def adapted_parameters(
         self, network: nn.Module, loss: Loss, support_x: Tensor, support_y: Tensor, inner: InnerLoop
@@ -177,14 +201,22 @@ def _chunk_losses() -> Any:
     return chunk_losses
 
 
-def query_sets(batch: TaskBatch, transductive: bool) -> list[Tensor]:
-    """Return the sets of inputs that an evaluation predicts, see `evaluation.predict_query`."""
+def query_sets(batch: TaskBatch, transductive: bool) -> Iterator[list[Tensor]]:
+    """Yield the sets of inputs that an evaluation predicts, in groups that bound the memory.
+
+    See `evaluation.predict_query`.
+    """
     if transductive:
-        return [batch.query_x]
-    return [
-        torch.cat([batch.support_x, batch.query_x[:, q : q + 1]], dim=1)
-        for q in range(batch.query_x.shape[1])
-    ]
+        yield [batch.query_x]
+        return
+    queries = batch.query_x.shape[1]
+    set_bytes = batch.support_x.nbytes + batch.query_x[:, :1].nbytes
+    size = max(1, BYTES_OF_SETS // set_bytes)
+    for first in range(0, queries, size):
+        yield [
+            torch.cat([batch.support_x, batch.query_x[:, q : q + 1]], dim=1)
+            for q in range(first, min(first + size, queries))
+        ]
 
 
 def known_network(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerLoop) -> Known | None:
@@ -201,6 +233,8 @@ def known_losses(network: nn.Module, loss: Loss, batch: TaskBatch, inner: InnerL
     if known is None or torch.is_autocast_enabled("cpu"):
         return None
     if inner.adapt is not None and len(adapted_names(network, inner.adapt)) < len(theta):
+        return None
+    if len(batch.support_x) != len(batch.query_x) or not all(tensor.is_cpu for tensor in batch):
         return None
     dtype = next(iter(theta.values())).dtype
     outputs = known.outputs

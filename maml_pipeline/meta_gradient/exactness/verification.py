@@ -51,7 +51,9 @@ def verified_workarounds(
         UserError: The computation is not exact with any known workaround; the message names a remedy.
     """
     key = (
-        *(computation.engine, computation.is_evaluation, network.training, id(loss)),
+        *(computation.engine, computation.is_evaluation, id(loss)),
+        # The attribute p is the probability of a dropout.
+        *((type(layer), layer.training, vars(layer).get("p")) for layer in network.modules()),
         *trainable_parameters(network),
         *(inner.is_first_order, inner.first_differentiated_step > 0, inner.method, inner.steps > 0),
         *(inner.adapt, inner.rates is None),

@@ -3,7 +3,7 @@
 import ctypes
 import importlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -181,11 +181,15 @@ def _run(planned: Plan, regions: list[Tensor], lr: float, cleared: Tensor | None
 
     with _one_thread_per_product():
         own, *rest = (memory.data_ptr() for memory in memories)
-        others = [_executor(threads - 1).submit(work, address) for address in rest]
+        others: list[Future[None]] = []
         try:
+            for address in rest:
+                others.append(_executor(threads - 1).submit(work, address))
             work(own)
-        finally:
-            wait(others)  # after an interrupt, too: they write to the regions
+        finally:  # after an interrupt, too: the others write to the regions until they end
+            for _ in remaining:
+                pass
+            wait(others)
         for other in others:
             other.result()
 

@@ -1,7 +1,9 @@
 """Recognise the networks that the compiled functions can run, and order their parameters for them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -79,9 +81,13 @@ class FeedForward:
         """Names of the parameters that have an effect."""
         return frozenset(name for name, _ in self.shapes)
 
-    def has_parameters(self, number: int) -> bool:
-        """Tell whether a network with so many parameters has no others than these."""
-        return number == len(self.shapes) + len(self.blocks)  # the biases of convolutions
+    def has_parameters(self, theta: Mapping[str, Tensor]) -> bool:
+        """Tell whether a network's parameters are these, in these sizes, and no others."""
+        # The others are the biases of convolutions.
+        return len(theta) == len(self.shapes) + len(self.blocks) and all(
+            name in theta and theta[name].numel() == size
+            for (name, _), size in zip(self.shapes, self.sizes, strict=True)
+        )
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Tell whether the network can predict an example of a shape, `(features,)` or `(C, H, W)`."""
@@ -162,13 +168,15 @@ def feed_forward(network: nn.Module, theta: dict[str, nn.Parameter]) -> FeedForw
         return None
     known = _convolutional(network) if type(network) is ConvNet else _fully_connected(network)
     # A parameter that layers share is counted once.
-    return known if known is not None and known.has_parameters(len(theta)) else None
+    return known if known is not None and known.has_parameters(theta) else None
 
 
 def _convolutional(network: ConvNet) -> FeedForward | None:
     blocks, shapes = [], []
-    layers = dict(network.features.named_children())
+    layers = named_layers(network.features)
     each = len(layers) // ConvNet.BLOCKS
+    if each not in (3, 4) or len(layers) != each * ConvNet.BLOCKS:
+        return None
     for first in range(0, len(layers), each):
         names = [*layers][first : first + each]
         convolution, norm, relu, *pool = (layers[name] for name in names)
@@ -176,15 +184,20 @@ def _convolutional(network: ConvNet) -> FeedForward | None:
             type(convolution) is Convolution2d
             and type(norm) is BatchStatisticsNorm2d
             and type(relu) is nn.ReLU
-            and all(type(layer) is nn.MaxPool2d and layer.kernel_size == 2 for layer in pool)
+            and all(map(_halves, pool))
         ):
             return None
-        kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
+        shape = tuple(convolution.weight.shape)  # not what the layer was made with: it may be pruned
+        filters, channels, kernel, width = shape
+        stride, padding = convolution.stride, convolution.padding
+        plain = (convolution.dilation, convolution.groups, convolution.padding_mode, width)
+        if plain != ((1, 1), 1, "zeros", kernel) or len({*stride}) > 1 or len({*padding}) > 1:
+            return None
         blocks.append(
             Block(
-                channels=convolution.in_channels,
-                filters=convolution.out_channels,
-                kernel=kernel[0],
+                channels=channels,
+                filters=filters,
+                kernel=kernel,
                 stride=stride[0],
                 padding=int(padding[0]),
                 eps=norm.eps,
@@ -192,34 +205,60 @@ def _convolutional(network: ConvNet) -> FeedForward | None:
             )
         )
         shapes += [
-            (f"features.{names[0]}.weight", tuple(convolution.weight.shape)),
-            (f"features.{names[1]}.weight", (len(norm.weight), 1)),
-            (f"features.{names[1]}.bias", (len(norm.bias), 1)),
+            (f"features.{names[0]}.weight", shape),
+            (f"features.{names[1]}.weight", (filters, 1)),
+            (f"features.{names[1]}.bias", (filters, 1)),
         ]
     head, filters = network.head, blocks[-1].filters
-    if type(head) is not nn.Linear:
+    fits = all(before.filters == block.channels for before, block in pairwise(blocks))
+    if type(head) is not nn.Linear or not fits:
         return None
+    outputs, inputs = head.weight.shape
     shapes += [
-        ("head.weight", (head.out_features, filters, head.in_features // filters)),
-        ("head.bias", (head.out_features, 1)),
+        ("head.weight", (outputs, filters, inputs // filters)),
+        ("head.bias", (outputs, 1)),
     ]
     return FeedForward(
         blocks=tuple(blocks),
         averages=network.image_size is None,
-        dense=((head.in_features, head.out_features),),
+        dense=((inputs, outputs),),
         shapes=tuple(shapes),
     )
 
 
 def _fully_connected(network: nn.Module) -> FeedForward | None:
-    layers = [*network.named_children()]
+    layers = [*named_layers(network).items()]
     alternates = len(layers) % 2 == 1 and all(
         type(layer) is (nn.ReLU if i % 2 else nn.Linear) for i, (_, layer) in enumerate(layers)
     )
     linear = [(name, layer) for name, layer in layers if type(layer) is nn.Linear]
     if not alternates or any(layer.bias is None for _, layer in linear):
         return None
-    return _perceptron(tuple((name, layer.in_features, layer.out_features) for name, layer in linear))
+    sizes = [tuple(layer.weight.shape) for _, layer in linear]  # not what a layer was made with
+    if any(inputs != before for (before, _), (_, inputs) in pairwise(sizes)):
+        return None
+    return _perceptron(
+        tuple((name, *reversed(size)) for (name, _), size in zip(linear, sizes, strict=True))
+    )
+
+
+def named_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of a plain sequence by name; none if it has a layer twice, or is something else.
+
+    A class of the user's own may call its layers in another order.
+    """
+    if type(network) not in (nn.Sequential, MLP):
+        return {}
+    layers = dict(network.named_children())  # a layer that is there twice only once
+    return layers if len(layers) == len(network) else {}  # type: ignore[arg-type]
+
+
+def _halves(layer: nn.Module) -> bool:
+    """Tell whether a layer takes the largest of each two by two pixels."""
+    return type(layer) is nn.MaxPool2d and (
+        *(layer.kernel_size, layer.stride, layer.padding, layer.dilation),
+        *(layer.ceil_mode, layer.return_indices),
+    ) == (2, 2, 0, 1, False, False)
 
 
 @lru_cache(maxsize=64)
