@@ -148,6 +148,18 @@ def test_the_seed_draws_w0(maml: Maml) -> None:
         (["--dtype", "float16"], "dtype"),
         (["--seed", "-1"], "seed"),
         (["--w0", "1", "--inner_lr", "10", "--inner_steps", "100"], "inf in float32"),
+        (
+            ["--w0", "0", "--support_x", "1e20", "--first_order", "true"],
+            "closed form of the query gradient is nan in float32",
+        ),
+        (
+            ["--w0", "0", "--support_x", "1e20", "--first_order", "true", "--json"],
+            "or set dtype to float64",
+        ),
+        (
+            ["--support_x", "0", "--support_y", "1e20", "--json"],
+            "support loss at inner step 1 is inf in float32",
+        ),
         (["--graph", "picture.jpeg"], "picture.jpeg"),
         (["--graph", "/dev/null/picture.dot"], "/dev/null"),
         (["--unknown", "1"], "unknown"),

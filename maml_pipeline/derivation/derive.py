@@ -56,11 +56,15 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
     H_s, _ = quadratic(task.support_x, task.support_y)
     jacobian = torch.linalg.matrix_power(identity - inner.lr * H_s, inner.steps)
     query_gradient = linear_meta_gradient(theta, task, _first_order(inner))
+    closed_form = linear_meta_gradient(theta, task, inner)
     values: dict[str, Tensor] = {
         "query loss": query_loss.detach(),
         "meta-gradient": meta_gradient,
         "updated parameters": theta - outer_lr * meta_gradient,
         "derivative of the fast weights": identity if inner.first_order else jacobian,
+        # Its Hessian may overflow where autograd, which never forms it, does not.
+        "closed form of the query gradient": query_gradient,
+        "closed form of the meta-gradient": closed_form,
     }
     for name, value in values.items():
         _check_finite(name, value, inner, outer_lr)
@@ -79,7 +83,7 @@ def derive(theta: Tensor, task: Task, inner: InnerLoop, outer_lr: float) -> Deri
         query_gradient=query_gradient,
         jacobian=identity if inner.first_order else jacobian,
         autograd=meta_gradient,
-        closed_form=linear_meta_gradient(theta, task, inner),
+        closed_form=closed_form,
         finite_difference=difference,
         # Both of the compared values carry a rounding error.
         closed_form_tolerance=(2 * error).expand(len(theta)),
@@ -112,6 +116,7 @@ def _adapt(
             )
         )
         at = f"at inner step {t + 1}"
+        _check_finite(f"support loss {at}", steps[-1].support_loss, inner, outer_lr)
         _check_finite(f"support gradient {at}", steps[-1].support_gradient, inner, outer_lr)
         _check_finite(f"vector of fast weights {at}", steps[-1].fast_weights, inner, outer_lr)
     return initial, fast, tuple(steps)
