@@ -1,5 +1,6 @@
 """The speed probe counts the floating-point operations of a meta-step."""
 
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -55,3 +56,19 @@ def test_rates_follow_from_the_time_of_a_meta_step() -> None:
     assert figures["speed/tasks_per_second"] == pytest.approx(5 * 2 / seconds)
     flops = figures["speed/meta_step_flops"]
     assert figures["speed/flops_per_second"] == pytest.approx(flops / seconds)
+
+
+def test_the_time_is_that_of_the_order_of_the_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tenth meta-step is probed: four meta-steps in first order are timed, then two in second."""
+    waited, training_step, clock = 0.0, MetaLearner.training_step, time.perf_counter
+
+    def wait(learner: MetaLearner, *batch: Any) -> Any:
+        nonlocal waited
+        waited += 1 if learner.takes_first_order() else 100
+        return training_step(learner, *batch)
+
+    monkeypatch.setattr(MetaLearner, "training_step", wait)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + waited)
+    learner = MetaLearner(nn.Linear(1, 1), loss=mse_loss, inner_lr=0.1, first_order_meta_steps=7)
+    figures = train(learner, Lines(), ProbeSettings(memory=False, order_gap=False))[9]
+    assert figures["speed/meta_step_ms"] == pytest.approx(100e3, rel=0.01)

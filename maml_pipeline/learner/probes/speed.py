@@ -25,9 +25,10 @@ class SpeedProbe(Probe):
 
     A meta-step is timed from its first batch, which is already drawn, to the optimizer's update: with
     the clock on the CPU, and with CUDA events on a GPU, which need no synchronisation until they are
-    read. If no meta-step was timed, because the process has just resumed the run or every meta-step is
-    a probe step, meta-gradients of the batch are timed instead, without the update. FLOPs are those of
-    matrix products and convolutions, counted once per gradient order.
+    read. If the gradient order changes, only meta-steps of the new one count. If no meta-step was timed,
+    because the process has just resumed the run or every meta-step is a probe step, meta-gradients of
+    the batch are timed instead, without the update. FLOPs are those of matrix products and convolutions,
+    counted once per gradient order.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -36,6 +37,7 @@ class SpeedProbe(Probe):
         self._spans: list[tuple[Instant, Instant]] = []
         self._flops: dict[bool, int] = {}
         self._started: tuple[int, Instant] | None = None
+        self._times_first_order = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: TaskBatch, batch_idx: int
@@ -45,6 +47,10 @@ class SpeedProbe(Probe):
         step = trainer.global_step
         if self._started is not None and self._started[0] == step:
             return  # a later batch of the same meta-step
+        if (order := pl_module.takes_first_order()) is not self._times_first_order:
+            # The FLOPs of a meta-step are those of its order, and so must its time be.
+            self._spans.clear()
+            self._times_first_order = order
         if self.is_probe_step(step):
             # Not timed: probes slow it down.
             self._started = None
