@@ -1,5 +1,6 @@
 """Laws of memory: what each engine and method allocates, to the byte."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -161,3 +162,28 @@ def test_auto_takes_the_fewest_chunks_that_fit() -> None:
     assert largest_fitting_chunk(measure, tasks=32, available=100 + 10 * 11) == 11
     assert largest_fitting_chunk(measure, tasks=32, available=50) == 1
     assert largest_fitting_chunk(measure, tasks=1, available=50) == 1
+
+
+def test_auto_is_one_task_if_two_do_not_fit() -> None:
+    def measure(tasks: int) -> int:
+        if tasks == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 100
+
+    assert largest_fitting_chunk(measure, tasks=32, available=150) == 1
+
+    def too_large_for_one(tasks: int) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        largest_fitting_chunk(too_large_for_one, tasks=32, available=50)
+
+
+def test_a_failed_measurement_leaves_nothing_running() -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        peak_bytes(fail)
+    assert gc.isenabled()
+    assert peak_bytes(lambda: torch.empty(100)) == 100 * FLOAT  # one profiler can run at a time

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable
 
+import torch
+
 from maml_pipeline.meta_gradient.chunk_loss import ChunkLoss
 from maml_pipeline.meta_gradient.inner_loop import InnerLoop, Parameters
 from maml_pipeline.meta_gradient.memory import available_bytes, peak_bytes
@@ -44,7 +46,12 @@ def largest_fitting_chunk(measure: Callable[[int], int], tasks: int, available: 
     """
     if tasks == 1:
         return 1
-    one, two = measure(1), measure(2)
+    one = measure(1)
+    try:
+        two = measure(2)
+    except torch.OutOfMemoryError:
+        logger.info("tasks_per_chunk: auto is 1 of %d tasks (two do not fit into memory)", tasks)
+        return 1
     each = max(1, two - one)
     fitting = min(tasks, max(1, (available - one) // each + 1))
     chunks = -(-tasks // fitting)

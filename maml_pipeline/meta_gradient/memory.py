@@ -80,10 +80,12 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
     """
     meter = PeakMeter(device)
     meter.start()
-    result = function()
-    peak = meter.stop().requested
+    try:
+        result = function()
+    finally:  # also if memory is too small, which `measured_chunk_size` survives
+        peak = meter.stop()
     del result
-    return peak
+    return peak.requested
 
 
 def available_bytes(device: torch.device) -> int:
