@@ -1,6 +1,7 @@
 """`maml tradeoff --parallel N`: cells that train side by side, each with its share of the devices."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -395,7 +396,9 @@ def test_a_report_says_when_times_were_measured_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     side_by_side = {"step": 99, "speed/parallel_cells": 4.0}
-    for history, shown in (([], False), ([side_by_side], True)):
+    damaged = [{"step": 99, "speed/parallel_cells": value} for value in (math.nan, math.inf)]
+    histories: list[list[dict[str, float]]] = [[], damaged, [*damaged, side_by_side]]
+    for history, shown in zip(histories, (False, False, True), strict=True):
         first, second, _ = DEFAULT_ORDERS
         runs = [make_run(first, 1), make_run(second, 1, history=history)]
         experiments = compare(runs)

@@ -202,7 +202,8 @@ class Run:
     @property
     def parallel_cells(self) -> int:
         """How many cells of a trade-off were trained side by side while the time was measured."""
-        return int(max((value for _, value in self.series("speed/parallel_cells")), default=1))
+        values = (value for _, value in self.series("speed/parallel_cells"))
+        return int(max(filter(math.isfinite, values), default=1))  # a damaged file may hold NaN
 
     @property
     def flops(self) -> float | None:
