@@ -259,7 +259,9 @@ parallel: submit --tradeoff --dry_run TOY --parallel 2
 run.dir: tradeoff TOY --run.dir x
 seed_everything: tradeoff TOY --seed_everything 1
 first_order: tradeoff TOY --model.first_order true
-ckpt_path: tradeoff TOY --ckpt_path last
+ckpt_path is not used: tradeoff TOY --ckpt_path last
+ckpt_path is not used: tradeoff TOY --config resumes.yaml
+ckpt_path is not used: submit --dry_run --tradeoff TOY --config resumes.yaml
 max_steps: tradeoff TOY --trainer.max_steps -1
 vary: tradeoff TOY --vary
 vary: tradeoff TOY --vary ''
@@ -502,6 +504,7 @@ def write_inputs(folder: Path) -> None:
         "tabs.yaml": "model:\n\tinner_lr: 1\n",
         "duplicate.yaml": "model:\n  inner_lr: 1\n  inner_lr: 2\n",
         "unknown.yaml": "model:\n  inner_rate: 1\n",
+        "resumes.yaml": "ckpt_path: last\n",
         "damaged/config.yaml": "model: {inner_steps: 1\n",
         "incomplete/config.yaml": "run: 1\n",
         "images.yaml": IMAGES_CONFIG,

@@ -170,6 +170,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_checkpoint_in_a_config_is_refused(maml_error: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "start.yaml").write_text("ckpt_path: last\n")
+    error = maml_error(*TOY, "--config", tmp_path / "start.yaml", "--dry_run")
+    assert "--ckpt_path is not used here: the same command resumes" in error
+
+
 @pytest.mark.integration
 def test_a_folder_holds_one_tradeoff(maml: Maml, maml_error: Callable[..., str], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "grid", "--orders", "first")

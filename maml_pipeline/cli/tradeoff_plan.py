@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pytorch_lightning.cli import LightningArgumentParser
+
 from maml_pipeline.cli.best_of import Search
 from maml_pipeline.cli.resolved_config import ResolvedConfig
 from maml_pipeline.cli.vary import varied_settings_of
@@ -35,7 +37,7 @@ class Plan:
         self, settings: argparse.Namespace, fit_arguments: Sequence[str], elsewhere: bool = False
     ) -> None:
         _check_fit_arguments(fit_arguments)
-        config = ResolvedConfig(fit_arguments, elsewhere).values
+        config = _SharedConfig(fit_arguments, elsewhere).values
         self.notes: list[str] = []
         if settings.best_of is None:
             cells = make_grid(
@@ -86,5 +88,13 @@ def _check_fit_arguments(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"--{key} is set by the trade-off for each cell; use --{SET_BY_TRADEOFF[key]}"
             )
-        if key == "ckpt_path":
+
+
+class _SharedConfig(ResolvedConfig):
+    """The configuration that all cells share; each cell finds its own checkpoint."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse a checkpoint, also one in a config, before it is looked for."""
+        super().parse_arguments(parser, args)
+        if self.settings.ckpt_path is not None:
             raise UserError("--ckpt_path is not used here: the same command resumes a stopped trade-off")
