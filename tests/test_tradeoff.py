@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from maml_pipeline.runs.locked_folder import lock_run_folder
+from maml_pipeline.slurm.queue import Job
 from maml_pipeline.tradeoff.cells import meta_steps_done
 from maml_pipeline.tradeoff.grid import Cell, make_grid
 from maml_pipeline.tradeoff.progress_bar import UNKNOWN_TIME, GridProgress
@@ -205,6 +206,46 @@ def test_the_grid_is_ordered_by_seed_and_has_no_duplicates() -> None:
     grid = make_grid(["first", "second"], [1, 5], [0, 1])
     assert len({cell.name for cell in grid}) == len(grid) == 8
     assert [cell.seed for cell in grid] == [0] * 4 + [1] * 4
+
+
+# The report without training ---------------------------------------------------------------------
+
+
+def write_cell(grid: Path, name: str, log: str) -> Path:
+    """Write what a cell that was started once has in its folder, and return the folder."""
+    cell = grid / name
+    cell.mkdir(parents=True)
+    for file, text in (("config.yaml", "run: {}\n"), ("log.txt", log)):
+        (cell / file).write_text(text)
+    return cell
+
+
+def test_a_report_calls_only_failed_and_stopped_cells_failed(
+    maml: Maml, maml_error: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = tmp_path / "grid"
+    earlier, attempt = "Run folder: grid\nmaml: error: no memory\n", "\nRun folder: grid\n"
+    running = write_cell(grid, "first-k1-s0", earlier + attempt)
+    queued = write_cell(grid, "second-k1-s0", earlier)
+    (grid / "second-k2-s0").mkdir()
+    (grid / "second-k2-s0" / "log.txt").touch()  # just starting
+    (grid / "config.yaml").touch()
+    jobs = {queued: Job("7_1", "PENDING")}
+    monkeypatch.setattr("maml_pipeline.tradeoff.cells.jobs_of", lambda _: jobs)
+    command = (*TOY, "--orders", "first,second", "--out", grid, "--report")
+    with lock_run_folder(running):
+        printed = maml(*command, "--inner_steps", "1,2")
+        assert printed.strip() == "4 cells are not finished"
+        assert json.loads((grid / "tradeoff.json").read_text())["failed"] == []
+
+    jobs.clear()
+    (running / "log.txt").write_text(earlier + attempt)
+    (queued / "log.txt").write_text(f"{earlier}{attempt}maml: error: a full disk\n")
+    error = maml_error(*command, "--inner_steps", "1")
+    assert "2 of 2 cells failed (first-k1-s0, second-k1-s0); the first: it was stopped (" in error
+    stopped, failed = json.loads((grid / "tradeoff.json").read_text())["failed"]
+    assert stopped["reason"] == f"it was stopped ({running / 'log.txt'})"
+    assert failed["reason"] == f"a full disk ({queued / 'log.txt'})"
 
 
 # Progress ---------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ def run(arguments: Sequence[str]) -> None:
         failures = find_failures(tradeoff)
         tradeoff.write_summary(failures)
         _report(tradeoff)
+        _print_unfinished(tradeoff, failures)
         _raise_if_failed(tradeoff, failures)
         return
 
@@ -94,6 +95,13 @@ def _report(tradeoff: "Tradeoff") -> None:
     """Print the comparison of the finished cells, if any, and write the report."""
     if any(map(tradeoff.is_finished, tradeoff.cells)):
         report_runs([tradeoff.folder], tradeoff.folder / REPORT)
+
+
+def _print_unfinished(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:
+    """Tell how many cells wait, run or were never started."""
+    others = [cell for cell in tradeoff.cells if cell not in failures]
+    if number := sum(not tradeoff.is_finished(cell) for cell in others):
+        print(f"{counted(number, 'cell')} {'is' if number == 1 else 'are'} not finished")
 
 
 def _raise_if_failed(tradeoff: "Tradeoff", failures: "dict[Cell, str]") -> None:

@@ -70,13 +70,23 @@ def run_state(run: Run, job: Job | None = None) -> RunState | None:
 
 def situation(run: Run, job: Job | None = None) -> Situation:
     """Return the state of a run with its reason; the arguments are those of `run_state`."""
-    folder = run.source
-    if not (folder / CONFIG).is_file():
+    if not (run.source / CONFIG).is_file():
         return Situation(RunState.FINISHED if run.is_finished else None)
+    return folder_situation(run.source, job, run.is_finished)
+
+
+def folder_situation(folder: Path, job: Job | None = None, is_finished: bool = False) -> Situation:
+    """Return the state of the run in a folder with its reason.
+
+    Args:
+        folder: The run's folder; its config may be missing or damaged.
+        job: Its Slurm job, if Slurm knows it.
+        is_finished: Whether the run is known to be finished.
+    """
     number = None if job is None else job.id
     if is_locked(folder / LOCK):
         return Situation(RunState.RUNNING, number if job is not None and job.is_running else None)
-    is_finished = run.is_finished or (folder / TEST).exists()  # tested since it was read
+    is_finished = is_finished or (folder / TEST).exists()  # tested since it was read
     if job is not None and job.is_waiting and not (is_finished and job.restarts):
         # A requeued job may have several runs, of which this one is finished.
         return Situation(RunState.REQUEUED if job.restarts else RunState.QUEUED, number, job.reason)

@@ -13,12 +13,14 @@ from maml_pipeline import run_folder, signals
 from maml_pipeline.environment import child_environment
 from maml_pipeline.metrics_table import read_last_row
 from maml_pipeline.rank import is_rank_zero
+from maml_pipeline.runs.slurm_jobs import jobs_of
+from maml_pipeline.runs.state import RunState, folder_situation
 from maml_pipeline.signals import Response, Stopped
 from maml_pipeline.text import counted, printable
 from maml_pipeline.tradeoff.devices import DeviceShares
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
-from maml_pipeline.tradeoff.processes import LoggedProcess, logged_reason, stop_all
+from maml_pipeline.tradeoff.processes import LoggedProcess, stop_all
 from maml_pipeline.tradeoff.progress_bar import GridProgress
 
 POLL_SECONDS = 0.2
@@ -113,12 +115,23 @@ def meta_steps_done(folder: Path) -> int:
 
 
 def find_failures(tradeoff: Tradeoff) -> dict[Cell, str]:
-    """Return the cells that are not finished, each with the reason in its log."""
-    return {
-        cell: logged_reason(tradeoff.folder_of(cell) / run_folder.LOG)
-        for cell in tradeoff.cells
-        if not tradeoff.is_finished(cell)
+    """Return the cells that failed or were stopped, each with the reason in its last attempt.
+
+    Other cells without a result wait, run, or were never started.
+    """
+    unfinished = {
+        tradeoff.folder_of(cell): cell for cell in tradeoff.cells if not tradeoff.is_finished(cell)
     }
+    jobs = jobs_of(unfinished)
+    failures = {}
+    for folder, cell in unfinished.items():
+        found = folder_situation(folder, jobs.get(folder))
+        # A run that has no config yet was not stopped: it is just starting, or was never started.
+        was_stopped = found.state is RunState.STOPPED and (folder / run_folder.CONFIG).exists()
+        if found.state is RunState.FAILED or was_stopped:
+            log = folder / run_folder.LOG
+            failures[cell] = f"{found.reason or 'it was stopped'} ({log if log.exists() else folder})"
+    return failures
 
 
 class _Training:

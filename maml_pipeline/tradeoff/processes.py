@@ -71,13 +71,6 @@ def stop_all(processes: Collection[LoggedProcess]) -> None:
             process.kill()
 
 
-def logged_reason(log: Path) -> str:
-    """Return the last error message in the log of a run that some process has started."""
-    if not log.exists():
-        return "it was never started"
-    return f"{error_message(log.read_text(errors='replace'))} ({log})"
-
-
 def error_message(output: str) -> str:
     """Return the last error message of a run, or else its last line of output."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
