@@ -27,7 +27,7 @@ from maml_pipeline.report.comparison import compare
 from maml_pipeline.report.page import write_report
 from maml_pipeline.report.printed_table import print_table
 from maml_pipeline.signals import SIGNALS
-from maml_pipeline.tradeoff import cells, devices
+from maml_pipeline.tradeoff import cells, devices, processes
 from maml_pipeline.tradeoff.cells import longest_first, meta_steps_done
 from maml_pipeline.tradeoff.devices import DeviceShares, Parallel
 from maml_pipeline.tradeoff.folder import Tradeoff
@@ -166,6 +166,35 @@ def test_a_signal_ends_all_running_cells(
     where = "in checkpointed-k2-s0, second-k2-s0, checkpointed-k1-s0: the same command resumes"
     assert f"stopped by {signal.Signals(signum).name} {where}" in capsys.readouterr().err
     assert not is_locked(grid / ".lock")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("slurm_job", [None, "7"])
+def test_only_a_slurm_job_kills_cells_that_take_long_to_stop(
+    slurm_job: str | None,
+    maml: Maml,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grid = tmp_path / "grid"
+
+    def watch(folder: Path) -> int:
+        if len(pids(grid)) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    validates = "lambda signum, frame: (time.sleep(2), end(signum, frame))"
+    run_script_in_each_cell(monkeypatch, TRAINS.format(handler=validates))
+    monkeypatch.setattr(cells, "meta_steps_done", watch)
+    monkeypatch.setattr(processes, "SECONDS_TO_STOP", 0.5)
+    monkeypatch.setenv("SLURM_JOB_ID", slurm_job or "")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without scontrol
+    assert exit_status(maml, *TOY, "--out", grid, "--orders", "first") == 128 + signal.SIGINT
+    error, log = capsys.readouterr().err, (grid / "first-k1-s0" / "log.txt").read_text()
+    assert ("ended cleanly" in log) is (slurm_job is None)
+    assert "stopped by SIGINT in first-k1-s0: the same command resumes from there" in error
+    assert ("from an earlier state in first-k1-s0, killed" in error) is (slurm_job is not None)
 
 
 @pytest.mark.integration

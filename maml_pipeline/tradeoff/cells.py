@@ -20,7 +20,7 @@ from maml_pipeline.text import counted, printable
 from maml_pipeline.tradeoff.devices import DeviceShares
 from maml_pipeline.tradeoff.folder import Tradeoff
 from maml_pipeline.tradeoff.grid import Cell
-from maml_pipeline.tradeoff.processes import LoggedProcess, stop_all
+from maml_pipeline.tradeoff.processes import SECONDS_TO_STOP, LoggedProcess, stop_all
 from maml_pipeline.tradeoff.progress_bar import GridProgress
 
 POLL_SECONDS = 0.2
@@ -176,9 +176,9 @@ class _Training:
                 time.sleep(POLL_SECONDS)
                 self._watch()
         except BaseException as error:
-            stop_all([process for process, _ in self.running.values()])
+            killed = stop_all([process for process, _ in self.running.values()])
             if isinstance(error, Stopped):
-                raise Stopped(error.signum, remark=self._where_to_resume()) from None
+                raise Stopped(error.signum, remark=self._where_to_resume(killed)) from None
             raise
         finally:
             signals.respond(Response.RAISE)
@@ -212,9 +212,19 @@ class _Training:
             self.tradeoff.write_summary(self.failures)
             signals.raise_if_requested()
 
-    def _where_to_resume(self) -> str:
-        names = [cell.name for cell in self.running]
-        if not names:
+    def _where_to_resume(self, killed: Sequence[LoggedProcess]) -> str:
+        if not self.running:
             return "between two cells: the same command resumes from there"
-        where = ", ".join(names) if len(names) <= MOST_NAMES else counted(len(names), "cell")
-        return f"in {where}: the same command resumes from there"
+        remark = f"in {_named([*self.running])}: the same command resumes from there"
+        if killed:
+            lost = [cell for cell, (process, _) in self.running.items() if process in killed]
+            remark += (
+                f", but from an earlier state in {_named(lost)}, killed after {SECONDS_TO_STOP} seconds"
+            )
+        return remark
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    """Return the names of cells, or their number if there are many."""
+    names = [cell.name for cell in cells]
+    return ", ".join(names) if len(names) <= MOST_NAMES else counted(len(names), "cell")

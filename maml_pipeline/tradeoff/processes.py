@@ -7,8 +7,11 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from maml_pipeline import slurm
+
 SECONDS_TO_STOP = 100
-"""Time for the current meta-step and for W&B to finish, within `sbatch --signal=SIGUSR1@120`."""
+"""In a Slurm job, time for the current meta-step, its validation and W&B to finish: the job ends 120 s
+after `sbatch --signal=SIGUSR1@120`, and must be requeued before."""
 
 
 class LoggedProcess:
@@ -46,29 +49,38 @@ class LoggedProcess:
         """Ask the process to stop."""
         self._process.terminate()
 
-    def wait(self, until: float) -> None:
-        """Wait for the end of the process, at most until a time of the monotonic clock."""
+    def wait(self, until: float | None) -> None:
+        """Wait for the end of the process, at most until a time of the monotonic clock, if given."""
+        seconds = None if until is None else max(0.0, until - time.monotonic())
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(max(0.0, until - time.monotonic()))
+            self._process.wait(seconds)
 
-    def kill(self) -> None:
-        """End the process, if it still runs."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+    def kill(self) -> bool:
+        """End the process and return true, if it still runs."""
+        if self._process.poll() is not None:
+            return False
+        self._process.kill()
+        self._process.wait()
+        return True
 
 
-def stop_all(processes: Collection[LoggedProcess]) -> None:
-    """Stop runs after their current meta-step; kill them on a second Ctrl-C or after a timeout."""
+def stop_all(processes: Collection[LoggedProcess]) -> list[LoggedProcess]:
+    """Stop runs after their current meta-step; kill them on a second Ctrl-C.
+
+    In a Slurm job, also kill those that take longer than there is time before the job ends.
+
+    Returns:
+        Those that were killed, whose current state is lost.
+    """
     try:
         for process in processes:
             process.terminate()
-        until = time.monotonic() + SECONDS_TO_STOP
+        until = None if slurm.job_id() is None else time.monotonic() + SECONDS_TO_STOP
         for process in processes:
             process.wait(until)
     finally:
-        for process in processes:
-            process.kill()
+        killed = [process for process in processes if process.kill()]
+    return killed
 
 
 def error_message(output: str) -> str:
