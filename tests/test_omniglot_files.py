@@ -1,6 +1,7 @@
 """Omniglot's files: every layout is read, damage is reported, a failed download leaves nothing."""
 
 import io
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from PIL import Image
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.tasks.omniglot_download import HALVES, download_halves, find_halves
-from maml_pipeline.tasks.omniglot_images import decode, iterate_drawings, load_images
+from maml_pipeline.tasks.omniglot_images import cache_path, decode, iterate_drawings, load_images
 
 
 @pytest.mark.exhaustive
@@ -97,6 +98,34 @@ def test_stray_files_and_nested_folders_are_ignored(
     assert halves == [tmp_path / half / half / half for half in HALVES]
     for folder in halves:
         assert np.array_equal(decoded(folder), images)
+
+
+def test_a_cache_belongs_to_the_drawings_of_unpacked_folders(
+    compressed: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(compressed[0]) as archive:
+        archive.extractall(tmp_path)
+    halves = [tmp_path / HALVES[0], compressed[0]]
+    character = tmp_path / HALVES[0] / "A" / "character01"
+    drawings = sorted(character.iterdir())
+    first = cache_path(halves)
+    (character / STRAY_FILES[0]).touch()
+    assert cache_path(halves) == first
+
+    before = drawings[3].stat()
+    content = bytes(reversed(drawings[3].read_bytes()))
+    changes: list[Callable[[], object]] = [
+        lambda: drawings[3].write_bytes(content),
+        lambda: os.utime(drawings[3], ns=(before.st_atime_ns, before.st_mtime_ns + 1)),
+        lambda: drawings[4].write_bytes(content + b"0"),
+        lambda: drawings[5].unlink(),
+        lambda: drawings[6].rename(character / "0001_50.png"),
+    ]
+    names = {first}
+    for change in changes:
+        change()
+        names.add(cache_path(halves))
+    assert len(names) == 1 + len(changes)
 
 
 def test_an_empty_folder_is_ignored(compressed: tuple[Path, np.ndarray], tmp_path: Path) -> None:

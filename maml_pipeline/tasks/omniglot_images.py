@@ -1,7 +1,9 @@
 """Decode the Omniglot drawings and scale them to 28x28 pixels."""
 
+import glob
 import hashlib
 import io
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -50,16 +52,25 @@ def load_images(root: Path | None = None, cache_dir: Path | None = None) -> Pack
 def cache_path(halves: list[Path], cache_dir: Path | None = None) -> Path:
     """Return the path of the cache file.
 
-    The name depends on the path, size and modification time of both halves, so that a changed data
-    set never meets a stale cache.
+    The name depends on the path, size and modification time of both zips, or of every drawing if they
+    are unpacked, so that a changed data set never meets a stale cache.
 
     Args:
         halves: The background and the evaluation half.
         cache_dir: Cache folder, as in `Omniglot`.
     """
-    identity = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in halves]
+    identity = [part for half in halves for part in _identity(half)]
     fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     return cache_folder(cache_dir) / f"omniglot-{fingerprint}.npy"
+
+
+def _identity(half: Path) -> Iterator[tuple[str, int, int]]:
+    place = str(half.resolve())
+    # Not the folder's own time, which an edited drawing does not change.
+    files = [os.path.join(place, name) for name in _drawings(half)] if half.is_dir() else [place]
+    for file in files:
+        status = os.stat(file)
+        yield file, status.st_size, status.st_mtime_ns
 
 
 def decode_all(halves: list[Path]) -> Iterator[tuple[np.ndarray, str]]:
@@ -104,9 +115,8 @@ def iterate_drawings(half: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         UserError: The zip is damaged.
     """
     if half.is_dir():
-        for path in sorted(half.glob("*/*/*.png")):
-            if _is_drawing(path.relative_to(half).parts):
-                yield str(path.relative_to(half)), path.read_bytes
+        for name in _drawings(half):
+            yield name, (half / name).read_bytes
         return
     try:
         with zipfile.ZipFile(half) as archive:
@@ -144,6 +154,13 @@ def decode(name: str, read: Callable[[], bytes]) -> np.ndarray:
     if not drawing.any():
         raise UserError(f"{name} is blank; download it again")
     return drawing
+
+
+def _drawings(folder: Path) -> list[str]:
+    """Return `<alphabet>/<character>/<drawing>.png` of each drawing in a folder, in their order."""
+    # Not `Path.glob`, which is slow: every start lists the drawings, also with a valid cache.
+    found = (name.split(os.sep) for name in glob.iglob("*/*/*.png", root_dir=folder))
+    return ["/".join(parts) for parts in sorted(filter(_is_drawing, found))]
 
 
 def _is_drawing(parts: Sequence[str]) -> bool:
