@@ -41,7 +41,8 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(
             f"--parallel trains several cells, which {other} does not; leave one of them out"
         )
-    plan = Plan(settings, fit_arguments)
+    # A report trains nothing, so it needs none of the devices: its job requests no GPU.
+    plan = Plan(settings, fit_arguments, elsewhere=settings.report)
     tradeoff = plan.tradeoff
     for note in plan.notes:
         print(note)
