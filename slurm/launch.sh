@@ -1,16 +1,20 @@
 # shellcheck shell=bash
 # Shared by the job scripts, which source it.
-set -euo pipefail
-cd "$SLURM_SUBMIT_DIR"
-# shellcheck source=cluster.env
-source "${MAML_CLUSTER_ENV:-${MAML_JOB_SCRIPTS:-$SLURM_SUBMIT_DIR/slurm}/cluster.env}"
-
-MAX_RESTARTS=5
-
 fail() {
     echo "slurm: error: $*" >&2
     exit 2
 }
+
+cd "$SLURM_SUBMIT_DIR" || exit
+cluster_env=${MAML_CLUSTER_ENV:-${MAML_JOB_SCRIPTS:-$SLURM_SUBMIT_DIR/slurm}/cluster.env}
+[ -r "$cluster_env" ] || fail "this node cannot read $cluster_env"
+# Before `set -eu`, as at submission: the file may contain any shell code, such as `module load`, which reads
+# variables that are not set.
+# shellcheck source=cluster.env
+source "$cluster_env"
+set -euo pipefail
+
+MAX_RESTARTS=5
 
 # Set `devices` to the flags that make `maml` use the whole allocation. The configuration file and the
 # flags of the user override them; `maml` refuses values that differ from the allocation.

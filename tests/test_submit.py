@@ -313,6 +313,20 @@ export -f srun scontrol
 """
 
 
+def run_job(folder: Path, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Run lines of a shell script in the environment of a job, with stand-ins for Slurm's commands."""
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_NNODES": "1",
+        "SLURM_PROCID": "0",
+    }
+    script = "\n".join([JOB, *lines])
+    return subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
+
+
 def test_a_job_runs_the_maml_that_submitted_it(maml: Maml, tmp_path: Path) -> None:
     """Run the printed commands by hand, in a folder with another package of that name."""
     printed = maml("submit", "--dry_run", *TOY).splitlines()
@@ -321,18 +335,28 @@ def test_a_job_runs_the_maml_that_submitted_it(maml: Maml, tmp_path: Path) -> No
     (tmp_path / "maml_pipeline").mkdir()
     (tmp_path / "maml_pipeline" / "__main__.py").write_text("raise SystemExit('the wrong package')")
     (tmp_path / "maml_pipeline" / "__init__.py").touch()
-    variables = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
-        "SLURM_SUBMIT_DIR": str(tmp_path),
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "n1",
-        "SLURM_NNODES": "1",
-        "SLURM_PROCID": "0",
-    }
-    script = "\n".join([JOB, *exports, f"bash {SLURM / 'train.sbatch'} --help"])
-    done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True)
+    done = run_job(tmp_path, *exports, f"bash {SLURM / 'train.sbatch'} --help")
     assert done.returncode == 0, done.stderr
     assert "maml fit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "line", ['[ -n "${NOT_SET:-}" ] && export X=1', 'export X="$NOT_SET/bin"', "false | true", "false"]
+)
+def test_a_job_accepts_the_settings_of_the_cluster_that_its_submission_accepts(
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    cluster_env = tmp_path / "cluster.env"
+    cluster_env.write_text(f"export MAML_COMMAND='echo trains'\n{line}\n")
+    monkeypatch.setenv("MAML_CLUSTER_ENV", str(cluster_env))
+    exports = re.findall("^export .*$", maml("submit", "--dry_run", *TOY), re.MULTILINE)
+    job = (*exports, f"bash {SLURM / 'train.sbatch'} --config toy")
+    done = run_job(tmp_path, *job)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("trains fit ")
+    cluster_env.unlink()
+    done = run_job(tmp_path, *job)
+    assert done.returncode == 2 and f"this node cannot read {cluster_env}" in done.stderr
 
 
 @pytest.mark.parametrize(
