@@ -45,7 +45,7 @@ launch() {
 
     # shellcheck disable=SC2016,SC2086  # the task's shell expands TASK; options are split into words
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" ${MAML_SRUN_OPTIONS:-} \
-        bash -c "$(declare -f requeue); MAX_RESTARTS=$MAX_RESTARTS; $TASK" task \
+        bash -c "$(declare -f job_id requeue); MAX_RESTARTS=$MAX_RESTARTS; $TASK" task \
         ${MAML_COMMAND:-"$python" -P -m maml_pipeline} "$@" || status=$?
     # Preemption has ended a process that was just starting. Otherwise a process ended with an error, and srun
     # ended the others.
@@ -67,19 +67,25 @@ if ((status > 128 && status != 143)) && [ -z "${is_ended:-}" ]; then
 fi
 exit $status'
 
+# The id of this job alone: SLURM_JOB_ID of one element of every array is the id of the whole array.
+job_id() {
+    echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+}
+
 is_preempted() {
-    scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'
+    scontrol --oneliner show job "$(job_id)" | grep -q ' PreemptTime=[0-9]'
 }
 
 requeue() {
-    local restarts=${SLURM_RESTART_COUNT:-0}
+    local job restarts=${SLURM_RESTART_COUNT:-0}
+    job=$(job_id)
     # A job that was cancelled, or reached its time limit, must not be requeued. `maml` refuses only
     # the states of an ending job (maml_pipeline/slurm/job.py): it acts on a signal that precedes the end.
-    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || return 0
+    [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ] || return 0
     if ((restarts >= MAX_RESTARTS)); then
         echo "slurm: a process was killed after $restarts restarts; the job is not requeued" >&2
     else
         echo "slurm: a process was killed; the job is requeued, restart $((restarts + 1))" >&2
-        scontrol requeue "$SLURM_JOB_ID"
+        scontrol requeue "$job"
     fi
 }

@@ -185,6 +185,26 @@ def test_a_killed_rank_requeues_its_job_also_if_srun_must_kill_the_others(
     assert "rank 1 was killed by signal 9" in log(tmp_path, job)
 
 
+def test_a_killed_element_of_an_array_requeues_itself_only(cluster: Cluster, tmp_path: Path) -> None:
+    # The one whose own id is also that of the whole array.
+    script = (
+        "if [ $SLURM_JOB_ID = $SLURM_ARRAY_JOB_ID ] && [ -z $SLURM_RESTART_COUNT ]; then",
+        "until [ -e other ]; do sleep 0.1; done; kill -9 $$; fi",
+        "touch other; exec sleep 60",
+    )
+    (tmp_path / "dies.sh").write_text("\n".join(script))
+    command = f"bash {tmp_path}/dies.sh"
+    array = cluster.train(tmp_path, ["--array=0-1"], MAML_COMMAND=command)
+    elements = [f"{array}_{index}" for index in range(2)]
+
+    def restarts() -> list[str]:
+        return sorted(cluster.show(element)["Restarts"] for element in elements)
+
+    wait_for(lambda: restarts() != ["0", "0"], "the requeueing")
+    assert restarts() == ["0", "1"]
+    cluster.run(tmp_path, "scancel", array)
+
+
 def test_a_job_is_not_requeued_after_five_restarts(cluster: Cluster, tmp_path: Path) -> None:
     # As a job that runs out of memory every time.
     (tmp_path / "dies.sh").write_text("kill -9 $$")
