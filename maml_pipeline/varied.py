@@ -31,6 +31,16 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def set_config_value(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a key, also below one that is `null`, such as `model.learned_inner_lr.lr`."""
+    *parents, name = key.split(".")
+    for parent in parents:
+        if not isinstance(config.get(parent), dict):
+            config[parent] = {}
+        config = config[parent]
+    config[name] = value
+
+
 def has_key(config: Mapping[str, Any], key: str) -> bool:
     """Tell whether a config has a key."""
     value: Any = config

@@ -15,7 +15,7 @@ from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
 from maml_pipeline.slurm.queue import Job
 from maml_pipeline.tasks.omniglot_images import load_images
-from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, run_python
+from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, read_config, run_python
 
 pytestmark = pytest.mark.integration
 
@@ -265,6 +265,27 @@ def test_a_tradeoff_is_an_array_of_its_unfinished_cells_and_a_report(
     assert "--dependency=afterany:7 " in report and "--array" not in report and "--account=a" in report
     assert (tmp_path / "grid" / "config.yaml").exists()
     assert (tmp_path / "grid" / "first-k1-s1" / "slurm_job.txt").read_text() == "7_2\n"
+
+
+def test_a_cell_that_waits_has_its_config_also_below_a_key_that_is_null(
+    maml: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    vary = ("--vary", "model.learned_inner_lr.lr=0.001,0.01")
+    maml("submit", "--tradeoff", *TOY, "--orders", "first", *vary, "--out", "grid")
+    for rate in (0.001, 0.01):
+        config = read_config(tmp_path / "grid" / f"first-k1-learned_inner_lr.lr={rate}-s0")
+        assert config["model"]["learned_inner_lr"] == {"lr": rate}
+
+
+def test_no_job_is_submitted_unless_every_cell_has_its_folder(
+    maml_error: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "first-k1-s1").write_text("not a folder")
+    grid = ("--orders", "first", "--seeds", "0,1", "--out", "grid")
+    assert "first-k1-s1 is a file" in maml_error("submit", "--tradeoff", *TOY, *grid)
+    assert not sbatch.exists()
+    assert [path.name for path in (tmp_path / "grid").iterdir()] == ["first-k1-s1"]
 
 
 def test_cells_that_wait_or_run_are_not_submitted_again(

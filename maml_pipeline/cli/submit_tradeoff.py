@@ -1,19 +1,18 @@
 """`maml submit --tradeoff`: an array with one job per cell, and a job that writes the report."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maml_pipeline.cli.submit_messages import print_submitted_array, print_submitted_report
 from maml_pipeline.cli.tradeoff_arguments import parse
 from maml_pipeline.errors import UserError
 from maml_pipeline.run_folder import record_slurm_job
 from maml_pipeline.slurm.allocation import Allocation, required_allocation
-from maml_pipeline.slurm.queue import find_jobs, find_submitted
+from maml_pipeline.slurm.queue import Job, find_jobs, find_submitted
 from maml_pipeline.slurm.sbatch import TRADEOFF_SCRIPT, cluster_gpus, print_dry_run, submit_job
 
 if TYPE_CHECKING:
-    from maml_pipeline.cli.tradeoff_plan import Plan
     from maml_pipeline.tradeoff.folder import Tradeoff
 
 
@@ -76,8 +75,13 @@ def submit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None
             f"every unfinished cell of {tradeoff.folder} waits or runs already, in Slurm job "
             f"{', '.join(active)}; there is nothing to submit"
         )
-    with _created(tradeoff, plan.shared):
-        new = [_submit_array(array, plan, missing, requested)] if missing else []
+    with tradeoff.reserved([tradeoff.cells[index] for index in missing], plan.shared):
+        new = [submit_job(array)] if missing else []
+    # From here on the folders are the jobs'.
+    for submitted in new:
+        folders = {f"{submitted}_{i}": tradeoff.folder_of(tradeoff.cells[i]) for i in missing}
+        jobs = _record_array(folders)
+        print_submitted_array(jobs, folders, tradeoff.folder, requested)
     try:
         job = submit_job([*([_after([*new, *active])] if new else []), *report])
     except UserError as error:
@@ -88,37 +92,14 @@ def submit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None
     print_submitted_report(find_submitted(job), new[0] if new else None, tradeoff.folder)
 
 
-@contextlib.contextmanager
-def _created(tradeoff: "Tradeoff", config: dict[str, Any]) -> Iterator[None]:
-    """Create the folder, unless it exists; remove it again if the block raises."""
-    from maml_pipeline.runs.locked_folder import remove_empty
-
-    is_new = not tradeoff.config.exists()
-    missing = [path for path in (tradeoff.folder, *tradeoff.folder.parents) if not path.exists()]
-    tradeoff.create(config)
-    try:
-        yield
-    except UserError:
-        if is_new:
-            tradeoff.config.unlink()
-            remove_empty(missing)
-        raise
-
-
-def _submit_array(
-    command: list[str], plan: "Plan", missing: Sequence[int], requested: Allocation
-) -> str:
-    """Submit a job for each missing cell, and return the id of the array."""
-    array = submit_job(command)
-    cells = {f"{array}_{index}": plan.tradeoff.cells[index] for index in missing}
-    folders = {element: plan.tradeoff.create_cell(cell, plan.shared) for element, cell in cells.items()}
+def _record_array(folders: Mapping[str, Path]) -> dict[str, Job]:
+    """Record the element of an array that trains each cell, and return what Slurm knows about them."""
     for element, folder in folders.items():
         record_slurm_job(folder, element)
-    jobs = find_jobs(cells)  # Slurm may take seconds to answer
+    jobs = find_jobs(folders)  # Slurm may take seconds to answer
     for element, job in jobs.items():
         record_slurm_job(folders[element], element, job.output)
-    print_submitted_array(jobs, folders, plan.tradeoff.folder, requested)
-    return array
+    return jobs
 
 
 def _unfinished_cells(tradeoff: "Tradeoff") -> tuple[list[int], list[str]]:

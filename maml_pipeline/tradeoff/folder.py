@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,12 @@ import yaml
 
 from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import make_folder, remove_unfinished, write_atomically
+from maml_pipeline.files import (
+    make_folder,
+    remove_new_folders_on_error,
+    remove_unfinished,
+    write_atomically,
+)
 from maml_pipeline.locks import AlreadyLockedError, LocksUnsupportedError, acquire_lock
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs.compatibility import config_differences
@@ -23,7 +27,7 @@ from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.summary import summarize
 from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, Cell
-from maml_pipeline.varied import config_value, identity
+from maml_pipeline.varied import config_value, identity, set_config_value
 
 logger = logging.getLogger(__name__)
 
@@ -72,22 +76,44 @@ class Tradeoff:
         if not self.config.exists():
             write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
 
-    def create_cell(self, cell: Cell, config: dict[str, Any]) -> Path:
-        """Create the folder of a cell that waits to be trained, with its config, and return the folder.
+    @contextlib.contextmanager
+    def reserved(self, cells: Sequence[Cell], config: dict[str, Any]) -> Iterator[None]:
+        """Create the folder and those of cells that jobs will train, each with its config.
+
+        What exists is left alone. If the block raises, because the jobs were not submitted, everything
+        is as before.
 
         Args:
-            cell: The cell; its config is left alone if it exists.
+            cells: Those to be trained.
             config: As returned by `shared_config`.
+
+        Raises:
+            UserError: A folder cannot be created.
         """
+        folders = [self.folder_of(cell) for cell in cells]
+        configs = [self.config, *(folder / run_folder.CONFIG for folder in folders)]
+        new = [file for file in configs if not file.exists()]
+        checkpoints = (folder / run_folder.CHECKPOINTS for folder in folders)
+        with remove_new_folders_on_error(self.folder, *checkpoints):
+            try:
+                self.create(config)
+                for cell in cells:
+                    self._create_cell(cell, config)
+                yield
+            except BaseException:
+                for file in new:
+                    with contextlib.suppress(OSError):  # not created
+                        file.unlink()
+                raise
+
+    def _create_cell(self, cell: Cell, config: dict[str, Any]) -> None:
         folder = self.folder_of(cell)
         run_folder.make_run_folder(folder, exist_ok=True)
         if not (folder / run_folder.CONFIG).exists():
             own = copy.deepcopy(config)
             for key, value in {**cell.settings, **cell.varied}.items():
-                *parents, name = key.split(".")
-                reduce(dict.__getitem__, parents, own)[name] = value
+                set_config_value(own, key, value)
             write_atomically(folder / run_folder.CONFIG, yaml.safe_dump(own, sort_keys=False))
-        return folder
 
     def shared_config(self, config: dict[str, Any], existing: dict[str, Any] | None) -> dict[str, Any]:
         """Return the config that all cells share.
