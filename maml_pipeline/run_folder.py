@@ -34,6 +34,8 @@ BEST_CHECKPOINT = f"{CHECKPOINTS}/best.ckpt"
 LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
 TRADEOFF = "tradeoff.json"
 """The summary in the folder of a trade-off, whose runs are in folders below it."""
+SUBMITTED_CELLS = "cells-{digest}.json"
+"""Beside that summary: the cells as they were submitted to Slurm, one file for each grid."""
 
 MAX_NAME_BYTES = 100
 

@@ -240,6 +240,9 @@ config.yaml: tradeoff TOY --out damaged --dry_run
 config.yaml: tradeoff TOY --out incomplete
 another folder: tradeoff TOY --out other
 out: tradeoff TOY --report
+nowhere.json: tradeoff --submitted nowhere.json --report
+binary.yaml: tradeoff --submitted binary.yaml --cell 0
+submitted: submit --tradeoff --dry_run TOY --submitted nowhere.json
 cell: tradeoff TOY --cell 99
 cell: tradeoff TOY --cell -1
 cell: tradeoff TOY --cell x

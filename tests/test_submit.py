@@ -15,7 +15,16 @@ from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
 from maml_pipeline.slurm.queue import Job
 from maml_pipeline.tasks.omniglot_images import load_images
-from tests.helpers import CONFIGS, SHORT, SHORT_NAME, Maml, read_config, run_python
+from tests.helpers import (
+    CONFIGS,
+    SHORT,
+    SHORT_NAME,
+    Maml,
+    maml_process,
+    read_config,
+    run_python,
+)
+from tests.written_runs import write_search
 
 pytestmark = pytest.mark.integration
 
@@ -286,6 +295,45 @@ def test_no_job_is_submitted_unless_every_cell_has_its_folder(
     assert "first-k1-s1 is a file" in maml_error("submit", "--tradeoff", *TOY, *grid)
     assert not sbatch.exists()
     assert [path.name for path in (tmp_path / "grid").iterdir()] == ["first-k1-s1"]
+
+
+def job_arguments(calls: Path) -> list[str]:
+    """Return the arguments of `maml tradeoff` that both jobs of a trade-off get."""
+    lines = calls.read_text().splitlines()
+    array, report = (line.split("tradeoff.sbatch ")[1].split() for line in lines)
+    assert array == report
+    return array
+
+
+def test_cells_are_trained_as_they_were_submitted(maml: Maml, sbatch: Path, tmp_path: Path) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text((CONFIGS / "toy.yaml").read_text())
+    # AdamW decays weights by default, Adam of the config does not.
+    vary = ("--vary", "model.optimizer=torch.optim.AdamW")
+    grid = ("--config", config, *SHORT[2:], "--orders", "first", *vary, "--seeds", "3", "--out", "grid")
+    maml("submit", "--tradeoff", *grid)
+    config.write_text("edited: while the jobs wait")
+    cell = ("tradeoff", "--trainer.devices", 1, *job_arguments(sbatch), "--cell", 0)
+    trained = maml_process(*cell, WANDB_MODE="disabled")
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = (path for path in (tmp_path / "grid").iterdir() if path.name.startswith("first"))
+    settings = read_config(folder)
+    assert settings["model"]["optimizer"]["init_args"]["weight_decay"] == 0.01
+    assert settings["trainer"]["max_steps"] == 12 and settings["seed_everything"] == 3
+    maml("tradeoff", *job_arguments(sbatch), "--trainer.devices", 1, "--report")
+    assert (tmp_path / "grid" / "report" / "report.html").exists()
+
+
+def test_the_values_of_a_search_are_chosen_at_the_submission(
+    maml: Maml, maml_error: Maml, sbatch: Path, tmp_path: Path
+) -> None:
+    validations = {"first": {0.05: 0.1, 0.2: 0.9}, "second": {0.05: 0.9, 0.2: 0.1}}
+    write_search(tmp_path / "search", validations, 3)
+    printed = maml("submit", "--tradeoff", *TOY, "--best_of", "search", "--out", "grid")
+    assert "first, k = 3: inner_lr 0.05; second, k = 3: inner_lr 0.2" in printed
+    (tmp_path / "search").rename(tmp_path / "moved")
+    reported = maml_error("tradeoff", *job_arguments(sbatch), "--report")
+    assert "(first-k3-inner_lr=0.05-s0, second-k3-inner_lr=0.2-s0)" in reported
 
 
 def test_cells_that_wait_or_run_are_not_submitted_again(

@@ -23,9 +23,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
         UserError: An argument is set by `maml submit`.
         SystemExit: An argument of the trade-off is invalid.
     """
-    if taken := {"--cell", "--report"} & {argument.partition("=")[0] for argument in arguments}:
+    names = {argument.partition("=")[0] for argument in arguments}
+    if taken := {"--cell", "--report", "--submitted"} & names:
         raise UserError(f"{taken.pop()} is set by `maml submit` for each job; leave it out")
-    if any(argument.partition("=")[0] == "--parallel" for argument in arguments):
+    if "--parallel" in names:
         raise UserError("--parallel is not used by `maml submit`: each cell is a job; leave it out")
     parse(arguments)
 
@@ -42,6 +43,7 @@ def submit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None
         UserError: A setting is invalid, nothing is left to submit, or sbatch failed.
     """
     from maml_pipeline.cli.tradeoff_plan import Plan
+    from maml_pipeline.tradeoff.submitted import reserved
 
     trainer = Plan(*parse(arguments), elsewhere=True).shared["trainer"]
     requested = required_allocation(trainer, *cluster_gpus())
@@ -57,33 +59,35 @@ def submit(arguments: list[str], sbatch_flags: list[str], dry_run: bool) -> None
         "--output=slurm-%A_%a.out",  # %A: the array, %a: the job's index in it
         *sbatch_flags,
         str(TRADEOFF_SCRIPT),
-        *arguments,
     ]
     report = [
         *Allocation(nodes=1, devices=1, gpus="0").sbatch_flags,
         f"--job-name=maml-{plan.experiment}-report",
         *sbatch_flags,
         str(TRADEOFF_SCRIPT),
-        *arguments,
     ]
     if dry_run:
         dependent = [_after(["ARRAY", *active]), *report] if missing else report
-        print_dry_run(TRADEOFF_SCRIPT, *([array] if missing else []), dependent)
+        listed = [array, dependent] if missing else [dependent]
+        print_dry_run(TRADEOFF_SCRIPT, *([*command, *arguments] for command in listed))
         return
     if active and not missing:
         raise UserError(
             f"every unfinished cell of {tradeoff.folder} waits or runs already, in Slurm job "
             f"{', '.join(active)}; there is nothing to submit"
         )
-    with tradeoff.reserved([tradeoff.cells[index] for index in missing], plan.shared):
-        new = [submit_job(array)] if missing else []
+    for note in plan.notes:
+        print(note)
+    with reserved(tradeoff, [tradeoff.cells[index] for index in missing], plan.shared) as cells:
+        as_submitted = ["--submitted", str(cells)]
+        new = [submit_job([*array, *as_submitted])] if missing else []
     # From here on the folders are the jobs'.
     for submitted in new:
         folders = {f"{submitted}_{i}": tradeoff.folder_of(tradeoff.cells[i]) for i in missing}
         jobs = _record_array(folders)
         print_submitted_array(jobs, folders, tradeoff.folder, requested)
     try:
-        job = submit_job([*([_after([*new, *active])] if new else []), *report])
+        job = submit_job([*([_after([*new, *active])] if new else []), *report, *as_submitted])
     except UserError as error:
         raise UserError(
             "the report job was not submitted; write the report later with `maml tradeoff ... "

@@ -32,10 +32,19 @@ def run(arguments: Sequence[str]) -> None:
     # Imported late: Lightning takes seconds to import, which help must not.
     from maml_pipeline.cli.terminal import configure_logging
     from maml_pipeline.cli.tradeoff_plan import Plan
-    from maml_pipeline.tradeoff.cells import exec_cell, find_failures, train_cells
+    from maml_pipeline.tradeoff.cells import exec_cell, train_cells
     from maml_pipeline.tradeoff.devices import DeviceShares
+    from maml_pipeline.tradeoff.submitted import read_submitted
 
     configure_logging()
+    if settings.submitted is not None:
+        # The job script adds the devices of the job, which the config in the folder also has.
+        submitted = read_submitted(settings.submitted)
+        if settings.cell is None:
+            _report_on_cells(submitted)
+        else:
+            exec_cell(submitted, submitted.cell(settings.cell))
+        return
     if settings.parallel is not None and (settings.cell is not None or settings.report):
         other = "--report" if settings.report else "--cell"
         raise UserError(
@@ -47,11 +56,7 @@ def run(arguments: Sequence[str]) -> None:
     for note in plan.notes:
         print(note)
     if settings.report:
-        failures = find_failures(tradeoff)
-        tradeoff.write_summary(failures)
-        _report(tradeoff)
-        _print_unfinished(tradeoff, failures)
-        _raise_if_failed(tradeoff, failures)
+        _report_on_cells(tradeoff)
         return
 
     shares = DeviceShares(settings.parallel or 1, plan.shared["trainer"])
@@ -60,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     tradeoff.create(plan.shared)
     if settings.cell is not None:
-        exec_cell(tradeoff, tradeoff.cells[settings.cell])
+        exec_cell(tradeoff, tradeoff.cell(settings.cell))
         return
     if settings.vary:
         warn_if_never_validated(plan.shared["trainer"])
@@ -90,6 +95,21 @@ def _list_cells(tradeoff: "Tradeoff") -> None:
         elif done := meta_steps_done(tradeoff.folder_of(cell)):
             state = f"resumes after about {done:,} meta-steps"  # the last logged one
         print(f"{printable(tradeoff.folder_of(cell))}: {state}")
+
+
+def _report_on_cells(tradeoff: "Tradeoff") -> None:
+    """Write the summary and the report of cells that were trained elsewhere.
+
+    Raises:
+        UserError: A cell failed, or was stopped.
+    """
+    from maml_pipeline.tradeoff.cells import find_failures
+
+    failures = find_failures(tradeoff)
+    tradeoff.write_summary(failures)
+    _report(tradeoff)
+    _print_unfinished(tradeoff, failures)
+    _raise_if_failed(tradeoff, failures)
 
 
 def _report(tradeoff: "Tradeoff") -> None:

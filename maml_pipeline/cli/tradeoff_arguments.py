@@ -80,6 +80,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     mode.add_argument("--dry_run", action="store_true", help="list the cells without training")
     mode.add_argument("--cell", type=int, metavar="N", help="train only cell N, counted from 0")
     mode.add_argument("--report", action="store_true", help="compare the cells without training")
+    # Set by `maml submit` for its jobs: the cells as they were submitted, in place of all settings.
+    add("--submitted", type=path_argument, help=argparse.SUPPRESS)
     settings, others = parser.parse_known_args(arguments)
     if settings.best_of is not None and settings.vary:
         parser.error("argument --best_of: not allowed with argument --vary; leave one of them out")

@@ -52,10 +52,10 @@ class Plan:
         config["run"]["varied"] = [*cells[0].varied] or None
         if config["trainer"]["max_steps"] < 1:
             raise UserError("trainer.max_steps is -1; a trade-off needs a number of meta-steps")
-        if (cell := settings.cell) is not None and cell not in range(len(cells)):
-            raise UserError(f"cell is {cell}; the cells of this trade-off are 0 to {len(cells) - 1}")
         self.experiment: str = config["run"]["experiment"]
         self.tradeoff = Tradeoff(settings.out or RUNS / f"{self.experiment}-tradeoff", cells)
+        if settings.cell is not None:
+            self.tradeoff.cell(settings.cell)
         exists = self.tradeoff.config.exists()
         if not settings.report:
             name = "the configuration of the trade-off"

@@ -1,7 +1,6 @@
 """The folder of a trade-off: its cells' runs, the config they share, its lock, and its summary."""
 
 import contextlib
-import copy
 import json
 import logging
 import os
@@ -14,12 +13,7 @@ import yaml
 
 from maml_pipeline import run_folder
 from maml_pipeline.errors import UserError
-from maml_pipeline.files import (
-    make_folder,
-    remove_new_folders_on_error,
-    remove_unfinished,
-    write_atomically,
-)
+from maml_pipeline.files import make_folder, remove_unfinished, write_atomically
 from maml_pipeline.locks import AlreadyLockedError, LocksUnsupportedError, acquire_lock
 from maml_pipeline.report.comparison import compare
 from maml_pipeline.runs.compatibility import config_differences
@@ -27,7 +21,7 @@ from maml_pipeline.runs.find import find_runs
 from maml_pipeline.runs.run import Run
 from maml_pipeline.runs.summary import summarize
 from maml_pipeline.tradeoff.grid import SET_BY_TRADEOFF, Cell
-from maml_pipeline.varied import config_value, identity, set_config_value
+from maml_pipeline.varied import config_value, identity
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +51,17 @@ class Tradeoff:
     def folder_of(self, cell: Cell) -> Path:
         return self.folder / cell.name
 
+    def cell(self, index: int) -> Cell:
+        """Return a cell by its index.
+
+        Raises:
+            UserError: There is none.
+        """
+        last = len(self.cells) - 1
+        if not 0 <= index <= last:
+            raise UserError(f"cell is {index}; the cells of this trade-off are 0 to {last}")
+        return self.cells[index]
+
     def is_finished(self, cell: Cell) -> bool:
         """Tell whether a cell is trained and tested; it is not run again."""
         return (self.folder_of(cell) / run_folder.TEST).exists()
@@ -75,45 +80,6 @@ class Tradeoff:
         make_folder(self.folder, "out")
         if not self.config.exists():
             write_atomically(self.config, yaml.safe_dump(config, sort_keys=False))
-
-    @contextlib.contextmanager
-    def reserved(self, cells: Sequence[Cell], config: dict[str, Any]) -> Iterator[None]:
-        """Create the folder and those of cells that jobs will train, each with its config.
-
-        What exists is left alone. If the block raises, because the jobs were not submitted, everything
-        is as before.
-
-        Args:
-            cells: Those to be trained.
-            config: As returned by `shared_config`.
-
-        Raises:
-            UserError: A folder cannot be created.
-        """
-        folders = [self.folder_of(cell) for cell in cells]
-        configs = [self.config, *(folder / run_folder.CONFIG for folder in folders)]
-        new = [file for file in configs if not file.exists()]
-        checkpoints = (folder / run_folder.CHECKPOINTS for folder in folders)
-        with remove_new_folders_on_error(self.folder, *checkpoints):
-            try:
-                self.create(config)
-                for cell in cells:
-                    self._create_cell(cell, config)
-                yield
-            except BaseException:
-                for file in new:
-                    with contextlib.suppress(OSError):  # not created
-                        file.unlink()
-                raise
-
-    def _create_cell(self, cell: Cell, config: dict[str, Any]) -> None:
-        folder = self.folder_of(cell)
-        run_folder.make_run_folder(folder, exist_ok=True)
-        if not (folder / run_folder.CONFIG).exists():
-            own = copy.deepcopy(config)
-            for key, value in {**cell.settings, **cell.varied}.items():
-                set_config_value(own, key, value)
-            write_atomically(folder / run_folder.CONFIG, yaml.safe_dump(own, sort_keys=False))
 
     def shared_config(self, config: dict[str, Any], existing: dict[str, Any] | None) -> dict[str, Any]:
         """Return the config that all cells share.
