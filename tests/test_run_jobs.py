@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from maml_pipeline.errors import UserError
 from maml_pipeline.locks import locked
 from maml_pipeline.run_folder import record_slurm_job
 from maml_pipeline.runs.find import find_runs
-from maml_pipeline.runs.slurm_jobs import jobs_of
+from maml_pipeline.runs.slurm_jobs import active_jobs, jobs_of
 from maml_pipeline.runs.state import RunState, Situation, situation
 from maml_pipeline.slurm.queue import Job, find_jobs
 from tests.helpers import Maml
@@ -75,6 +76,38 @@ def test_nothing_is_known_without_an_answer(
     program("squeue", script)
     program("sacct", script)
     assert not find_jobs(["7"], accounted=["7"])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "script", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 60"]
+)
+def test_no_answer_does_not_mean_that_a_job_has_ended(
+    program: Program, script: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("maml_pipeline.slurm.queue.SECONDS_TO_ANSWER", 0.5)
+    program("squeue", script)
+    record_slurm_job(tmp_path, "7")
+    with pytest.raises(UserError, match=r"Slurm does not say whether job 7 of .* has ended; try again"):
+        active_jobs([tmp_path])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "script", ["exit 0", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"]
+)
+def test_a_job_that_slurm_has_forgotten_has_ended(program: Program, script: str, tmp_path: Path) -> None:
+    program("squeue", script)
+    program("sacct", "exit 1")  # as without accounting
+    record_slurm_job(tmp_path, "7")
+    assert not active_jobs([tmp_path])
+
+
+@pytest.mark.integration
+def test_without_slurm_no_job_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    record_slurm_job(tmp_path, "7")  # a run that was copied from a cluster
+    assert not active_jobs([tmp_path])
 
 
 def test_slurm_is_not_asked_without_a_job(program: Program, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from maml_pipeline.cli import submit
 from maml_pipeline.environment import OFFLINE
 from maml_pipeline.errors import UserError
+from maml_pipeline.run_folder import record_slurm_job
 from maml_pipeline.slurm.queue import Job
 from maml_pipeline.tasks.omniglot_images import load_images
 from tests.helpers import (
@@ -59,7 +60,14 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """)
     )
     queue = folder / "squeue"
-    queue.write_text(f"#!/bin/bash\ncat {tmp_path}/queue.txt\n")
+    queue.write_text(
+        textwrap.dedent(f"""\
+            #!/bin/bash
+            [ ! -e {tmp_path}/busy ] || {{ echo "Unable to contact slurm controller" >&2; exit 1; }}
+            [ -e {tmp_path}/queue.txt ] || {{ echo "Invalid job id specified" >&2; exit 1; }}
+            cat {tmp_path}/queue.txt
+        """)
+    )
     for each in (program, queue):
         each.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -185,6 +193,38 @@ def test_no_second_job_is_submitted_to_the_folder_of_a_waiting_one(
     refused = maml_error("submit", *TOY, "--run.dir", "run")
     assert "Slurm job 7 waits to train in run; cancel it with `scancel 7`, or name another" in refused
     assert sbatch.read_text() == submitted
+
+
+RUN_A = (*SHORT, "--run.dir", "runs/a")
+GRID = ("submit", "--tradeoff", *TOY, "--orders", "first", "--out", "runs")
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        (("submit", *RUN_A), ("submit", *RUN_A)),
+        (GRID, GRID),
+        (("fit", *RUN_A), ("fit", *RUN_A, "--ckpt_path", "last")),
+        (("fit", *RUN_A), ("submit", *RUN_A, "--ckpt_path", "last")),
+        (("fit", *RUN_A), ("submit", *RUN_A, "--ckpt_path", "last", "--", "--dependency=singleton")),
+    ],
+)
+def test_nothing_is_submitted_or_trained_unless_slurm_says_whether_a_job_has_ended(
+    maml: Maml,
+    maml_error: Maml,
+    sbatch: Path,
+    tmp_path: Path,
+    before: tuple[object, ...],
+    again: tuple[object, ...],
+) -> None:
+    maml(*before)
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.is_dir())
+    record_slurm_job(folder, "7")
+    (tmp_path / "busy").touch()
+    submitted = sbatch.exists() and sbatch.read_text()
+    assert f"Slurm does not say whether job 7 of runs/{folder.name} has ended" in maml_error(*again)
+    assert (sbatch.exists() and sbatch.read_text()) == submitted
+    assert f"runs/{folder.name}" in maml("runs")
 
 
 def test_the_run_of_a_job_is_not_trained_by_hand_before_the_job_has_ended(

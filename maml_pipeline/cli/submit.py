@@ -132,9 +132,12 @@ def _submit_resumed(
 
     folder = config.target.folder
     assert folder is not None
-    if not any(flag.startswith(("--dependency", "-d")) for flag in command):
+    waits = any(flag.startswith(("--dependency", "-d")) for flag in command)
+    if not waits:
         check_no_active_job(folder, "resume after it: add -- --dependency=afterany:{job}")
+    # Asked before the submission, which an unanswered question must not follow.
+    keeps_record = waits and bool(active_jobs([folder]))
     job = find_submitted(submit_job([*command, *arguments, "--run.dir", str(folder)]))
-    if not active_jobs([folder]):  # otherwise the job before this one still needs its record
+    if not keeps_record:  # otherwise the job before this one still needs it
         record_slurm_job(folder, job.id, job.output)
     return folder, job

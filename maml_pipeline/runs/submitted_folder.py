@@ -53,7 +53,7 @@ def check_no_active_job(folder: Path, remedy: str) -> None:
         remedy: What to do instead of cancelling that job, with `{job}` for its id.
 
     Raises:
-        UserError: There is such a job.
+        UserError: There is such a job, or Slurm does not say whether there is.
     """
     for job in active_jobs([folder]).values():
         does = "waits to train" if job.is_waiting else "is training"

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,16 @@ FAILED = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", 
 SECONDS_TO_ANSWER = 5
 """A busy controller may take longer; the runs are then listed without their jobs."""
 
+UNKNOWN_JOB = "Invalid job id specified"
+"""The error of squeue for a single job that it does not know; among several it just leaves it out."""
+
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
 _SQUEUE = ("JobArrayID", "State", "RestartCnt", "exit_code", "TimeLimit", "Reason", "WorkDir", "STDOUT")
 _SACCT = ("JobID", "State", "ExitCode", "Timelimit")
+
+
+class NoAnswerError(Exception):
+    """Slurm did not say whether it knows a job."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class Job:
         return self.state in FAILED
 
 
-def find_jobs(ids: Collection[str], accounted: Collection[str] = ()) -> dict[str, Job]:
+def find_jobs(
+    ids: Collection[str], accounted: Collection[str] = (), needs_answer: bool = False
+) -> dict[str, Job]:
     """Ask Slurm about jobs, in one call of squeue and at most one of sacct.
 
     squeue knows a job for some minutes after its end; after that, sacct does where the cluster has
@@ -71,9 +80,13 @@ def find_jobs(ids: Collection[str], accounted: Collection[str] = ()) -> dict[str
     Args:
         ids: Ids of jobs, or of elements of arrays (`12_3`).
         accounted: Those about which sacct is asked if squeue does not know them.
+        needs_answer: Whether a squeue that does not answer is an error.
 
     Returns:
         The jobs that Slurm knows, by id. Empty where there is no Slurm, or if it does not answer.
+
+    Raises:
+        NoAnswerError: squeue failed or was too slow, and `needs_answer` is set.
     """
     ids = {*filter(_ID.fullmatch, ids)}
     if not ids:
@@ -81,10 +94,12 @@ def find_jobs(ids: Collection[str], accounted: Collection[str] = ()) -> dict[str
     columns = ",".join(f"{column}:|" for column in _SQUEUE)
     options = ["--noheader", "--array", "--states=all", f"--Format={columns}"]
     lines = _ask("squeue", *options, f"--jobs={','.join(sorted(ids))}")
-    jobs = {job.id: job for job in map(_read_squeue, lines) if job is not None and job.id in ids}
+    if lines is None and needs_answer:
+        raise NoAnswerError
+    jobs = {job.id: job for job in map(_read_squeue, lines or ()) if job is not None and job.id in ids}
     if missing := sorted(ids & {*accounted} - {*jobs}):
         options = ["--allocations", "--noheader", "--parsable2", f"--format={','.join(_SACCT)}"]
-        lines = _ask("sacct", *options, f"--jobs={','.join(missing)}")
+        lines = _ask("sacct", *options, f"--jobs={','.join(missing)}") or []
         jobs |= {job.id: job for job in map(_read_sacct, lines) if job is not None and job.id in missing}
     return jobs
 
@@ -94,15 +109,23 @@ def find_submitted(job: str) -> Job:
     return find_jobs([job]).get(job, Job(job, "PENDING"))
 
 
-def _ask(*command: str) -> Iterable[str]:
-    """Return the lines that a command of Slurm prints; none if it is missing, fails or is too slow."""
+def _ask(*command: str) -> list[str] | None:
+    """Return the lines that a command of Slurm prints: none if it is missing, or knows no such job.
+
+    Returns:
+        `None` if it fails or is too slow.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS_TO_ANSWER
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        return [] if UNKNOWN_JOB in done.stderr else None
+    return done.stdout.splitlines()
 
 
 def _read_squeue(line: str) -> Job | None:
