@@ -1,4 +1,4 @@
-"""Train Omniglot, each order at its own best inner learning rate: four hours on two cores.
+"""Train Omniglot, each order at its own best inner learning rate: eight hours on two cores.
 
     export MAML_OMNIGLOT_ROOT=data/omniglot
     python -m scripts.reproduce.omniglot                # all of it
@@ -6,10 +6,10 @@
     python -m scripts.reproduce.omniglot --read         # nothing is trained
     python -m scripts.reproduce.omniglot --tiny         # a trial
 
-The inner learning rate is chosen on validation characters by shorter runs, and on 20-way by whole runs,
-too. The outer learning rate falls to 1e-5 along a cosine, in the shorter runs, too. What is finished is
-not trained again: after an interruption, the same command resumes. What was trained elsewhere stays in
-the results.
+The inner learning rate is chosen on validation characters by shorter runs, and by whole runs, too: on
+20-way, and for first order on 5-way. The outer learning rate falls to 1e-5 along a cosine, in the shorter
+runs, too. What is finished is not trained again: after an interruption, the same command resumes. What was
+trained elsewhere stays in the results.
 
 Writes results/omniglot.json and docs/omniglot.png, and prints the table of docs/results.md.
 """

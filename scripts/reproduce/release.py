@@ -1,6 +1,6 @@
 """Write the trained networks of the other scripts into a folder, each with a card, for publication.
 
-    python -m scripts.reproduce.release release      # after scripts.reproduce.sine or .omniglot
+    python -m scripts.reproduce.release release      # after .sine, .omniglot, ...
 
 For each row of a table, the seed that validated best: its parameters (`NAME.safetensors`), its class and
 origin (`NAME.yaml`), and a card with its result and how to load it (`NAME.md`).

@@ -6,8 +6,9 @@
     python -m scripts.reproduce.sine --tiny            # a trial
 
 The checkpoint that is tested is the one whose loss on 500 validation tasks is lowest after as many inner
-steps as were trained. A loss after more steps, at which a few tasks of a network that was trained for
-one step may diverge, would choose by luck.
+steps as were trained; after ten for the pre-trained network, which was trained without any. A loss after
+more steps, at which a few tasks of a network that was trained for one step may diverge, would choose by
+luck.
 
 What is finished is not trained again: after an interruption, the same command resumes. Writes
 results/sine.json and docs/sine.png, and prints the table of docs/results.md.

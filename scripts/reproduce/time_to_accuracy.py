@@ -1,7 +1,7 @@
 """Train until validation reaches 95 %, with this project and with a plain learn2learn loop.
 
     export MAML_OMNIGLOT_ROOT=data/omniglot
-    python -m scripts.reproduce.time_to_accuracy        # half an hour on two cores
+    python -m scripts.reproduce.time_to_accuracy        # a quarter of an hour on two cores
     python -m scripts.reproduce.time_to_accuracy --tiny    # a trial
 
 Omniglot 5-way 1-shot in second order, with the settings of the config: the same tasks, the same Adam,
