@@ -7,9 +7,9 @@
     python -m scripts.reproduce.omniglot --tiny         # a trial
 
 The inner learning rate is chosen on validation characters by shorter runs, and by whole runs, too: on
-20-way, and for first order on 5-way. The outer learning rate falls to 1e-5 along a cosine, in the shorter
-runs, too. What is finished is not trained again: after an interruption, the same command resumes. What was
-trained elsewhere stays in the results.
+20-way, and for first order on 5-way. The outer learning rate falls to 1e-5 along a cosine, in all runs.
+What is finished is not trained again: after an interruption, the same command resumes. What was trained
+elsewhere stays in the results.
 
 Writes results/omniglot.json and docs/omniglot.png, and prints the table of docs/results.md.
 """
