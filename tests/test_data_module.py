@@ -1,6 +1,7 @@
 """Which tasks are seen never depends on devices, workers or where a run was resumed."""
 
 import multiprocessing
+import signal
 import subprocess
 from itertools import islice
 from types import SimpleNamespace
@@ -85,8 +86,20 @@ def test_workers_survive_signals_until_the_run_ends() -> None:
     assert worker.exitcode is None
     for step, batch in enumerate(drawn):
         assert same(batch, SineWaves(shots=2).batch(0, "train", range(12 * step, 12 * (step + 1))))
-    worker.join(timeout=60)  # SIGTERM takes effect in the end, so that no parent waits for ever
-    assert worker.exitcode == 0
+    del stream
+    worker.join(timeout=60)
+    assert not worker.is_alive()
+
+
+@pytest.mark.integration
+def test_workers_survive_signals_while_they_start() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    stream = iter(on_device(num_workers=1).train_dataloader())
+    (worker,) = multiprocessing.active_children()
+    for signum in SIGNALS:
+        subprocess.run(["kill", f"-{signum.value}", str(worker.pid)], check=True)
+    assert same(next(stream), SineWaves(shots=2).batch(0, "train", range(12)))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_the_seed_changes_only_training_tasks() -> None:

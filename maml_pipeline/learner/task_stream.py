@@ -2,12 +2,14 @@
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import count
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from maml_pipeline.learner.workers import signals_blocked
 from maml_pipeline.tasks import TaskBatch
 
 
@@ -80,7 +82,10 @@ class TaskLoader(DataLoader[TaskBatch]):
     def __iter__(self) -> Any:
         self._stream.start.value = self._first_task()
         # In this process, PyTorch's iterator adds nothing but its own time.
-        return super().__iter__() if self.num_workers or self.pin_memory else iter(self._stream)
+        if not (self.num_workers or self.pin_memory):
+            return iter(self._stream)
+        with signals_blocked() if self.num_workers else nullcontext():
+            return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the meta-step determines the position. Lightning warns without this method."""

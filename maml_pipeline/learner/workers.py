@@ -4,14 +4,17 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
 from maml_pipeline.errors import UserError
 from maml_pipeline.signals import SIGNALS
 
-SECONDS_TO_SERVE = 10
-"""Time for the current meta-step after SIGTERM."""
+SECONDS_TO_SERVE = 600
+"""Time for the current meta-step, and a validation after it, after SIGTERM."""
 
 
 class _Discard:
@@ -40,11 +43,23 @@ def check_picklable(tasks: object) -> None:
 def outlive_signals(worker: int) -> None:
     """Keep a worker running for the current meta-step when a signal asks the run to stop.
 
-    Slurm sends signals to all processes. The main process also ends its workers with SIGTERM, so SIGTERM
-    ends a worker after a delay.
+    Slurm sends signals to all processes. A worker ends when PyTorch tells it to, or when its parent is
+    gone. To one that is stuck in a task PyTorch sends SIGTERM, which therefore ends it after a delay.
     """
     for signum in SIGNALS:
         signal.signal(signum, _end_later if signum == signal.SIGTERM else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block the signals for processes that are started within, which at first have no handlers."""
+    resource_tracker.ensure_running()  # its start would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_later(signum: int, frame: FrameType | None) -> None:
