@@ -163,6 +163,18 @@ def test_a_checkpoint_of_another_run_starts_a_new_run(maml: Maml) -> None:
     assert meta_step(new, "best") == 16, "the other run's best checkpoint does not count"
 
 
+def test_a_new_run_from_a_checkpoint_must_have_meta_steps_left_to_train(
+    maml: Maml, maml_error: Callable[..., str]
+) -> None:
+    maml("fit", *SHORT)
+    before = read_files(Path("runs"))
+    start = ("--model.inner_lr", 0.2, "--ckpt_path", f"runs/{SHORT_NAME}/checkpoints/last.ckpt")
+    for end in (8, 12):
+        error = maml_error("fit", *SHORT, *start, "--trainer.max_steps", end)
+        assert f"trainer.max_steps is {end}, but" in error and "set more than 12" in error
+    assert read_files(Path("runs")) == before
+
+
 def test_a_checkpoint_in_run_dir_resumes_that_run(maml: Maml, maml_error: Callable[..., str]) -> None:
     named = ("--run.dir", "mine")
     maml("fit", *SHORT, *named)

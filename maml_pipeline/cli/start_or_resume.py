@@ -58,7 +58,7 @@ def find_training_target(request: RequestedRun) -> RunTarget:
     a trial of a W&B sweep that was preempted.
 
     Raises:
-        UserError: The run does not exist, or has other settings.
+        UserError: The run does not exist, has other settings, or is past the end of training.
     """
     requeued = _run_of_own_job(request) or _run_of_own_trial(request)
     if requeued is not None and (last := run_folder.checkpoint_path(requeued, "last")).exists():
@@ -76,6 +76,7 @@ def find_training_target(request: RequestedRun) -> RunTarget:
             _check_same_run(request, run_dir)
             _check_not_past(request, file)
             return RunTarget(run_dir, file, resumes=True)
+        _check_goes_on(request, file)
         return RunTarget(_new(request) if requeued is None else requeued, file)
     if requeued is not None:
         return RunTarget(requeued, resumes=True)
@@ -141,11 +142,26 @@ def _check_same_run(request: RequestedRun, folder: Path) -> None:
 
 
 def _check_not_past(request: RequestedRun, file: Path) -> None:
-    trained, end = load_checkpoint(str(file))["global_step"], request.values["trainer"]["max_steps"]
+    trained, end = _meta_steps(request, file)
     if 0 <= end < trained:
         raise UserError(
             f"trainer.max_steps is {end}, but {file} is at meta-step {trained}; set at least {trained}"
         )
+
+
+def _check_goes_on(request: RequestedRun, file: Path) -> None:
+    """Refuse a new run that would train nothing: its result would be that of the other run's state."""
+    trained, end = _meta_steps(request, file)
+    if 0 <= end <= trained:
+        raise UserError(
+            f"trainer.max_steps is {end}, but {file} is at meta-step {trained}, from which the new run "
+            f"goes on counting; set more than {trained}"
+        )
+
+
+def _meta_steps(request: RequestedRun, file: Path) -> tuple[int, int]:
+    """Return the meta-step of a checkpoint, and that at which training ends: -1 for no end."""
+    return load_checkpoint(str(file))["global_step"], request.values["trainer"]["max_steps"]
 
 
 def _new(request: RequestedRun) -> Path | None:
