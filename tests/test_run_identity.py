@@ -175,6 +175,22 @@ def test_a_new_run_from_a_checkpoint_must_have_meta_steps_left_to_train(
     assert read_files(Path("runs")) == before
 
 
+def test_a_new_run_from_a_checkpoint_goes_on_with_its_optimizer(
+    maml: Maml, maml_error: Callable[..., str]
+) -> None:
+    maml("fit", *SHORT)
+    before = read_files(Path("runs"))
+    file = f"runs/{SHORT_NAME}/checkpoints/last.ckpt"
+    for other, named in {
+        ("--model.optimizer.lr", 0.5): "model.optimizer.init_args.lr is 0.5 here and 0.02 in",
+        ("--model.optimizer", "torch.optim.SGD"): "model.optimizer.class_path is torch.optim.SGD here",
+        ("--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"): "model.lr_scheduler is {",
+    }.items():
+        error = maml_error("fit", *SHORT, *other, "--trainer.max_steps", 16, "--ckpt_path", file)
+        assert named in error and f"in runs/{SHORT_NAME}, whose optimizer" in error
+    assert read_files(Path("runs")) == before
+
+
 def test_a_checkpoint_in_run_dir_resumes_that_run(maml: Maml, maml_error: Callable[..., str]) -> None:
     named = ("--run.dir", "mine")
     maml("fit", *SHORT, *named)

@@ -20,6 +20,9 @@ from maml_pipeline.runs.compatibility import (
 
 WHICH = ("best", "last")
 
+RESTORED = ("model.optimizer", "model.lr_scheduler", "model.learned_inner_lr")
+"""Keys whose values PyTorch restores from a checkpoint, with the state of optimizer and schedule."""
+
 
 @dataclass(frozen=True)
 class RunTarget:
@@ -77,6 +80,7 @@ def find_training_target(request: RequestedRun) -> RunTarget:
             _check_not_past(request, file)
             return RunTarget(run_dir, file, resumes=True)
         _check_goes_on(request, file)
+        _check_same_optimizer(request, file)
         return RunTarget(_new(request) if requeued is None else requeued, file)
     if requeued is not None:
         return RunTarget(requeued, resumes=True)
@@ -157,6 +161,18 @@ def _check_goes_on(request: RequestedRun, file: Path) -> None:
             f"trainer.max_steps is {end}, but {file} is at meta-step {trained}, from which the new run "
             f"goes on counting; set more than {trained}"
         )
+
+
+def _check_same_optimizer(request: RequestedRun, file: Path) -> None:
+    """Refuse a new run whose config would show other settings of the optimizer than it trains with."""
+    owner = run_folder.enclosing_run(file)
+    found = [] if owner is None else request.differences(owner)
+    for key, here, there in found:
+        if is_listed(key, RESTORED):
+            raise UserError(
+                f"{key} is {here} here and {there} in {owner}, whose optimizer the new run goes on "
+                "with; use the same value, or leave out ckpt_path"
+            )
 
 
 def _meta_steps(request: RequestedRun, file: Path) -> tuple[int, int]:
