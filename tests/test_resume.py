@@ -285,6 +285,32 @@ def test_going_back_to_the_best_checkpoint_leaves_table_and_last_checkpoint_at_o
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again_without_its_best_state(
+    maml: Maml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = (*RUN, "--trainer.val_check_interval", 4)
+    maml(*run, "--trainer.max_steps", 12, "--run.dir", tmp_path / "before")
+    best = tmp_path / "before" / "checkpoints" / "best.ckpt"
+    # Validates worse than the run before, and better each time.
+    start = ("--model.inner_lr", 0.0001, "--ckpt_path", best)
+    new = (*run, "--trainer.max_steps", 30, "--run.checkpoint_every", 500, *start, "--run.dir")
+    maml(*new, tmp_path / "whole")
+    training_step = MetaLearner.training_step
+
+    def killed(learner: MetaLearner, *batch: Any) -> Any:
+        if learner.global_step == 18:
+            raise KeyError("killed")
+        return training_step(learner, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaLearner, "training_step", killed)
+        with pytest.raises(KeyError, match="killed"):
+            maml(*new, tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["best.ckpt"]
+    maml(*new, tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 class StopAtBatch(Callback):
     """Requests a stop in the middle of a meta-step, as a Timer may."""
 

@@ -155,6 +155,9 @@ class TrainingCommand(CheckedCommand):
         self.open_run.callback(_end_tracking)  # while the folder is still locked
         if not self.target.resumes:
             check_free(self.folder)  # again, now that the lock excludes other trainings
+            # A killed start left it. With it, the best score of the run that `ckpt_path` belongs to
+            # would be loaded as if it were this run's.
+            run_folder.checkpoint_path(self.folder, "best").unlink(missing_ok=True)
         remove_unfinished(self.folder)
         RUN_DIR.set(str(self.folder))
         text = yaml.safe_dump(self.values, sort_keys=False)
