@@ -166,6 +166,7 @@ broken.yaml: --config broken.yaml
 tabs.yaml: --config tabs.yaml
 inner_lr: --config duplicate.yaml
 inner_rate: --config unknown.yaml
+seed_everything: --config seed.yaml
 folder: --config folder
 missing.yaml: --config missing.yaml
 toyy: --config toyy
@@ -507,6 +508,7 @@ def write_inputs(folder: Path) -> None:
         "tabs.yaml": "model:\n\tinner_lr: 1\n",
         "duplicate.yaml": "model:\n  inner_lr: 1\n  inner_lr: 2\n",
         "unknown.yaml": "model:\n  inner_rate: 1\n",
+        "seed.yaml": "data: {seed: 5}\n",
         "resumes.yaml": "ckpt_path: last\n",
         "damaged/config.yaml": "model: {inner_steps: 1\n",
         "incomplete/config.yaml": "run: 1\n",

@@ -29,6 +29,17 @@ def test_a_duplicate_key_is_rejected_with_its_line(tmp_path: Path) -> None:
             check_config_files(["--run.mode", "min", *arguments])
 
 
+def test_a_seed_of_the_data_is_refused_where_seed_everything_differs(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    for text in ("data: {seed: 5}\n", "seed_everything: 1\ndata: {seed: 5}\n"):
+        config.write_text(text)
+        with pytest.raises(UserError, match=r"data.seed is 5 in .*; it is set by seed_everything"):
+            check_config_files(["--config", str(config)])
+    for text in ("seed_everything: 5\ndata: {seed: 5}\n", "data: null\n"):
+        config.write_text(text)
+        check_config_files(["--config", str(config)])
+
+
 def test_keys_of_merged_mappings_may_be_overridden(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(MERGED)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from maml_pipeline.config_file import read_config
 from maml_pipeline.errors import UserError
@@ -51,20 +52,30 @@ def _file_of(value: str) -> str:
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Check that the configuration files of a command can be read and have no duplicate keys.
+    """Check that the configuration files of a command can be read and set what they say.
 
     Args:
         arguments: The arguments of a command, with any number of `--config FILE`.
 
     Raises:
-        UserError: A file cannot be read, is not YAML, or is not a mapping.
+        UserError: A file cannot be read, is not YAML or not a mapping, or has duplicate keys or a
+            seed that would be replaced.
     """
     for name in config_files(arguments):
         if name.lstrip().startswith("{"):
             continue  # the configuration itself, as JSON
         if not name.strip():
             raise UserError("config is empty; give the path of a YAML file")
-        read_config(Path(name), "config")
+        _check_seed(name, read_config(Path(name), "config"))
+
+
+def _check_seed(name: str, values: dict[str, Any]) -> None:
+    """Refuse a seed of the data that would be replaced; an equal one may stand in an earlier config."""
+    data = values.get("data")
+    if isinstance(data, dict) and "seed" in data and data["seed"] != values.get("seed_everything"):
+        raise UserError(
+            f"data.seed is {data['seed']} in {name}; it is set by seed_everything: set that instead"
+        )
 
 
 def config_files(arguments: Sequence[str]) -> Iterator[str]:
