@@ -41,6 +41,21 @@ def test_the_time_of_training_is_counted_over_all_starts(maml: Maml) -> None:
 
 
 @pytest.mark.integration
+def test_a_start_that_trains_nothing_says_so(maml: Maml) -> None:
+    stops_at_once = (
+        *("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/loss"),
+        *("--trainer.callbacks.stopping_threshold", 1e9),
+    )
+    for settings, folder in (((), "whole"), (stops_at_once, "ended early")):
+        run = ("fit", *SHORT, *settings, "--run.dir", folder)
+        assert re.search(TOOK, maml(*run))
+        printed = maml(*run, "--ckpt_path", "last")
+        nothing = rf"Nothing was left to train; this start took .* s; results are in {folder}"
+        assert re.search(nothing, printed)
+    assert "Nothing was left to train" in maml("fit", *SHORT, "--trainer.max_steps", 0)
+
+
+@pytest.mark.integration
 def test_what_to_type_next_runs_as_typed(maml: Maml) -> None:
     folder = """my runs/it's a "test" of ü"""
     *_, took, report, export, python = maml("fit", *SHORT, "--run.dir", folder).splitlines()

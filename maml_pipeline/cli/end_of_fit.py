@@ -18,7 +18,9 @@ def print_end(folder: Path, time: TrainingTime) -> None:
         time: Its time of training.
     """
     total, trained = duration(elapsed.seconds()), duration(time.seconds)
-    if not time.is_complete:
+    if not time.has_trained:
+        took = f"Nothing was left to train; this start took {total}"
+    elif not time.is_complete:
         took = f"This training took {trained}, {total} with start and test"
     elif time.starts == 1:
         took = f"Training took {trained}, {total} with start and test"

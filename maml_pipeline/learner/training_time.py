@@ -18,6 +18,9 @@ class TrainingTime(Callback):
         """How often the run was started, the current time included."""
         self.is_complete = True
         """Whether every start is counted; an older version saved no time in its checkpoints."""
+        self.has_trained = False
+        """Whether this start has trained a meta-step; none is left if the run had ended."""
+        self._first_meta_step = 0
         self._loads = True
         self._before = 0.0
         self._began: float | None = None
@@ -35,11 +38,13 @@ class TrainingTime(Callback):
         """Start measuring; the state of a resumed run is loaded."""
         self.is_complete = self.starts > 0 or trainer.global_step == 0
         self.starts += 1
+        self._first_meta_step = trainer.global_step
         self._began = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop measuring."""
         self._before, self._began = self.seconds, None
+        self.has_trained = trainer.global_step > self._first_meta_step
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint saves."""
