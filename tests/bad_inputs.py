@@ -184,6 +184,12 @@ TQDMProgressBar: --trainer.callbacks+=TQDMProgressBar
 RichProgressBar: --trainer.callbacks+=RichProgressBar
 val/nope: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/nope
 val/nope: --trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor val/nope
+limit_val_batches is 0: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss \
+--trainer.limit_val_batches 0
+val_check_interval: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss \
+--trainer.val_check_interval 4
+val_check_interval: --model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau \
+--trainer.val_check_interval 4
 patience: --trainer.callbacks+=EarlyStopping --trainer.callbacks.patience x
 check_on_train_epoch_end: --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss \
 --trainer.callbacks.check_on_train_epoch_end true

@@ -78,6 +78,36 @@ def test_an_additional_checkpoint_callback_saves_and_does_not_affect_the_test(
     assert "Test of best.ckpt" in maml("test", "--config", config, "--ckpt_path", "best")
 
 
+@pytest.mark.parametrize(
+    ("unvalidated", "named"),
+    [
+        (("--trainer.limit_val_batches", 0), "trainer.limit_val_batches is 0"),
+        (
+            ("--trainer.val_check_interval", 13),
+            "training ends at meta-step 12, before the first validation at 13",
+        ),
+        (
+            ("--trainer.check_val_every_n_epoch", 4, "--trainer.limit_train_batches", 4),
+            "training ends at meta-step 12, before the first validation at 16",
+        ),
+        (
+            ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 3),
+            "training ends at meta-step 3, before the first validation at 4",
+        ),
+    ],
+)
+def test_what_acts_on_validations_needs_one(
+    unvalidated: tuple[object, ...], named: str, maml: Maml, maml_error: Maml, tmp_path: Path
+) -> None:
+    for acting, refused in ((STOPS_AT_ONCE, "EarlyStopping"), (PLATEAU, "ReduceLROnPlateau")):
+        error = maml_error("fit", *SHORT, *acting, *unvalidated)
+        assert f"{refused}, but" in error and named in error
+    assert not list(tmp_path.iterdir())
+    # The other settings need no validation, and neither does the test of a run.
+    maml("fit", *SHORT, *unvalidated)
+    maml("test", *SHORT, *STOPS_AT_ONCE, *PLATEAU, *unvalidated)
+
+
 def test_a_plateau_scheduler_steps_once_per_validation_and_resumes_exactly(
     maml: Maml, tmp_path: Path
 ) -> None:
