@@ -10,7 +10,6 @@ from pytorch_lightning.cli import LightningArgumentParser
 from maml_pipeline import slurm
 from maml_pipeline.cli.checkpoint_to_evaluate import find_evaluation_target
 from maml_pipeline.cli.checks import check_settings
-from maml_pipeline.cli.checks.validations import check_validations
 from maml_pipeline.cli.checks.varied import check_varied
 from maml_pipeline.cli.config_files import find_shipped
 from maml_pipeline.cli.jsonargparse_internals import HookedCLI
@@ -118,6 +117,4 @@ class CheckedCommand(HookedCLI):
         check_settings(
             self.command, self.settings, built_trainer, self.model, self.datamodule, self.elsewhere
         )
-        if self.command == "fit":  # a test leaves early stopping and the schedule unused
-            check_validations(self.settings.trainer, built_trainer.callbacks, self.model)
         return target

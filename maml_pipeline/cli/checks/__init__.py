@@ -11,6 +11,7 @@ from maml_pipeline.cli.checks.epochs import check_epochs
 from maml_pipeline.cli.checks.optimization import check_optimization
 from maml_pipeline.cli.checks.tasks import check_tasks
 from maml_pipeline.cli.checks.trainer import check_trainer
+from maml_pipeline.cli.checks.validations import check_validations
 from maml_pipeline.cli.ranges import check_ranges
 from maml_pipeline.errors import UserError
 from maml_pipeline.learner import MetaLearner, TaskDataModule
@@ -61,6 +62,8 @@ def check_settings(
     if monitor not in names:
         raise UserError(f"run.monitor is {monitor}; this run logs {listed(names)}")
     check_optimization(model, settings, names, on_cpu)
+    if command == "fit":  # a test leaves early stopping and the schedule unused
+        check_validations(trainer, built_trainer.callbacks, model)
 
 
 def _check_devices(data: TaskDataModule, trainer: Namespace, devices: int, elsewhere: bool) -> None:
